@@ -1,0 +1,1 @@
+//! Reference client of the `tidegate.v1` protocol.

@@ -1,0 +1,123 @@
+//! The contract between a reactor and the kernel, written against *delivered bytes* and *one outstanding send*: that fits
+//! readiness (epoll) and completion (io_uring) alike, and a simulated network as well.
+//!
+//! Rules of the contract:
+//!
+//! - Every event whose generation differs from the slot's is dropped by the driver and counted.
+//! - [`Sink::bytes`] lends a mutable slice valid only during the call: unmask and parse in place.
+//! - At most one send is outstanding per connection. While [`Sent::Pending`], bytes and vectors stay pinned by the driver, even if
+//!   the connection is closing; [`Sink::sent`] ends it.
+//! - The driver never re-enters the core. The core may call the driver from inside a `Sink` method: the driver queues.
+//! - After [`Driver::close`] come no more bytes; [`Sink::closed`] is the last word, after which the slot may be reused.
+
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+use crate::ids::ConnectionId;
+use crate::io::socket::Socket;
+use crate::io::wake::Waker;
+
+/// One kernel interface. `Reactor<D: Driver>` is compiled once per driver: no virtual call per event.
+pub trait Driver: Sized {
+    /// Takes the socket and arms receiving.
+    ///
+    /// # Errors
+    /// The kernel's, when the socket cannot be watched; the socket is closed then and no event follows.
+    fn attach(&mut self, connection: ConnectionId, socket: Socket) -> io::Result<()>;
+
+    /// Submits, waits at most `max_wait` (zero: does not sleep), delivers. Bounded work: at most
+    /// [`crate::limits::EVENTS_PER_TURN_MAX`] events and a per-connection byte budget.
+    ///
+    /// # Errors
+    /// Only those after which the ring or poll is unusable; `EINTR` and its like are an empty turn.
+    fn turn<S: Sink<Self>>(&mut self, max_wait: Duration, sink: &mut S) -> io::Result<()>;
+
+    /// Sends the vectors, in order. At most one send outstanding per connection.
+    fn send(&mut self, connection: ConnectionId, vectors: &[IoSlice<'_>]) -> Sent;
+
+    /// Inbound backpressure: no more bytes until [`Driver::resume_recv`], but for what the kernel had already delivered.
+    fn pause_recv(&mut self, connection: ConnectionId);
+
+    /// Ends [`Driver::pause_recv`].
+    fn resume_recv(&mut self, connection: ConnectionId);
+
+    /// Ends a connection; [`Sink::closed`] follows, in this turn or a later one.
+    fn close(&mut self, connection: ConnectionId, how: Close);
+
+    /// Whether new connections are taken from the listener.
+    fn accept(&mut self, on: bool);
+
+    /// A handle by which other threads end the wait of [`Driver::turn`].
+    fn waker(&self) -> Waker;
+
+    /// What the driver counted since it was made.
+    fn counters(&self) -> DriverCounters;
+}
+
+/// What a driver tells the core. Every method may call the driver back; the driver queues and never recurses.
+pub trait Sink<D: Driver> {
+    /// A connection was accepted; the sink attaches it or drops it. Non-blocking and close-on-exec are set.
+    fn accepted(&mut self, driver: &mut D, socket: Socket);
+    /// Bytes arrived, in order. The slice is lent for the call.
+    fn bytes(&mut self, driver: &mut D, connection: ConnectionId, bytes: &mut [u8]) -> Flow;
+    /// The peer will send nothing more.
+    fn eof(&mut self, driver: &mut D, connection: ConnectionId);
+    /// Answers exactly one [`Sent::Pending`].
+    fn sent(&mut self, driver: &mut D, connection: ConnectionId, result: io::Result<usize>);
+    /// Answers exactly one [`Sent::Blocked`].
+    fn writable(&mut self, driver: &mut D, connection: ConnectionId);
+    /// The connection failed (reset, timed out). The sink answers with [`Driver::close`].
+    fn failed(&mut self, driver: &mut D, connection: ConnectionId, error: io::Error);
+    /// Last word about a connection; its slot may now be reused.
+    fn closed(&mut self, driver: &mut D, connection: ConnectionId);
+    /// Accepting failed for want of descriptors or memory; the driver tries again by itself after `retry`.
+    fn accept_failed(&mut self, driver: &mut D, error: io::Error, retry: Duration);
+}
+
+/// What the core wants after having been lent bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    /// More, please.
+    Continue,
+    /// Stop reading; the same as [`Driver::pause_recv`].
+    Pause,
+    /// The core called, or is about to call, [`Driver::close`]; deliver no more bytes.
+    Close,
+}
+
+/// What became of [`Driver::send`].
+#[derive(Debug)]
+pub enum Sent {
+    /// This many bytes were taken; fewer than offered means: offer the rest again.
+    Done(usize),
+    /// The kernel holds the bytes; [`Sink::sent`] tells.
+    Pending,
+    /// Nothing was taken; [`Sink::writable`] tells when to offer again.
+    Blocked,
+    /// The connection is beyond saving; the sink closes it.
+    Failed(io::Error),
+}
+
+/// How [`Driver::close`] ends a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Close {
+    /// FIN after what the kernel already holds.
+    Graceful,
+    /// RST; unsent bytes are dropped.
+    Abort,
+}
+
+/// Monotonic counts kept by a driver.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct DriverCounters {
+    /// Turns that entered the kernel.
+    pub turns_count: u64,
+    /// System calls for receiving, sending, accepting and waiting.
+    pub system_calls_count: u64,
+    /// Events whose generation was not the slot's.
+    pub stale_events_count: u64,
+    /// Connections left unfinished in a turn because their byte budget was spent.
+    pub budget_exhausted_count: u64,
+    /// Failed accepts (descriptors, memory).
+    pub accept_errors_count: u64,
+}

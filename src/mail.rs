@@ -1,0 +1,395 @@
+//! The values threads give to one another. `mailbox.rs` has the channels, `docs/architecture.md` the lanes and their bounds.
+//!
+//! A value is given away whole. The one thing shared is immutable: message bodies and names, one count per core, never per
+//! receiver. `submit` is first in, first out per reactor, `group` per core: the ordering arguments rest on that.
+
+use crate::clock::Moment;
+use crate::ids::{Cmid, Mid, ReactorId, RosterId, SessionRef};
+use crate::wire::envelope::{Encoding, ErrorCode, Trace};
+use crate::wire::message::{Body, Text};
+
+/// Reactors, admin and readers to the store thread.
+#[derive(Debug)]
+pub enum Submit {
+    /// A session that has shown a good token wants to be in the roster.
+    Attach(Attach),
+    /// A session is over. Answered by [`Event::Left`], unless [`Event::Evict`] crossed it.
+    Leave {
+        /// The session.
+        session: SessionRef,
+        /// Its roster slot; a slot that meanwhile belongs to another session is left alone.
+        roster: RosterId,
+    },
+    /// A message to be ordered, logged and delivered.
+    Send(SendMail),
+    /// READ: moves the user's read position. Answered by [`Event::Ok`] or [`Event::Failed`].
+    Read {
+        /// Who asks.
+        from: Sender,
+        /// Conversation.
+        conv: Text,
+        /// Position asked for.
+        seq: u64,
+    },
+    /// Cursors of devices, merged by max on the reactor; they force no sync.
+    Cursors(Vec<CursorMail>),
+    /// SYNC or FETCH. Stamped with the last group number and handed to a reader.
+    Page(PageMail),
+    /// A change of groups and their members, from admin. Answered through the reply channel after the sync.
+    Member(MemberMail),
+}
+
+/// A session as the store knows it. A submission whose session no longer owns the roster slot is dropped and counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender {
+    /// The session.
+    pub session: SessionRef,
+    /// Its slot in the roster.
+    pub roster: RosterId,
+    /// `rid` of the request, echoed in the answer.
+    pub rid: u32,
+}
+
+/// See [`Submit::Attach`].
+#[derive(Debug)]
+pub struct Attach {
+    /// The new session, which counts as *joining* until [`Event::Attached`].
+    pub session: SessionRef,
+    /// User of the token.
+    pub user: Text,
+    /// Device of HELLO.
+    pub device: Text,
+    /// Platform of HELLO.
+    pub platform: u8,
+}
+
+/// See [`Submit::Send`].
+#[derive(Debug)]
+pub struct SendMail {
+    /// Who sends.
+    pub from: Sender,
+    /// Chosen by the sender, never zero.
+    pub cmid: Cmid,
+    /// [`crate::wire::envelope::send_flags`].
+    pub flags: u8,
+    /// The application's.
+    pub kind: u16,
+    /// Seconds to live; 0: the conversation's own retention.
+    pub ttl_s: u32,
+    /// Trace context, when granted.
+    pub trace: Option<Trace>,
+    /// Conversation, of a well-formed id.
+    pub conv: Text,
+    /// The payload; a slice of the same arena chunk as `conv`.
+    pub payload: Body,
+    /// When the reactor read it; for the latency histogram.
+    pub received: Moment,
+}
+
+/// One cursor of one device.
+#[derive(Debug)]
+pub struct CursorMail {
+    /// The session that sent the ACK.
+    pub session: SessionRef,
+    /// Its slot in the roster.
+    pub roster: RosterId,
+    /// Conversation.
+    pub conv: Text,
+    /// Everything up to here is held by the device.
+    pub seq: u64,
+}
+
+/// See [`Submit::Page`]. The reader answers with a [`PageReply`].
+#[derive(Debug)]
+pub struct PageMail {
+    /// Who asks.
+    pub from: Sender,
+    /// How the finished frame is encoded.
+    pub encoding: Encoding,
+    /// The finished frame is at most this long, in bytes.
+    pub max_frame: u32,
+    /// What is asked.
+    pub request: PageRequest,
+}
+
+/// The question of a SYNC or a FETCH.
+#[derive(Clone, Debug)]
+pub enum PageRequest {
+    /// SYNC.
+    Sync {
+        /// Changes after this; 0: all.
+        since: u64,
+        /// Entries at most, already clamped to 1-256.
+        limit: u16,
+        /// Where the last page ended; empty: the first page.
+        cursor: Text,
+    },
+    /// FETCH.
+    Fetch {
+        /// Conversation.
+        conv: Text,
+        /// First seq; 0 means 1.
+        from: u64,
+        /// Last seq; 0 or above head means head.
+        to: u64,
+        /// Messages at most, already clamped to 1-256.
+        limit: u16,
+        /// Backwards from `to`.
+        newest: bool,
+    },
+}
+
+/// A reader to a reactor: the answer to one SYNC or FETCH.
+#[derive(Debug)]
+pub struct PageReply {
+    /// Who asked.
+    pub session: SessionRef,
+    /// `rid` of the request.
+    pub rid: u32,
+    /// A finished frame in the encoding asked for, without WebSocket header; or why there is none.
+    pub result: Result<Vec<u8>, ErrorCode>,
+}
+
+/// See [`Submit::Member`].
+#[derive(Debug)]
+pub struct MemberMail {
+    /// Conversation; a group or channel.
+    pub conv: Text,
+    /// What changes.
+    pub change: MemberChange,
+    /// Where the answer goes, after the sync: a channel of capacity 1 made for the call.
+    pub reply: std::sync::mpsc::SyncSender<Result<MemberDone, MemberRefusal>>,
+}
+
+/// A change of a group.
+#[derive(Clone, Debug)]
+pub enum MemberChange {
+    /// Creates it with these members.
+    Create(Vec<Text>),
+    /// Adds these users; those who are members stay.
+    Add(Vec<Text>),
+    /// Removes these users; those who are not members are ignored.
+    Remove(Vec<Text>),
+    /// Changes nothing; answers with the present state.
+    Show,
+}
+
+/// What a group is after a change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberDone {
+    /// Counts the changes of the conversation, from 1.
+    pub version: u64,
+    /// Highest seq.
+    pub head: u64,
+    /// All members, sorted.
+    pub members: Vec<String>,
+}
+
+/// Why a change was not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemberRefusal {
+    /// Not a `g:` or `c:` id, or a name that is no user id.
+    BadName,
+    /// Create: it exists.
+    Exists,
+    /// Not created yet.
+    Unknown,
+    /// More members than `limits::GROUP_MEMBERS_MAX`.
+    TooMany,
+    /// The store is overloaded; try again.
+    Overloaded,
+    /// The disk is full or failed.
+    ReadOnly,
+}
+
+/// The store thread to one reactor: all that one commit group means to that core, in order.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// Number of the commit group.
+    pub number: u64,
+    /// When the group was synced; for the latency histogram.
+    pub committed: Moment,
+    /// What happened, in the order in which clients must see it.
+    pub events: Vec<Event>,
+    /// Receivers of the deliveries; [`Event::Deliver`] names a range of it.
+    pub targets: Vec<Target>,
+}
+
+/// One thing of a [`Group`].
+#[derive(Debug)]
+pub enum Event {
+    /// The session is in the roster: WELCOME, once the former owner of the device has answered [`Peer::Gone`].
+    Attached {
+        /// The session.
+        session: SessionRef,
+        /// Its slot.
+        roster: RosterId,
+        /// Who had the device before and will answer by `peer` mail.
+        evicted: Option<SessionRef>,
+    },
+    /// The attach was refused.
+    AttachRefused {
+        /// The session.
+        session: SessionRef,
+        /// 2003, 2004 or 5002.
+        code: ErrorCode,
+    },
+    /// The same device came back elsewhere. Everything before this went to `session`, everything after goes to `by`. The slot is
+    /// free after this.
+    Evict {
+        /// Whose connection closes with 4409.
+        session: SessionRef,
+        /// Who must hear [`Peer::Gone`].
+        by: SessionRef,
+    },
+    /// Answers [`Submit::Leave`]: no entry in flight names the slot any more.
+    Left {
+        /// The session.
+        session: SessionRef,
+    },
+    /// SENT.
+    Sent {
+        /// The sender.
+        session: SessionRef,
+        /// `rid` of the SEND.
+        rid: u32,
+        /// Durability reached: 0 memory, 1 written, 2 synced, 3 replicated.
+        level: u8,
+        /// [`crate::wire::envelope::SENT_DUPLICATE`].
+        flags: u8,
+        /// Place in the conversation.
+        seq: u64,
+        /// Message id.
+        mid: Mid,
+        /// When the reactor read the SEND; for the latency histogram.
+        received: Moment,
+    },
+    /// OK.
+    Ok {
+        /// Who asked.
+        session: SessionRef,
+        /// `rid` of the request.
+        rid: u32,
+        /// Meaning depends on the request.
+        value: u64,
+    },
+    /// ERROR to one request; the connection lives.
+    Failed {
+        /// Who asked.
+        session: SessionRef,
+        /// `rid` of the request; 0: concerns a frame without rid.
+        rid: u32,
+        /// Why.
+        code: ErrorCode,
+        /// When to try again; 0 if not retryable.
+        retry_ms: u32,
+        /// For SEND: the conversation, so that the ordering hold knows.
+        conv: Option<Text>,
+    },
+    /// DELIVER, to `targets[first..first + count]` of the group.
+    Deliver {
+        /// The message, shared.
+        message: Delivery,
+        /// First target.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// CONV to the targets.
+    Conv {
+        /// Conversation.
+        conv: Text,
+        /// 1 joined, 2 removed, 3 changed.
+        event: u8,
+        /// Version of the membership.
+        version: u64,
+        /// First target.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// The mail of this core overflowed: every session of it runs SYNC again (RESYNC reason 1).
+    Resync,
+}
+
+/// A receiver within a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// Session slot on the receiving core; valid by the rule of [`Event::Left`].
+    pub index: u32,
+    /// Turn of the slot.
+    pub generation: u32,
+    /// Another device of the sender: flag OWN and the cmid.
+    pub own: bool,
+}
+
+/// A stored message on its way to receivers.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Place in the conversation, from 1.
+    pub seq: u64,
+    /// Message id.
+    pub mid: Mid,
+    /// QUIET, TRANSIENT, TOMBSTONE, TRACE as in [`crate::wire::envelope::deliver_flags`]; OWN and REPLAY are added per receiver.
+    pub flags: u8,
+    /// The application's.
+    pub kind: u16,
+    /// Unix seconds; 0: never.
+    pub exp_s: u32,
+    /// The sender's id for it.
+    pub cmid: Cmid,
+    /// Trace context.
+    pub trace: Option<Trace>,
+    /// Conversation.
+    pub conv: Text,
+    /// Sending user.
+    pub from: Text,
+    /// The payload.
+    pub payload: Body,
+}
+
+/// Reactor to reactor.
+#[derive(Debug)]
+pub enum Peer {
+    /// Everything the evicted session had to say is written; the new one may send its WELCOME (resumed = 0).
+    Gone {
+        /// The new session.
+        to: SessionRef,
+    },
+}
+
+/// Control and admin to a reactor.
+#[derive(Debug)]
+pub enum Control {
+    /// Stop accepting, tell every client GOAWAY, flush, close and end.
+    Drain {
+        /// 1001 or 1012.
+        close_code: u16,
+        /// GOAWAYs and closes are spread over this many milliseconds.
+        window_ms: u32,
+    },
+    /// Send back a copy of the histograms.
+    Snapshot,
+}
+
+/// A reactor to the thread that holds the process together.
+#[derive(Debug)]
+pub enum Report {
+    /// The listener is bound and the reactor turns.
+    Ready {
+        /// Which.
+        reactor: ReactorId,
+    },
+    /// The reactor ended after a drain.
+    Drained {
+        /// Which.
+        reactor: ReactorId,
+    },
+    /// The reactor cannot go on.
+    Failed {
+        /// Which.
+        reactor: ReactorId,
+        /// What the operator reads.
+        reason: String,
+    },
+}
