@@ -1,2 +1,2 @@
-//! x
-fn main(){}
+//! Parse the command line, load the configuration, call one subcommand, map the result to an exit code.
+fn main() {}

@@ -1,0 +1,1 @@
+//! HTTP beside the path: health, metrics, groups. Its own thread and listener.

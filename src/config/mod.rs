@@ -1,0 +1,1 @@
+//! Settings: layers (default < file < environment < flag), checks with line and column.

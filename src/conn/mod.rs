@@ -1,0 +1,1 @@
+//! One connection: its state machine, unfinished bytes, send queue and timers. Pure.

@@ -1,0 +1,1 @@
+//! Bounded lanes between threads with coalesced wake-up.                                    [crossbeam-channel]

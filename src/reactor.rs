@@ -1,0 +1,1 @@
+//! One thread per core: the phases of a turn and their budgets.

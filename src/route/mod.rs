@@ -1,0 +1,1 @@
+//! Who receives a message. Pure; owned by the store thread.

@@ -1,0 +1,1 @@
+//! What frames mean: who the device is, what it may do and what it has received. Pure.

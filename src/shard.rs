@@ -1,0 +1,1 @@
+//! All that one core owns, pure: `handle_*` in, `poll_*` out.

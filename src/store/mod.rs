@@ -1,0 +1,1 @@
+//! How messages are ordered, made durable and kept.

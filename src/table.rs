@@ -1,0 +1,1 @@
+//! Slots with generations, for connections and sessions.                                                   [slab]
