@@ -1,5 +1,7 @@
 //! Every bound: its unit, who fills it, what happens when it is full, and which counter then moves.
 
+use std::time::Duration;
+
 /// Kernel events delivered in one turn of a reactor. Full: the rest waits for the next turn.
 pub const EVENTS_PER_TURN_MAX: usize = 1024;
 
@@ -64,3 +66,20 @@ pub const GROUP_MEMBERS_MAX: usize = 100_000;
 
 /// Members above which a conversation is NOTICE_ONLY.
 pub const NOTICE_ONLY_ABOVE: usize = 1_000;
+
+/// Bytes the kernel holds for one connection but has not yet put on the wire (`TCP_NOTSENT_LOWAT`). Full: the send blocks, and the
+/// rest waits in our own queue, where it is counted.
+pub const NOTSENT_LOWAT_BYTES: i32 = 16 * 1024;
+
+/// Descriptors kept free of connections: listeners, drivers, bells, log, engine, admin.
+pub const DESCRIPTORS_SPARE: u64 = 128;
+
+/// First and longest wait before accepting is tried again for want of descriptors or memory; it doubles in between. Counter:
+/// `accept_errors_count`.
+pub const ACCEPT_RETRY_MIN: Duration = Duration::from_millis(100);
+/// See [`ACCEPT_RETRY_MIN`].
+pub const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// How long a gracefully closed connection may take to send its own FIN. Then, or when it sends more than
+/// [`RECV_BYTES_PER_TURN_MAX`] at once, it is closed as it is.
+pub const LINGER_MAX: Duration = Duration::from_secs(2);

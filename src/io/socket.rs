@@ -1,11 +1,363 @@
 //! Sockets by descriptor.                                                                                             [libc]
 
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, size_of};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use crate::limits;
 
 /// A non-blocking, close-on-exec TCP socket. `!Send`: a descriptor number means nothing in another thread once tables are private.
 #[derive(Debug)]
 pub struct Socket {
-    #[expect(dead_code, reason = "the epoll driver is about to use it")]
     fd: OwnedFd,
-    not_send: std::marker::PhantomData<*const ()>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Socket {
+    /// Reads what is there, at most `buffer`. `Ok(0)`: the peer will send nothing more.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; else the kernel's.
+    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: `self` keeps the descriptor open, and `buffer` is writable memory of the length given.
+        let count = unsafe { libc::recv(self.raw(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes the vectors in order; returns the bytes taken, which may be fewer than offered. Never raises `SIGPIPE`.
+    ///
+    /// Offers at most [`limits::WRITE_SEGMENTS_MAX`] vectors; a caller must not conclude from a short count that the kernel is full.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the kernel takes nothing; else the kernel's.
+    pub fn writev(&self, vectors: &[IoSlice<'_>]) -> io::Result<usize> {
+        let vectors = &vectors[..vectors.len().min(limits::WRITE_SEGMENTS_MAX)];
+        if let [one] = vectors {
+            // SAFETY: `self` keeps the descriptor open, and `one` is readable memory of the length given.
+            let count = unsafe { libc::send(self.raw(), one.as_ptr().cast(), one.len(), libc::MSG_NOSIGNAL) };
+            return usize::try_from(count).map_err(|_| io::Error::last_os_error());
+        }
+        // SAFETY: all-zero is a valid `msghdr`: no name, no control data, no vectors.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = vectors.as_ptr().cast::<libc::iovec>().cast_mut();
+        message.msg_iovlen = vectors.len();
+        // SAFETY: `self` keeps the descriptor open; `IoSlice` has the layout of `iovec` by its documentation; the kernel only reads
+        // the vectors and what they point to, all of which the borrow keeps alive until the call returns.
+        let count = unsafe { libc::sendmsg(self.raw(), &raw const message, libc::MSG_NOSIGNAL) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Sends FIN after what the kernel holds; reading goes on.
+    ///
+    /// # Errors
+    /// The kernel's, for instance when the peer has reset the connection.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        // SAFETY: `self` keeps the descriptor open; no pointer is passed.
+        check(unsafe { libc::shutdown(self.raw(), libc::SHUT_WR) })
+    }
+
+    /// Sets what every client connection gets: `TCP_NODELAY`, since frames are gathered before they are sent;
+    /// `TCP_NOTSENT_LOWAT` [`limits::NOTSENT_LOWAT_BYTES`], so that a slow reader shows in our queue rather than in the kernel's;
+    /// `TCP_USER_TIMEOUT`, the second net under the heartbeat.
+    ///
+    /// # Errors
+    /// The kernel's; an option refused leaves the others set.
+    pub fn set_client_options(&self, user_timeout: Duration) -> io::Result<()> {
+        let timeout_ms = i32::try_from(user_timeout.as_millis()).unwrap_or(i32::MAX);
+        self.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        self.set(libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, limits::NOTSENT_LOWAT_BYTES)?;
+        self.set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, timeout_ms)
+    }
+
+    /// Makes the coming close a reset: unsent bytes are dropped and the peer gets RST.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_abort(&self) -> io::Result<()> {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        set_option(self.raw(), libc::SOL_SOCKET, libc::SO_LINGER, &linger)
+    }
+
+    /// Takes the pending error of the socket, which the kernel then forgets.
+    ///
+    /// # Errors
+    /// The kernel's, about the question itself.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        as_stream(self.fd.as_fd()).take_error()
+    }
+
+    /// Address of the other end.
+    ///
+    /// # Errors
+    /// The kernel's; `NotConnected` once the peer has reset the connection.
+    pub fn peer_address(&self) -> io::Result<SocketAddr> {
+        as_stream(self.fd.as_fd()).peer_addr()
+    }
+
+    /// Address of this end.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        as_stream(self.fd.as_fd()).local_addr()
+    }
+
+    fn set(&self, level: i32, name: i32, value: i32) -> io::Result<()> {
+        set_option(self.raw(), level, name, &value)
+    }
+
+    fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    fn own(fd: OwnedFd) -> Self {
+        Self { fd, not_send: PhantomData }
+    }
+}
+
+impl TryFrom<TcpStream> for Socket {
+    type Error = io::Error;
+
+    /// Takes a stream over and makes it non-blocking.
+    fn try_from(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self::own(OwnedFd::from(stream)))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A listening socket of a reuse-port group: every reactor binds its own to the same address, and the kernel spreads newcomers.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+}
+
+impl Listener {
+    /// Binds and listens. Port 0 picks a free one: the first reactor binds 0, the others what [`Listener::local_address`] then says.
+    ///
+    /// # Errors
+    /// The kernel's: address in use by a stranger, no such address, no permission.
+    pub fn bind(address: SocketAddr, backlog: u32) -> io::Result<Self> {
+        let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: socket takes three integers and no pointer.
+        let fd = unsafe { libc::socket(domain, kind, 0) };
+        check(fd)?;
+        // SAFETY: the call above returned this descriptor, so it is open and nobody else owns it.
+        let socket = Socket::own(unsafe { OwnedFd::from_raw_fd(fd) });
+        socket.set(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        bind(socket.raw(), address)?;
+        // SAFETY: `socket` keeps the descriptor open; no pointer is passed.
+        check(unsafe { libc::listen(socket.raw(), i32::try_from(backlog).unwrap_or(i32::MAX)) })?;
+        Ok(Self { socket })
+    }
+
+    /// The address bound, with the port the kernel chose.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_address()
+    }
+
+    /// Sets [`Socket::set_client_options`] on the listener: Linux hands these options on to what it accepts, which saves three
+    /// system calls per connection.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_client_options(&self, user_timeout: Duration) -> io::Result<()> {
+        self.socket.set_client_options(user_timeout)
+    }
+
+    /// Takes one connection from the queue, non-blocking and close-on-exec.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the queue is empty; what [`is_passing`] accepts concerns one connection that is gone already; anything
+    /// else is want of descriptors or memory and will happen again at once.
+    pub fn accept(&self) -> io::Result<Socket> {
+        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: `self` keeps the descriptor open; null address and length are allowed and mean: not asked for.
+        let fd = unsafe { libc::accept4(self.socket.raw(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+        check(fd)?;
+        // SAFETY: the call above returned this descriptor, so it is open and nobody else owns it.
+        Ok(Socket::own(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Whether an error of [`Listener::accept`] concerns only the connection that was next: accept(2) passes on what happened to it
+/// while it waited, and says to try again.
+#[must_use]
+pub fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINTR
+                | libc::ECONNABORTED
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+                | libc::EPERM
+        )
+    )
+}
+
+fn bind(fd: RawFd, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(v4) => {
+            let name = libc::sockaddr_in {
+                sin_family: libc::sa_family_t::try_from(libc::AF_INET).expect("a small constant"),
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            bind_name(fd, &name)
+        }
+        SocketAddr::V6(v6) => {
+            let name = libc::sockaddr_in6 {
+                sin6_family: libc::sa_family_t::try_from(libc::AF_INET6).expect("a small constant"),
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_scope_id: v6.scope_id(),
+            };
+            bind_name(fd, &name)
+        }
+    }
+}
+
+/// `T` is one of the two `sockaddr` structures; the caller keeps `fd` open.
+fn bind_name<T>(fd: RawFd, name: &T) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).expect("an address is short");
+    // SAFETY: `name` is readable for `length` bytes until the call returns; a wrong descriptor or family is an error, not a fault.
+    check(unsafe { libc::bind(fd, std::ptr::from_ref(name).cast(), length) })
+}
+
+/// `T` is the C structure the option asks for; the caller keeps `fd` open.
+fn set_option<T>(fd: RawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).expect("an option is short");
+    // SAFETY: `value` is readable for `length` bytes until the call returns; a wrong option is an error, not a fault.
+    check(unsafe { libc::setsockopt(fd, level, name, std::ptr::from_ref(value).cast(), length) })
+}
+
+/// The socket seen as a stream of the standard library, which knows how to read addresses. Does not own the descriptor.
+fn as_stream(fd: BorrowedFd<'_>) -> ManuallyDrop<TcpStream> {
+    // SAFETY: the callers use the stream only while their borrow keeps the descriptor open, and `ManuallyDrop` never closes it.
+    ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(fd.as_raw_fd()) })
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    fn pair() -> (Socket, TcpStream) {
+        let listener = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 16).unwrap();
+        let client = TcpStream::connect(listener.local_address().unwrap()).unwrap();
+        (listener.accept().unwrap(), client)
+    }
+
+    /// Two listeners share the port which the first was given, over both families.
+    #[test]
+    fn listeners_share_a_port() {
+        for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            let first = match Listener::bind(SocketAddr::from((ip, 0)), 16) {
+                Ok(listener) => listener,
+                // A machine without IPv6 has nothing to show here.
+                Err(_) if ip.is_ipv6() => continue,
+                Err(error) => panic!("{error}"),
+            };
+            let address = first.local_address().unwrap();
+            assert_ne!(address.port(), 0);
+            assert_eq!(Listener::bind(address, 16).unwrap().local_address().unwrap(), address);
+        }
+    }
+
+    /// An accepted socket is non-blocking, knows both addresses, takes the client options, and carries vectors in order.
+    #[test]
+    fn vectors_arrive_in_order() {
+        let (server, mut client) = pair();
+        server.set_client_options(Duration::from_secs(75)).unwrap();
+        assert_eq!(server.peer_address().unwrap(), client.local_addr().unwrap());
+        assert_eq!(server.local_address().unwrap(), client.peer_addr().unwrap());
+        assert_eq!(server.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+
+        assert_eq!(server.writev(&[IoSlice::new(b"ab"), IoSlice::new(b""), IoSlice::new(b"cde")]).unwrap(), 5);
+        assert_eq!(server.writev(&[IoSlice::new(b"f")]).unwrap(), 1);
+        server.shutdown_write().unwrap();
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "abcdef");
+
+        client.write_all(b"xyz").unwrap();
+        drop(client);
+        let mut buffer = [0; 8];
+        assert_eq!(recv_soon(&server, &mut buffer), 3);
+        assert_eq!(&buffer[..3], b"xyz");
+        assert_eq!(recv_soon(&server, &mut buffer), 0);
+    }
+
+    /// What is set on the listener holds for what it accepts.
+    #[test]
+    fn client_options_are_inherited() {
+        let listener = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 16).unwrap();
+        listener.set_client_options(Duration::from_secs(75)).unwrap();
+        let _client = TcpStream::connect(listener.local_address().unwrap()).unwrap();
+        let server = listener.accept().unwrap();
+        assert_eq!(option(&server, libc::TCP_NODELAY), 1);
+        assert_eq!(option(&server, libc::TCP_NOTSENT_LOWAT), limits::NOTSENT_LOWAT_BYTES);
+        assert_eq!(option(&server, libc::TCP_USER_TIMEOUT), 75_000);
+    }
+
+    fn option(socket: &Socket, name: i32) -> i32 {
+        let (mut value, mut length) = (0_i32, 4);
+        // SAFETY: `value` is four writable bytes, as `length` says, and `socket` keeps the descriptor open.
+        let result = unsafe { libc::getsockopt(socket.raw(), libc::IPPROTO_TCP, name, (&raw mut value).cast(), &raw mut length) };
+        assert_eq!(result, 0);
+        value
+    }
+
+    /// An aborted connection reaches the peer as a reset, not as an end.
+    #[test]
+    fn abort_is_a_reset() {
+        let (server, mut client) = pair();
+        server.set_abort().unwrap();
+        drop(server);
+        assert_eq!(client.read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    fn recv_soon(socket: &Socket, buffer: &mut [u8]) -> usize {
+        for _ in 0..1000 {
+            match socket.recv(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(1)),
+                other => return other.unwrap(),
+            }
+        }
+        panic!("nothing came");
+    }
 }
