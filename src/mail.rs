@@ -283,8 +283,8 @@ pub enum Event {
         code: ErrorCode,
         /// When to try again; 0 if not retryable.
         retry_ms: u32,
-        /// For SEND: the conversation, so that the ordering hold knows.
-        conv: Option<Text>,
+        /// For SEND: its conversation and cmid, so that the send window and the ordering hold know.
+        send: Option<(Text, Cmid)>,
     },
     /// DELIVER, to `targets[first..first + count]` of the group.
     Deliver {
