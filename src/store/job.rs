@@ -1,0 +1,198 @@
+//! The work the store hands to readers and projector, and what comes back.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::record::Dedup;
+use super::schema::Batch;
+use crate::ids::Cmid;
+use crate::mail::PageMail;
+use crate::wire::message::Text;
+
+/// The store to a reader. Each is answered from one snapshot taken after the engine has passed group `after`.
+#[derive(Debug)]
+pub enum Job {
+    /// SYNC or FETCH; answered to the reactor by [`crate::mail::PageReply`].
+    Page {
+        /// The request.
+        mail: PageMail,
+        /// Who asks.
+        user: Text,
+        /// The asking device, whose cursor is `mine`.
+        device: Text,
+        /// Group the snapshot must hold.
+        after: u64,
+    },
+    /// Head and members of a conversation; answered by [`Answer::Loaded`].
+    Load {
+        /// Conversation.
+        conv: Text,
+        /// Group the snapshot must hold.
+        after: u64,
+    },
+    /// The read position of a user; answered by [`Answer::Position`].
+    Position {
+        /// Conversation.
+        conv: Text,
+        /// User.
+        user: Text,
+        /// Group the snapshot must hold.
+        after: u64,
+    },
+    /// Whether a cmid is stored; answered by [`Answer::Dedup`].
+    Dedup {
+        /// Conversation of the submission that waits; comes back with the answer.
+        conv: Text,
+        /// Sender.
+        user: Text,
+        /// The sender's id.
+        cmid: Cmid,
+        /// Group the snapshot must hold.
+        after: u64,
+    },
+}
+
+/// A reader to the store.
+#[derive(Debug)]
+pub enum Answer {
+    /// See [`Job::Load`]. `None`: the conversation does not exist.
+    Loaded {
+        /// Conversation.
+        conv: Text,
+        /// What the engine says.
+        result: Result<Option<Loaded>, JobFault>,
+    },
+    /// See [`Job::Position`]. 0: never read.
+    Position {
+        /// Conversation.
+        conv: Text,
+        /// User.
+        user: Text,
+        /// What the engine says.
+        result: Result<u64, JobFault>,
+    },
+    /// See [`Job::Dedup`].
+    Dedup {
+        /// Conversation of the submission that waits.
+        conv: Text,
+        /// Sender.
+        user: Text,
+        /// The sender's id.
+        cmid: Cmid,
+        /// What the engine says.
+        result: Result<Option<Dedup>, JobFault>,
+    },
+}
+
+/// A conversation as it stands in the engine.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Loaded {
+    /// Lowest seq kept, at least 1.
+    pub floor: u64,
+    /// How many not QUIET messages lie below `floor`.
+    pub floor_count: u64,
+    /// Highest seq: of the last message in `msg`, or of the head row if that is higher.
+    pub head: u64,
+    /// How many not QUIET messages up to `head`.
+    pub count: u64,
+    /// Changes of the membership.
+    pub version: u64,
+    /// Change stamp of the head row.
+    pub changed: u64,
+    /// Members with their first visible seq; empty for `d:`.
+    pub members: Vec<(Text, u64)>,
+}
+
+/// Why a job has no answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JobFault {
+    /// Two ids share a keyed hash, or a row is damaged.
+    Mismatch,
+    /// The engine cannot be read.
+    Engine,
+}
+
+/// The store to the projector: the rows of one commit group, already durable in the log.
+#[derive(Debug)]
+pub struct Projection {
+    /// Number of the group in the log. The batch carries it in `meta position` as well.
+    pub number: u64,
+    /// Its rows.
+    pub batch: Batch,
+}
+
+/// How far the projector is. Written by the projector (and the backlog by the store), read by store and readers.
+#[derive(Debug, Default)]
+pub struct Progress {
+    projected: AtomicU64,
+    backlog_bytes: AtomicU64,
+    lock: Mutex<()>,
+    moved: Condvar,
+}
+
+impl Progress {
+    /// Starts at the group the engine holds when it is opened.
+    #[must_use]
+    pub fn new(projected: u64) -> Self {
+        Self { projected: AtomicU64::new(projected), ..Self::default() }
+    }
+
+    /// Number of the last group whose rows a snapshot taken now holds.
+    #[must_use]
+    pub fn projected(&self) -> u64 {
+        self.projected.load(Ordering::Acquire)
+    }
+
+    /// The store gives `bytes` away.
+    pub fn handed_over(&self, bytes: u64) {
+        self.backlog_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The projector has written group `number`, of `bytes` as handed over.
+    pub fn written(&self, number: u64, bytes: u64) {
+        self.backlog_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        // Under the lock, so that a reader between its check and its wait is not missed.
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.projected.store(number, Ordering::Release);
+        drop(guard);
+        self.moved.notify_all();
+    }
+
+    /// Bytes handed over and not yet written.
+    #[must_use]
+    pub fn backlog_bytes(&self) -> u64 {
+        self.backlog_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Waits until group `number` is in the engine, at most `patience`. Only readers wait here.
+    #[must_use]
+    pub fn wait_for(&self, number: u64, patience: Duration) -> bool {
+        if self.projected() >= number {
+            return true;
+        }
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.moved.wait_timeout_while(guard, patience, |()| self.projected() < number);
+        drop(waited);
+        self.projected() >= number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A waiting reader is woken when its group is written, and gives up when it is not.
+    #[test]
+    fn a_reader_waits_for_its_group() {
+        let progress = std::sync::Arc::new(Progress::new(3));
+        assert!(progress.wait_for(3, Duration::ZERO));
+        assert!(!progress.wait_for(4, Duration::from_millis(1)));
+        let waiting = std::sync::Arc::clone(&progress);
+        let reader = std::thread::spawn(move || waiting.wait_for(5, Duration::from_secs(30)));
+        progress.handed_over(10);
+        progress.written(5, 10);
+        assert!(reader.join().unwrap());
+        assert_eq!(progress.backlog_bytes(), 0);
+    }
+}
