@@ -83,3 +83,6 @@ pub const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
 /// How long a gracefully closed connection may take to send its own FIN. Then, or when it sends more than
 /// [`RECV_BYTES_PER_TURN_MAX`] at once, it is closed as it is.
 pub const LINGER_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes of message bodies between the reactors and the store, for the node. Full: ERROR 5002 to the client.
+pub const SUBMIT_BYTES_MAX: u64 = 64 * 1024 * 1024;

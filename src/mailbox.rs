@@ -1,1 +1,291 @@
 //! Bounded lanes between threads with coalesced wake-up.                                    [crossbeam-channel]
+//!
+//! A reactor and the store never wait on a lane: they look into their inbox once per turn, with a budget, and sleep only where
+//! their waker can end it. Whoever sends gives the value away, or gets it back and decides which of the four answers to "full" is
+//! right; the table of lanes is in `limits.rs`.
+//!
+//! Sending is push, then [`Waker::wake`]: that order is what makes a lost wake-up impossible (`io/wake.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel as channel;
+
+use crate::io::atomic::{AtomicU64, Ordering};
+use crate::io::wake::Waker;
+use crate::limits;
+use crate::mail::{Control, Group, PageReply, Peer};
+
+/// Makes one lane of at most `bound` values to the owner of `waker`.
+#[must_use]
+pub fn lane<T>(bound: usize, waker: &Waker) -> (LaneSender<T>, LaneReceiver<T>) {
+    let (sender, receiver) = channel::bounded(bound);
+    (LaneSender { channel: sender, waker: waker.clone() }, LaneReceiver { channel: receiver })
+}
+
+/// The end of a lane that gives. May be cloned; values of one sender arrive in order.
+#[derive(Debug)]
+pub struct LaneSender<T> {
+    channel: channel::Sender<T>,
+    waker: Waker,
+}
+
+impl<T> LaneSender<T> {
+    /// Gives `value` away and wakes the owner if it sleeps. Never waits.
+    ///
+    /// # Errors
+    /// The value, when the lane is full or the owner has ended.
+    pub fn try_send(&self, value: T) -> Result<(), T> {
+        let result = self.channel.try_send(value).map_err(channel::TrySendError::into_inner);
+        // Also when full: a full lane in front of a sleeper would otherwise stay full.
+        self.waker.wake();
+        result
+    }
+
+    /// As [`LaneSender::try_send`], but waits for room. For threads that may wait: readers and the admin thread, not a reactor.
+    ///
+    /// # Errors
+    /// The value, when the lane stays full for `patience` or the owner has ended.
+    pub fn send_within(&self, value: T, patience: Duration) -> Result<(), T> {
+        let result = self.channel.send_timeout(value, patience).map_err(channel::SendTimeoutError::into_inner);
+        self.waker.wake();
+        result
+    }
+
+    /// Values waiting; the owner may take some meanwhile.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.channel.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.channel.is_empty()
+    }
+
+    /// The most that may wait.
+    #[must_use]
+    pub fn bound(&self) -> usize {
+        self.channel.capacity().expect("every lane is bounded")
+    }
+}
+
+impl<T> Clone for LaneSender<T> {
+    fn clone(&self) -> Self {
+        Self { channel: self.channel.clone(), waker: self.waker.clone() }
+    }
+}
+
+/// The end of a lane that takes; one thread owns it.
+#[derive(Debug)]
+pub struct LaneReceiver<T> {
+    channel: channel::Receiver<T>,
+}
+
+impl<T> LaneReceiver<T> {
+    /// Takes what waits, at most `budget` values: others keep filling while we empty.
+    pub fn drain(&self, budget: usize) -> impl Iterator<Item = T> + '_ {
+        self.channel.try_iter().take(budget)
+    }
+
+    /// Takes one value if one waits.
+    #[must_use]
+    pub fn try_recv(&self) -> Option<T> {
+        self.channel.try_recv().ok()
+    }
+
+    /// Waits for a value. For threads with one lane and nothing else to do; they need no waker, and theirs is never asleep.
+    #[must_use]
+    pub fn recv_within(&self, patience: Duration) -> Option<T> {
+        self.channel.recv_timeout(patience).ok()
+    }
+
+    /// Values waiting.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.channel.len()
+    }
+
+    /// Whether none waits. To be asked again in [`Waker::may_sleep`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.channel.is_empty()
+    }
+
+    /// Whether all senders are gone and nothing waits: nothing will ever come.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.channel.is_empty().then(|| self.channel.try_recv()), Some(Err(channel::TryRecvError::Disconnected)))
+    }
+}
+
+/// Everything a reactor is told by other threads. Owned by the reactor; the gateway makes it and gives [`Post`] to the others.
+#[derive(Debug)]
+pub struct Inbox {
+    /// From the store, in order.
+    pub group: LaneReceiver<Group>,
+    /// From other reactors.
+    pub peer: LaneReceiver<Peer>,
+    /// From the readers.
+    pub page: LaneReceiver<PageReply>,
+    /// From control and admin.
+    pub control: LaneReceiver<Control>,
+}
+
+impl Inbox {
+    /// Whether nothing waits on any lane. To be asked again in [`Waker::may_sleep`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.group.is_empty() && self.peer.is_empty() && self.page.is_empty() && self.control.is_empty()
+    }
+}
+
+/// The giving ends of one reactor's [`Inbox`].
+#[derive(Clone, Debug)]
+pub struct Post {
+    /// For the store.
+    pub group: LaneSender<Group>,
+    /// For other reactors.
+    pub peer: LaneSender<Peer>,
+    /// For the readers.
+    pub page: LaneSender<PageReply>,
+    /// For control and admin.
+    pub control: LaneSender<Control>,
+}
+
+/// The lanes of one reactor, whose driver watches `waker`.
+#[must_use]
+pub fn reactor_lanes(waker: &Waker) -> (Post, Inbox) {
+    let (group_sender, group) = lane(limits::GROUP_LANE_MAX, waker);
+    let (peer_sender, peer) = lane(limits::PEER_LANE_MAX, waker);
+    let (page_sender, page) = lane(limits::PAGE_LANE_MAX, waker);
+    let (control_sender, control) = lane(limits::CONTROL_LANE_MAX, waker);
+    let post = Post { group: group_sender, peer: peer_sender, page: page_sender, control: control_sender };
+    (post, Inbox { group, peer, page, control })
+}
+
+/// A number of bytes shared by all producers of the node, [`limits::SUBMIT_BYTES_MAX`] for `submit`: a lane bounds values, this
+/// bounds what they carry.
+///
+/// Whoever takes gives back, through any clone: the reactor takes before it sends, the store gives back when the body has left it.
+#[derive(Clone, Debug)]
+pub struct Credit {
+    left: Arc<AtomicU64>,
+}
+
+impl Credit {
+    /// A full credit.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self { left: Arc::new(AtomicU64::new(bytes)) }
+    }
+
+    /// Takes `bytes` if so many are left.
+    #[must_use]
+    pub fn take(&self, bytes: u64) -> bool {
+        self.left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    }
+
+    /// Gives back what [`Credit::take`] took.
+    pub fn give(&self, bytes: u64) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A full lane gives the value back, and draining keeps to its budget and to the order.
+    #[test]
+    fn full_lane_gives_back() {
+        let (sender, receiver) = lane(3, &Waker::for_thread());
+        for value in 0..3 {
+            sender.try_send(value).unwrap();
+        }
+        assert_eq!(sender.try_send(3), Err(3));
+        assert_eq!(sender.send_within(3, Duration::from_millis(1)), Err(3));
+        assert_eq!((sender.len(), sender.bound()), (3, 3));
+        assert_eq!(receiver.drain(2).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(receiver.drain(2).collect::<Vec<_>>(), [2]);
+        assert!(!receiver.is_over());
+        drop(sender);
+        assert!(receiver.is_over());
+    }
+
+    /// Any lane that holds something keeps the reactor from sleeping.
+    #[test]
+    fn inbox_is_empty_only_as_a_whole() {
+        let waker = Waker::for_thread();
+        let (post, inbox) = reactor_lanes(&waker);
+        assert!(inbox.is_empty());
+        post.control.try_send(Control::Snapshot).unwrap();
+        assert!(!inbox.is_empty() && !waker.may_sleep(|| inbox.is_empty()));
+        assert_eq!(inbox.control.drain(10).count(), 1);
+        post.group.try_send(Group::default()).unwrap();
+        assert!(!inbox.is_empty());
+    }
+
+    /// Credit never goes below zero and comes back whole.
+    #[test]
+    fn credit_is_bounded() {
+        let credit = Credit::new(100);
+        assert!(credit.take(60));
+        assert!(!credit.clone().take(41));
+        assert!(credit.take(40));
+        credit.give(60);
+        assert_eq!(credit.left(), 60);
+    }
+
+    /// Four producers each wait for the answer to one value before they send the next, so nearly every value meets a thread about
+    /// to sleep, on both ways. Nobody waits longer than ten seconds at a time: one lost wake-up makes the test late.
+    #[test]
+    fn no_wake_up_is_lost() {
+        const PRODUCERS: usize = 4;
+        const VALUES: u32 = 3_000;
+        let started = Instant::now();
+        let owner = Waker::for_thread();
+        let (sender, receiver) = lane(PRODUCERS, &owner);
+        let mut answers = Vec::new();
+        let mut producers = Vec::new();
+        for producer in 0..PRODUCERS {
+            let mine = Waker::for_thread();
+            let (answer, answered) = lane(1, &mine);
+            answers.push(answer);
+            let sender = sender.clone();
+            producers.push(thread::spawn(move || {
+                for value in 0..VALUES {
+                    sender.try_send((producer, value)).unwrap();
+                    assert_eq!(next(&mine, &answered), value);
+                }
+            }));
+        }
+        for _ in 0..VALUES as usize * PRODUCERS {
+            let (producer, value) = next(&owner, &receiver);
+            answers[producer].try_send(value).unwrap();
+        }
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
+        assert!(started.elapsed() < PATIENCE, "a wake-up was lost");
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn next<T>(waker: &Waker, lane: &LaneReceiver<T>) -> T {
+        loop {
+            if let Some(value) = lane.try_recv() {
+                return value;
+            }
+            waker.park(PATIENCE, || lane.is_empty());
+        }
+    }
+}
