@@ -39,6 +39,17 @@ pub enum Submit {
     Member(MemberMail),
 }
 
+impl Submit {
+    /// Bytes of the body it carries: what its sender takes from the credit of the `submit` lane, and the store gives back.
+    #[must_use]
+    pub fn body_bytes(&self) -> u64 {
+        match self {
+            Self::Send(send) => (send.payload.len() + send.conv.len()) as u64,
+            _ => 0,
+        }
+    }
+}
+
 /// A session as the store knows it. A submission whose session no longer owns the roster slot is dropped and counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Sender {
