@@ -17,11 +17,10 @@
 
 // Floor 0: facts.
 pub mod ids;
+pub mod limits;
 
 #[cfg(feature = "gateway")]
 pub mod clock;
-#[cfg(feature = "gateway")]
-pub mod limits;
 #[cfg(feature = "gateway")]
 pub mod table;
 

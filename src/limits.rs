@@ -2,6 +2,21 @@
 
 use std::time::Duration;
 
+/// Protocol frames in one WebSocket message, skipped ones included. Filled by clients; full: ERROR 1001, close 4400.
+pub const FRAMES_PER_MESSAGE_MAX: u32 = 512;
+
+/// Cursors in one ACK. Filled by clients; full: ERROR 1002, close 4400.
+pub const ACK_CURSORS_MAX: usize = 256;
+
+/// Users in one WATCH. Filled by clients; full: ERROR 1002, close 4400.
+pub const WATCH_USERS_MAX: usize = 200;
+
+/// Bytes of one protocol frame, header included, unless configured otherwise. Full: ERROR 1005, close 1009.
+pub const FRAME_BYTES_DEFAULT: usize = 128 * 1024;
+
+/// Objects and lists within one another in a JSON frame. Full: ERROR 1001, close 4400. It is the width of a bit stack.
+pub const JSON_DEPTH_MAX: u32 = 64;
+
 /// Kernel events delivered in one turn of a reactor. Full: the rest waits for the next turn.
 pub const EVENTS_PER_TURN_MAX: usize = 1024;
 

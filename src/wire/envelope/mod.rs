@@ -1,9 +1,30 @@
 //! The frames of `tidegate.v1`: what a message of the application means. `binary` and `json` are its two encodings; both borrow
 //! from the received bytes and both write the same store.
+//!
+//! A WebSocket message carries one or more whole frames. [`Frames`] reads those of a client one at a time, so that good ones before
+//! a bad one are carried out first; [`encode_server`] writes the answers. DELIVER is written in two parts, because all but its
+//! first bytes are the same for every receiver: [`deliver_head`] and [`deliver_tail`]. Pages grow frame by frame while they fit:
+//! [`PageWriter`], [`SyncPageWriter`]. A client uses the mirror image: [`encode_client`], [`ServerFrames`].
 
 use std::borrow::Cow;
 
 use crate::ids::{Cmid, Mid};
+
+mod binary;
+mod frames;
+mod json;
+mod json_write;
+mod lists;
+mod page;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+pub use frames::{
+    DELIVER_HEAD_BYTES_MAX, DecodeError, Frames, ServerFrames, deliver_head, deliver_tail, encode_client, encode_server,
+};
+pub use lists::{CursorIter, UserIter};
+pub use page::{PageHead, PageOrder, PageWriter, SyncPageWriter};
 
 /// The two encodings of the protocol, chosen by the subprotocol.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -175,7 +196,9 @@ pub struct Cursor<'a> {
 }
 
 /// The cursors of one ACK, at most 256. Binary ones are read from the frame as they are asked for: no allocation.
-#[derive(Clone, PartialEq, Debug)]
+///
+/// Two are equal when they hold the same cursors, whatever the encoding they came in.
+#[derive(Clone, Debug)]
 pub enum Cursors<'a> {
     /// `n` cursors as they stand in a binary frame, already checked.
     Binary(u16, &'a [u8]),
@@ -183,13 +206,47 @@ pub enum Cursors<'a> {
     List(Vec<Cursor<'a>>),
 }
 
-/// The users of one WATCH, at most 200.
-#[derive(Clone, PartialEq, Debug)]
+/// The users of one WATCH, at most 200. Equality as in [`Cursors`].
+#[derive(Clone, Debug)]
 pub enum Users<'a> {
     /// `n` names as they stand in a binary frame, already checked.
     Binary(u16, &'a [u8]),
     /// Names of a JSON frame.
     List(Vec<Cow<'a, str>>),
+}
+
+/// Every frame type of docs/protocol.md section 4.
+#[expect(missing_docs, reason = "the names of docs/protocol.md section 4")]
+pub mod frame_type {
+    pub const HELLO: u8 = 0x01;
+    pub const PING: u8 = 0x02;
+    pub const AUTH: u8 = 0x03;
+    pub const SEND: u8 = 0x10;
+    pub const ACK: u8 = 0x11;
+    pub const NACK: u8 = 0x12;
+    pub const SYNC: u8 = 0x30;
+    pub const FETCH: u8 = 0x31;
+    pub const READ: u8 = 0x32;
+    pub const WATCH: u8 = 0x33;
+    pub const SIGNAL: u8 = 0x34;
+    pub const WELCOME: u8 = 0x41;
+    pub const PONG: u8 = 0x42;
+    pub const OK: u8 = 0x43;
+    pub const EXPIRING: u8 = 0x46;
+    pub const ERROR: u8 = 0x4e;
+    pub const GOAWAY: u8 = 0x4f;
+    pub const SENT: u8 = 0x50;
+    pub const DELIVER: u8 = 0x60;
+    pub const NOTICE: u8 = 0x61;
+    pub const RECEIPT: u8 = 0x62;
+    pub const CONV: u8 = 0x63;
+    pub const RESYNC: u8 = 0x64;
+    pub const SYNC_PAGE: u8 = 0x70;
+    pub const PAGE: u8 = 0x71;
+    pub const PRESENCE: u8 = 0xe4;
+    pub const SIGNALLED: u8 = 0xe5;
+    /// A reader skips an unknown frame whose type has this bit.
+    pub const SKIPPABLE: u8 = 0x80;
 }
 
 /// Flag bits of SEND.
@@ -270,6 +327,41 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// The code with this wire value. `None`: a code of a later minor version, which a client treats by the flags of ERROR.
+    #[must_use]
+    pub fn from_value(value: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.value() == value)
+    }
+
+    /// Every code, ascending.
+    pub const ALL: [Self; 25] = [
+        Self::Malformed,
+        Self::BadField,
+        Self::UnknownType,
+        Self::WrongState,
+        Self::FrameTooLarge,
+        Self::TokenInvalid,
+        Self::TokenExpired,
+        Self::Banned,
+        Self::TooManyDevices,
+        Self::NotMember,
+        Self::NotAllowed,
+        Self::PayloadTooLarge,
+        Self::BeyondHead,
+        Self::NotGranted,
+        Self::CmidReused,
+        Self::RateLimited,
+        Self::WindowExceeded,
+        Self::Held,
+        Self::TooManySubscriptions,
+        Self::Internal,
+        Self::StoreOverloaded,
+        Self::StorageFailed,
+        Self::LogUnreachable,
+        Self::HomeUnreachable,
+        Self::ShuttingDown,
+    ];
+
     /// The wire value.
     #[must_use]
     pub fn value(self) -> u16 {
