@@ -1,0 +1,297 @@
+//! The table of settings: one row per key.
+//!
+//! A row reads: text, `name: type = default, rule, change;`. The name of the TOML key is the section, a dot and the field; the
+//! variable is `TIDEGATE_` and the key in capitals with `_` for the dot; the flag is `--` and the key with `-` for dot and `_`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::value::{DriverChoice, Kind, LogFormat, LogLevel, Raw, Secret, Value};
+
+/// What a value must satisfy beyond its type.
+#[derive(Clone, Copy, Debug)]
+pub enum Rule {
+    /// The type says it all.
+    Any,
+    /// A number in this range, both ends included.
+    Between(i64, i64),
+    /// Each string (the text itself, or every item of a list) must pass.
+    Each {
+        /// What is allowed, for the operator.
+        allowed: &'static str,
+        /// Whether a string passes.
+        test: fn(&str) -> bool,
+    },
+}
+
+/// When a change of a setting may take effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Only at start: something is built to this size or bound to this name.
+    Start,
+    /// A running gateway could take it over at the start of a turn.
+    Live,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Definition {
+    /// Key in a file, such as `store.level`.
+    pub key: &'static str,
+    /// What it means; the first line stands alone in `--help`.
+    pub text: &'static [&'static str],
+    /// Type of the value.
+    pub kind: Kind,
+    /// Range of the value.
+    pub rule: Rule,
+    /// When it may change.
+    pub change: Change,
+    /// Puts a value into the settings; `false`: it is not of this kind or does not fit.
+    pub set: fn(&mut Settings, &Raw) -> bool,
+    /// Reads the value back; a secret reads as absent.
+    pub value: fn(&Settings) -> Raw,
+}
+
+macro_rules! settings {
+    (
+        $($(#[doc = $text:literal])+ $field:ident: $type:ty = $default:expr, $rule:expr, $change:ident;)*
+        $(
+            [$section:ident: $struct:ident, $about:literal]
+            $($(#[doc = $sub_text:literal])+ $sub:ident: $sub_type:ty = $sub_default:expr, $sub_rule:expr, $sub_change:ident;)+
+        )*
+    ) => {
+        /// All settings of one gateway, checked. Rooms get their section, or the single numbers they need.
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        pub struct Settings {
+            $($(#[doc = $text])+ pub $field: $type,)*
+            $(#[doc = $about] pub $section: $struct,)*
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $($field: $default,)* $($section: $struct::default(),)* }
+            }
+        }
+
+        $(
+            #[doc = $about]
+            #[derive(Clone, PartialEq, Eq, Debug)]
+            pub struct $struct {
+                $($(#[doc = $sub_text])+ pub $sub: $sub_type,)+
+            }
+
+            impl Default for $struct {
+                fn default() -> Self {
+                    Self { $($sub: $sub_default,)+ }
+                }
+            }
+        )*
+
+        /// Every setting, in the order in which the default file shows them.
+        pub static DEFINITIONS: &[Definition] = &[
+            $(Definition {
+                key: stringify!($field),
+                text: &[$($text),+],
+                kind: <$type as Value>::KIND,
+                rule: $rule,
+                change: Change::$change,
+                set: |settings, raw| Value::take(raw).map(|value| settings.$field = value).is_some(),
+                value: |settings| settings.$field.show(),
+            },)*
+            $($(Definition {
+                key: concat!(stringify!($section), ".", stringify!($sub)),
+                text: &[$($sub_text),+],
+                kind: <$sub_type as Value>::KIND,
+                rule: $sub_rule,
+                change: Change::$sub_change,
+                set: |settings, raw| Value::take(raw).map(|value| settings.$section.$sub = value).is_some(),
+                value: |settings| settings.$section.$sub.show(),
+            },)+)*
+        ];
+
+        /// The tables of a file, each with what stands in it.
+        pub static SECTIONS: &[(&str, &str)] = &[$((stringify!($section), $about),)*];
+    };
+}
+
+const KIB: u32 = 1024;
+const MIB: u64 = 1024 * 1024;
+const MINUTE_MS: i64 = 60_000;
+const HOUR_MS: i64 = 60 * MINUTE_MS;
+
+settings! {
+    /// Name of this gateway, as clients read it in WELCOME.
+    node: String = "tidegate-1".to_owned(),
+        Rule::Each { allowed: "1 to 64 bytes of A-Z a-z 0-9 _ . : @ -", test: |text| crate::ids::is_device(text) }, Start;
+    /// Where clients connect.
+    /// Any address but loopback needs `auth.secret_file` or `auth.secret`. Port 0: the kernel chooses.
+    listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080)), Rule::Any, Start;
+    /// Path of the WebSocket upgrade.
+    path: String = "/ws".to_owned(),
+        Rule::Each { allowed: "a path from \"/\" on, 1 to 256 printable characters, without ? # and blanks", test: is_path }, Start;
+    /// Origins from which a browser may connect, such as "https://chat.example.org".
+    /// Empty: pages of this machine only, and only while listening on loopback. A client that sends no Origin is no browser and
+    /// is not judged by it.
+    origins: Vec<String> = Vec::new(),
+        Rule::Each { allowed: "scheme://host or scheme://host:port in lower case, without a path", test: is_origin }, Live;
+    /// Where messages, the log and the generated secret are kept. One process at a time.
+    data_dir: PathBuf = PathBuf::from("./tidegate-data"), Rule::Any, Start;
+    /// Threads that carry connections.
+    /// 0: one per core, and from 4 cores on one less, which leaves a core to the store.
+    reactors: u16 = 0, Rule::Between(0, 1024), Start;
+    /// How a reactor waits for the kernel. This release has epoll.
+    driver: DriverChoice = DriverChoice::Auto, Rule::Any, Start;
+
+    [admin: AdminSettings, "The HTTP side of operators: health, metrics, groups."]
+    /// Where operators connect. Whoever reaches it may change groups: keep it on loopback.
+    listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081)), Rule::Any, Start;
+    /// Whether `admin.listen` may be an address other machines reach.
+    allow_remote: bool = false, Rule::Any, Start;
+
+    [auth: AuthSettings, "Who may connect: tokens are JWTs signed with HS256."]
+    /// File with the secret that signs tokens, 32 to 4096 bytes; a line feed at the end does not count.
+    secret_file: Option<PathBuf> = None, Rule::Any, Start;
+    /// The secret itself, 32 to 4096 bytes. Has no flag, since a command line can be read by others; prefer `auth.secret_file`.
+    secret: Option<Secret> = None,
+        Rule::Each { allowed: "32 to 4096 bytes", test: |text| Secret::new(text.as_bytes().to_vec()).is_some() }, Start;
+    /// How long after its expiry a token still passes, in seconds: for clocks that disagree.
+    leeway_s: u32 = 5, Rule::Between(0, 5), Live;
+    /// How long before its expiry a client is told, in milliseconds.
+    expiring_ms: u32 = 60_000, Rule::Between(1_000, HOUR_MS), Live;
+
+    [protocol: ProtocolSettings, "Numbers clients see or feel. WELCOME announces those a client must obey."]
+    /// The longest WebSocket message, reassembled, in bytes.
+    max_frame_bytes: u32 = 128 * KIB, Rule::Between(4_096, 16 << 20), Start;
+    /// The longest payload of one message, in bytes.
+    max_payload_bytes: u32 = 64 * KIB, Rule::Between(1_024, 8 << 20), Live;
+    /// Protocol frames in one WebSocket message.
+    frames_per_message_max: u16 = 512, Rule::Between(1, 4_096), Live;
+    /// Silence after which the gateway pings, in milliseconds. It closes after 2.5 times this.
+    ping_ms: u32 = 30_000, Rule::Between(1_000, HOUR_MS), Start;
+    /// How long a connection may take to send a whole upgrade request, in milliseconds.
+    upgrade_ms: u32 = 10_000, Rule::Between(100, MINUTE_MS), Live;
+    /// How long a connection may take from the upgrade to HELLO, in milliseconds.
+    hello_ms: u32 = 5_000, Rule::Between(100, MINUTE_MS), Live;
+    /// How long one message may take to arrive, in milliseconds.
+    message_ms: u32 = 60_000, Rule::Between(1_000, HOUR_MS), Live;
+    /// How long a session outlives its connection, in milliseconds.
+    resume_ms: u32 = 120_000, Rule::Between(0, HOUR_MS), Live;
+    /// How long a repeated message is recognised, in seconds.
+    dedup_s: u32 = 86_400, Rule::Between(60, 30 * 86_400), Start;
+    /// SENDs of one connection that may be unanswered.
+    send_window: u16 = 64, Rule::Between(1, 4_096), Start;
+    /// Deliveries that may be unacknowledged when a client asks for no number of its own.
+    window_default: u16 = 256, Rule::Between(1, 4_096), Live;
+    /// Deliveries that may be unacknowledged, whatever a client asks.
+    window_max: u16 = 4_096, Rule::Between(1, 4_096), Live;
+    /// Bytes of deliveries that may be unacknowledged.
+    window_bytes: u32 = 256 * KIB, Rule::Between(64 * KIB as i64, 16 << 20), Live;
+    /// How long a full window may stand without an acknowledgement, in milliseconds.
+    ack_stall_ms: u32 = 60_000, Rule::Between(1_000, HOUR_MS), Live;
+    /// SENDs per second of one connection.
+    send_rate: u16 = 20, Rule::Between(1, 65_535), Live;
+    /// SENDs at once of one connection. At least twice `protocol.send_window`.
+    send_burst: u16 = 128, Rule::Between(2, 65_535), Live;
+    /// FETCH and SYNC per second of one connection.
+    fetch_rate: u16 = 20, Rule::Between(1, 65_535), Live;
+    /// FETCH and SYNC of one connection that may wait.
+    fetch_waiting_max: u16 = 8, Rule::Between(1, 64), Live;
+    /// Devices of one user, connected or resumable.
+    devices_per_user: u16 = 16, Rule::Between(1, 1_024), Live;
+
+    [limits: LimitSettings, "What one gateway may hold in memory. Full never means silence: the newcomer is refused, or the slowest is closed."]
+    /// Connections of this gateway. 0: as many as the limit of open files allows.
+    connections_max: u32 = 0, Rule::Between(0, 10_000_000), Start;
+    /// Connections of one reactor that may be between accept and the end of their upgrade.
+    handshakes_per_reactor: u32 = 1_024, Rule::Between(1, 1 << 20), Live;
+    /// Connections one reactor accepts per second; the rest waits in the kernel.
+    accept_rate: u32 = 2_000, Rule::Between(1, 1_000_000), Live;
+    /// Connections one reactor accepts at once.
+    accept_burst: u32 = 4_000, Rule::Between(1, 1_000_000), Live;
+    /// Bytes waiting for one connection, above which the gateway stops reading from it.
+    queue_bytes_soft: u32 = 64 * KIB, Rule::Between(4_096, 1 << 30), Live;
+    /// Bytes waiting for one connection, above which deliveries become notices.
+    queue_bytes_hard: u32 = 256 * KIB, Rule::Between(16_384, 1 << 30), Live;
+    /// How long a connection over its soft limit may take no byte, in milliseconds.
+    write_stall_ms: u32 = 10_000, Rule::Between(1_000, HOUR_MS), Live;
+    /// Bytes waiting for all connections of one reactor, above which the slowest are closed.
+    queue_bytes_per_reactor: u64 = 256 * MIB, Rule::Between(1 << 20, 1 << 40), Live;
+    /// Bytes of unfinished messages of one reactor, above which the largest are closed.
+    stash_bytes_per_reactor: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Live;
+    /// Bytes of messages between the reactors and the store. Full: the sender is told to try again.
+    submit_bytes_max: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
+
+    [store: StoreSettings, "How messages are kept."]
+    /// What an acknowledgement means: 2 synced to disk, 1 written, 0 in memory.
+    /// Below 2 a power failure takes acknowledged messages with it.
+    level: u8 = 2, Rule::Between(0, 2), Start;
+    /// Size of one file of the log, in bytes.
+    segment_bytes: u64 = 64 * MIB, Rule::Between(1 << 16, 4 << 30), Start;
+    /// Free bytes of the disk, below which SEND is refused.
+    free_bytes_min: u64 = 1024 * MIB, Rule::Between(0, 1 << 50), Live;
+    /// Free part of the disk in percent, below which SEND is refused.
+    free_percent_min: u8 = 5, Rule::Between(0, 90), Live;
+    /// Threads that answer SYNC and FETCH.
+    readers: u16 = 2, Rule::Between(1, 64), Start;
+    /// Memory for blocks read from disk, in bytes.
+    cache_bytes: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
+    /// How long a commit waits for company, in microseconds. More saves syncs and costs latency; used under load only.
+    linger_us: u32 = 0, Rule::Between(0, 2_000), Live;
+
+    [drain: DrainSettings, "How the gateway leaves."]
+    /// How long it is not ready before the first client is told, in milliseconds: for balancers to notice.
+    lead_ms: u32 = 5_000, Rule::Between(0, HOUR_MS), Live;
+    /// How long goodbyes are spread, in milliseconds.
+    /// Together with the lead it must stay below the stop time-out of the service manager, often 90 s.
+    window_ms: u32 = 60_000, Rule::Between(0, HOUR_MS), Live;
+
+    [log: LogSettings, "What the gateway says about itself, on standard error."]
+    /// The least important lines that are written.
+    level: LogLevel = LogLevel::Info, Rule::Any, Live;
+    /// The shape of a line.
+    format: LogFormat = LogFormat::Json, Rule::Any, Start;
+}
+
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'))
+}
+
+/// The serialised form browsers send (RFC 6454 6.2): lower case, no default port games, no path.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else { return false };
+    let scheme_fits = !scheme.is_empty()
+        && scheme.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.'));
+    let host_fits = !host.is_empty()
+        && host.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']' | b'_')
+        });
+    scheme_fits && host_fits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every default passes its own rule, and both ends of every range fit the type.
+    #[test]
+    fn defaults_and_ranges_fit_their_types() {
+        let defaults = Settings::default();
+        for definition in DEFINITIONS {
+            let raw = (definition.value)(&defaults);
+            let mut copy = defaults.clone();
+            assert!(raw == Raw::Absent || (definition.set)(&mut copy, &raw), "{}", definition.key);
+            assert_eq!(copy, defaults, "{}", definition.key);
+            match (definition.rule, &raw) {
+                (Rule::Between(low, high), Raw::Integer(value)) => {
+                    assert!((low..=high).contains(value), "{}", definition.key);
+                    assert!((definition.set)(&mut copy, &Raw::Integer(low)), "{}", definition.key);
+                    assert!((definition.set)(&mut copy, &Raw::Integer(high)), "{}", definition.key);
+                }
+                (Rule::Between(..), _) => panic!("{}: a range needs a number", definition.key),
+                (Rule::Each { test, .. }, Raw::Text(text)) => assert!(test(text), "{}", definition.key),
+                (Rule::Each { .. } | Rule::Any, _) => {}
+            }
+            assert!(!matches!(raw, Raw::Integer(_)) || matches!(definition.rule, Rule::Between(..)), "{}", definition.key);
+        }
+    }
+}
