@@ -1,1 +1,3 @@
 //! Counters, histograms and logs.
+
+pub mod counters;
