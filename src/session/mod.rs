@@ -1,1 +1,3 @@
 //! What frames mean: who the device is, what it may do and what it has received. Pure.
+
+pub mod auth;
