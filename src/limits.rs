@@ -101,3 +101,11 @@ pub const LINGER_MAX: Duration = Duration::from_secs(2);
 
 /// Bytes of message bodies between the reactors and the store, for the node. Full: ERROR 5002 to the client.
 pub const SUBMIT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Recent cmids held in memory beyond what must be. Full: the oldest that the engine holds are forgotten; a repeat without RETRY of
+/// one that old is stored again.
+pub const DEDUP_RECENT_MAX: usize = 262_144;
+
+/// Conversations, members and read positions in memory, added up (some 60 to 200 bytes each). Full: conversations not used for long
+/// are forgotten and read back when they are.
+pub const LOADED_WEIGHT_MAX: usize = 2_097_152;
