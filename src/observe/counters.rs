@@ -1,9 +1,12 @@
 //! What threads count. Each thread owns a struct of plain numbers and publishes it, once a turn, into a block of relaxed atomics
 //! that the admin thread reads: one writer, no lock, no mail.
+//!
+//! The macro below is the one definition of a number: it yields the field, its help text and its place in the block. Names follow
+//! the house rule (`*_count` only grows); `metrics.rs` turns them into Prometheus names.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How a metric behaves.
+/// How a number behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shape {
     /// Only grows.
@@ -12,12 +15,12 @@ pub enum Shape {
     Gauge,
 }
 
-/// One number of a block.
+/// One number of a block, or one row of numbers that differ in a label.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
-    /// Name without prefix and unit suffix rules of the exposition.
+    /// Name of the struct's field.
     pub name: &'static str,
-    /// What it says.
+    /// What it says, in one sentence.
     pub help: &'static str,
     /// How it behaves.
     pub shape: Shape,
@@ -78,7 +81,8 @@ macro_rules! counters {
             };
         }
 
-        /// The published form of the struct of the same name.
+        /// The published form of the struct of the same name. Aligned so that no two threads write to one cache line, nor to the
+        /// pair of lines that the prefetcher takes together.
         #[derive(Debug)]
         #[repr(align(128))]
         pub struct $block([AtomicU64; $name::WIDTH]);
@@ -98,7 +102,7 @@ macro_rules! counters {
                 $(counters.$array.iter().for_each(|&value| put(value));)*
             }
 
-            /// The numbers in the order of `FIELDS`, arrays spread out.
+            /// The numbers in the order of `FIELDS`, arrays spread out. Each is true, but they may stem from two turns.
             #[must_use]
             pub fn read(&self) -> Vec<u64> {
                 self.0.iter().map(|slot| slot.load(Ordering::Relaxed)).collect()
@@ -110,169 +114,185 @@ macro_rules! counters {
 counters! {
     /// What one reactor counts.
     ReactorCounters, ReactorBlock;
-    connections_open: Gauge = "Open connections",
-    sessions_open: Gauge = "Sessions in the table, those being opened or closed included",
-    queued_bytes: Gauge = "Bytes waiting to be sent",
-    stash_bytes: Gauge = "Bytes of unfinished messages",
-    connections_accepted_count: Counter = "Connections accepted",
-    accepts_refused_count: Counter = "Connections closed at accept because the core is full",
-    upgrades_accepted_count: Counter = "Requests answered with 101",
-    upgrades_refused_count: Counter = "Requests refused with plain HTTP",
-    sessions_opened_count: Counter = "WELCOMEs sent",
-    sessions_closed_count: Counter = "Sessions ended",
-    bytes_received_count: Counter = "Bytes received, as they arrived",
-    bytes_sent_count: Counter = "Bytes the kernel took",
-    frames_received_count: Counter = "WebSocket messages and control frames received",
-    frames_sent_count: Counter = "WebSocket frames queued",
-    messages_received_count: Counter = "Whole WebSocket messages received",
-    protocol_errors_count: Counter = "Messages that are not of the protocol",
-    sents_count: Counter = "SENT written",
-    deliveries_count: Counter = "DELIVER queued",
-    deliveries_marked_count: Counter = "Deliveries that became a mark because the window or the queue was full",
-    notices_sent_count: Counter = "NOTICE sent",
-    resyncs_sent_count: Counter = "RESYNC sent",
-    pages_sent_count: Counter = "PAGE and SYNC_PAGE sent",
-    pings_sent_count: Counter = "WebSocket pings sent",
-    queued_bytes_full_count: Counter = "Connections closed because the core's queues were full",
-    groups_received_count: Counter = "Commit groups received from the store",
-    stale_events_count: Counter = "Events and mail for a connection or session that is no more",
-    arena_chunks_count: Counter = "Arena chunks asked of the allocator",
-    panics_count: Counter = "Panics caught while one connection's bytes were handled",
-    turns_count: Counter = "Turns of the loop",
-    turns_over_5ms_count: Counter = "Turns that worked longer than 5 ms",
-    turns_over_50ms_count: Counter = "Turns that worked longer than 50 ms",
-    driver_turns_count: Counter = "Waits in the kernel",
-    driver_system_calls_count: Counter = "System calls for receiving, sending, accepting and waiting",
-    driver_stale_events_count: Counter = "Kernel events of an older generation",
-    driver_budget_exhausted_count: Counter = "Connections left unfinished in a turn because their budget was spent",
-    driver_accept_errors_count: Counter = "Failed accepts",
+    connections_open: Gauge = "Open connections.",
+    sessions_open: Gauge = "Sessions in the table, those being opened or closed included.",
+    queued_bytes: Gauge = "Bytes waiting to be sent.",
+    stash_bytes: Gauge = "Bytes of unfinished messages and frames.",
+    group_lane_open: Gauge = "Commit groups waiting in the lane from the store.",
+    peer_lane_open: Gauge = "Mails waiting in the lane from other reactors.",
+    page_lane_open: Gauge = "Finished pages waiting in the lane from the readers.",
+    connections_accepted_count: Counter = "Connections accepted.",
+    accepts_refused_count: Counter = "Connections closed at accept because the core is full.",
+    upgrades_accepted_count: Counter = "Upgrade requests answered with 101.",
+    sessions_opened_count: Counter = "WELCOMEs sent.",
+    sessions_closed_count: Counter = "Sessions ended.",
+    bytes_received_count: Counter = "Bytes received from sockets.",
+    bytes_sent_count: Counter = "Bytes that the kernel took.",
+    frames_received_count: Counter = "WebSocket frames received, control frames included.",
+    frames_sent_count: Counter = "WebSocket frames queued for sending, control frames included.",
+    messages_received_count: Counter = "Whole WebSocket messages received.",
+    protocol_errors_count: Counter = "Messages that are not of the protocol.",
+    sents_count: Counter = "SENT frames queued: messages acknowledged to their sender.",
+    deliveries_count: Counter = "DELIVER frames queued.",
+    deliveries_marked_count: Counter = "Deliveries that became a mark because the window or the queue was full.",
+    notices_sent_count: Counter = "NOTICE frames queued.",
+    resyncs_sent_count: Counter = "RESYNC frames queued.",
+    pages_sent_count: Counter = "PAGE and SYNC_PAGE frames queued.",
+    pings_sent_count: Counter = "WebSocket pings sent to quiet clients.",
+    queued_bytes_full_count: Counter = "Connections closed because the send queues of the core were full.",
+    submit_full_count: Counter = "Submissions refused with 5002 because the lane to the store or its byte credit was full.",
+    peer_full_count: Counter = "Mails to another reactor kept for the next turn because its lane was full.",
+    groups_received_count: Counter = "Commit groups received from the store.",
+    stale_events_count: Counter = "Events and mail for a connection or session that is no more.",
+    arena_chunks_count: Counter = "Arena chunks asked of the allocator.",
+    panics_count: Counter = "Panics caught while the bytes of one connection were handled.",
+    turns_count: Counter = "Turns of the loop.",
+    turns_over_5ms_count: Counter = "Turns that worked longer than 5 ms.",
+    turns_over_50ms_count: Counter = "Turns that worked longer than 50 ms.",
+    driver_turns_count: Counter = "Waits in the kernel.",
+    driver_system_calls_count: Counter = "System calls for receiving, sending, accepting and waiting.",
+    driver_stale_events_count: Counter = "Kernel events of an older generation.",
+    driver_budget_exhausted_count: Counter = "Connections left unfinished in a turn because their budget was spent.",
+    driver_accept_errors_count: Counter = "Failed accepts: descriptors or memory ran out.",
     ;
-    closes_count["cause"; CAUSE_NAMES] = "Connections ended, by cause",
-    violations_count["rule"; VIOLATION_NAMES] = "Broken rules of RFC 6455, by rule",
-    requests_count["frame"; REQUEST_NAMES] = "Protocol frames received, by type",
-    errors_count["code"; ERROR_NAMES] = "ERROR sent, by code",
+    upgrades_refused_count["status"; REFUSAL_STATUSES] = "Upgrade requests refused with plain HTTP, by status.",
+    closes_count["cause"; CAUSE_NAMES] = "Connections ended, by cause.",
+    violations_count["rule"; VIOLATION_NAMES] = "Broken rules of RFC 6455, by rule.",
+    requests_count["frame"; REQUEST_NAMES] = "Protocol frames received, by type.",
+    errors_count["code"; ERROR_NAMES] = "ERROR frames queued, by code.",
 }
 
 impl ReactorCounters {
-    /// Counts an ERROR by its code.
+    /// Counts an ERROR by its code on the wire.
     pub fn count_error(&mut self, code: u16) {
         let at = ERROR_CODES.iter().position(|&known| known == code).unwrap_or(ERROR_CODES.len());
         self.errors_count[at] += 1;
+    }
+
+    /// Counts an upgrade refused with this HTTP status.
+    pub fn count_upgrade_refused(&mut self, status: u16) {
+        let at = match status {
+            400 => 0,
+            403 => 1,
+            404 => 2,
+            405 => 3,
+            408 => 4,
+            426 => 5,
+            429 => 6,
+            431 => 7,
+            503 => 8,
+            _ => 9,
+        };
+        self.upgrades_refused_count[at] += 1;
+    }
+
+    /// Counts the end of a connection.
+    pub fn count_close(&mut self, cause: CloseCause) {
+        self.closes_count[cause.index()] += 1;
     }
 }
 
 counters! {
     /// What the store thread counts.
     StoreCounters, StoreBlock;
-    log_bytes: Gauge = "Bytes of log segments on disk",
-    project_backlog_bytes: Gauge = "Bytes committed to the log and not yet in the engine",
-    parked_open: Gauge = "Submissions waiting for a cold conversation or a duplicate check",
-    roster_devices_open: Gauge = "Devices in the roster",
-    conversations_loaded_open: Gauge = "Conversations in memory",
-    submit_lane_open: Gauge = "Submissions waiting in the lane",
-    free_bytes: Gauge = "Free bytes of the file system that holds the log",
-    read_only: Gauge = "1 while SEND is refused for want of space",
-    groups_committed_count: Counter = "Commit groups",
-    messages_stored_count: Counter = "Messages stored",
-    messages_duplicate_count: Counter = "Repeats answered with the original",
-    sends_refused_count: Counter = "SENDs refused by the store",
-    deliveries_count: Counter = "Deliveries handed to reactors",
-    deliveries_dropped_count: Counter = "Deliveries dropped because a core did not take its mail; RESYNC follows",
-    log_written_bytes_count: Counter = "Bytes written to the log",
-    log_syncs_count: Counter = "fdatasync calls of the log",
-    cursors_merged_count: Counter = "Cursors taken",
-    attaches_count: Counter = "Devices attached",
-    evicts_count: Counter = "Devices replaced by a newer connection",
-    stale_submissions_count: Counter = "Submissions of a session that is no more",
-    submissions_refused_count: Counter = "Submissions refused because a bound of the store was full",
+    log_bytes: Gauge = "Bytes of log segments on disk.",
+    project_backlog_bytes: Gauge = "Bytes committed to the log and not yet in the engine.",
+    parked_open: Gauge = "Submissions waiting for a cold conversation or a duplicate check.",
+    roster_devices_open: Gauge = "Devices in the roster.",
+    conversations_loaded_open: Gauge = "Conversations whose head and members are in memory.",
+    submit_lane_open: Gauge = "Submissions waiting in the lane to the store.",
+    free_bytes: Gauge = "Free bytes of the file system that holds the log.",
+    read_only: Gauge = "1 while SEND is refused because the disk is full or failed, else 0.",
+    groups_committed_count: Counter = "Commit groups synced.",
+    messages_stored_count: Counter = "Messages stored.",
+    messages_duplicate_count: Counter = "Repeated SENDs answered with the original.",
+    sends_refused_count: Counter = "SENDs refused by the store.",
+    deliveries_count: Counter = "Deliveries handed to reactors.",
+    deliveries_dropped_count: Counter = "Deliveries dropped because a core did not take its mail; RESYNC follows.",
+    group_full_count: Counter = "Commit groups kept back because the lane to a core was full.",
+    jobs_full_count: Counter = "Reads refused with 5002 because the lane to the readers was full.",
+    log_written_bytes_count: Counter = "Bytes written to the log.",
+    log_syncs_count: Counter = "fdatasync calls of the log.",
+    cursors_merged_count: Counter = "Device cursors taken.",
+    attaches_count: Counter = "Devices attached.",
+    evicts_count: Counter = "Devices replaced by a newer connection.",
+    stale_submissions_count: Counter = "Submissions of a session that is no more.",
+    submissions_refused_count: Counter = "Submissions refused because a bound of the store was full.",
     ;
+    submissions_count["kind"; SUBMISSION_NAMES] = "Submissions taken from the lane, by kind.",
 }
 
-/// Why a connection ended. Every close has exactly one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum CloseCause {
-    /// The client sent a Close frame (any code).
-    ClientClosed,
-    /// The client sent FIN or RST without a Close frame, or the network did.
-    ClientGone,
-    /// The request was refused with plain HTTP.
-    UpgradeRefused,
-    /// The request head was not complete in time (408).
-    UpgradeTimeout,
-    /// No HELLO in time (4408).
-    HelloTimeout,
-    /// A rule of RFC 6455 was broken (1002, 1003, 1007).
-    ProtocolViolation,
-    /// A message of the protocol was malformed or out of place (4400).
-    ProtocolError,
-    /// A message longer than allowed (1009).
-    FrameTooLarge,
-    /// A message took too long to arrive (1008).
-    MessageTimeout,
-    /// Token missing or wrong (4401).
-    TokenInvalid,
-    /// Token ran out (4401).
-    TokenExpired,
-    /// Banned, or too many devices (4403).
-    Forbidden,
-    /// The same device connected again (4409).
-    Replaced,
-    /// Nothing heard for 2.5 times the ping interval.
-    LivenessTimeout,
-    /// Too much waits and the peer takes nothing (4410).
-    SlowReader,
-    /// The window was full and no acknowledgement moved (4410).
-    NotAcknowledging,
-    /// Repeated abuse of a limit (4429).
-    RateLimited,
-    /// The node has no room (4503).
-    Overloaded,
-    /// The node is leaving (1001, 1012).
-    Drain,
-    /// A defect of ours (1011).
-    InternalError,
+macro_rules! causes {
+    ($($variant:ident, $name:literal, $code:expr, $sentence:literal;)*) => {
+        /// Why a connection ended. Every connection that was accepted ends with exactly one.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u8)]
+        pub enum CloseCause {
+            $(#[doc = $sentence] $variant,)*
+        }
+
+        impl CloseCause {
+            /// Every cause, in the order of [`CloseCause::index`].
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// What the client sees: the code of the Close frame that is usual for this cause. `None`: the connection ends without
+            /// one. A violation carries its own code (1002, 1003, 1007), a drain 1001 or 1012.
+            #[must_use]
+            pub const fn close_code(self) -> Option<u16> {
+                match self { $(Self::$variant => $code,)* }
+            }
+
+            /// What happened, in one sentence for the operator.
+            #[must_use]
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$variant => $sentence,)* }
+            }
+        }
+
+        const CAUSE_NAMES: [&str; CloseCause::ALL.len()] = [$($name,)*];
+    };
+}
+
+causes! {
+    ClientClosed, "client_closed", None, "The client sent a Close frame.";
+    ClientGone, "client_gone", None, "The client or the network ended the connection without a Close frame (FIN or RST).";
+    UpgradeRefused, "upgrade_refused", None, "The request was refused with plain HTTP.";
+    UpgradeTimeout, "upgrade_timeout", None, "The request head was not complete in time (408).";
+    HelloTimeout, "hello_timeout", Some(4408), "No HELLO came in time.";
+    ProtocolViolation, "protocol_violation", Some(1002), "A rule of RFC 6455 was broken.";
+    ProtocolError, "protocol_error", Some(4400), "A message of the protocol was malformed or out of place.";
+    FrameTooLarge, "frame_too_large", Some(1009), "A message was longer than allowed.";
+    MessageTimeout, "message_timeout", Some(1008), "One message took too long to arrive.";
+    TokenInvalid, "token_invalid", Some(4401), "The token was missing or wrong.";
+    TokenExpired, "token_expired", Some(4401), "The token ran out.";
+    Forbidden, "forbidden", Some(4403), "The user or device is banned, or has too many devices.";
+    Replaced, "replaced", Some(4409), "The same device connected again.";
+    LivenessTimeout, "liveness_timeout", None, "Nothing was heard for 2.5 times the ping interval.";
+    SlowReader, "slow_reader", Some(4410), "Too much waited to be sent and the peer took nothing.";
+    NotAcknowledging, "not_acknowledging", Some(4410), "The delivery window was full and no acknowledgement moved.";
+    RateLimited, "rate_limited", Some(4429), "A rate limit was abused repeatedly.";
+    Overloaded, "overloaded", Some(4503), "The node had no room.";
+    Drain, "drain", Some(1001), "The node was leaving.";
+    InternalError, "internal_error", Some(1011), "A defect of the gateway.";
 }
 
 impl CloseCause {
     /// Place in [`ReactorCounters::closes_count`].
     #[must_use]
-    pub fn index(self) -> usize {
-        usize::from(self as u8)
+    pub const fn index(self) -> usize {
+        self as usize
     }
 
     /// The label value.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         CAUSE_NAMES[self.index()]
     }
 }
 
-const CAUSE_NAMES: [&str; 20] = [
-    "client_closed",
-    "client_gone",
-    "upgrade_refused",
-    "upgrade_timeout",
-    "hello_timeout",
-    "protocol_violation",
-    "protocol_error",
-    "frame_too_large",
-    "message_timeout",
-    "token_invalid",
-    "token_expired",
-    "forbidden",
-    "replaced",
-    "liveness_timeout",
-    "slow_reader",
-    "not_acknowledging",
-    "rate_limited",
-    "overloaded",
-    "drain",
-    "internal_error",
-];
-const _: () = assert!(CloseCause::InternalError as usize + 1 == CAUSE_NAMES.len());
+const REFUSAL_STATUSES: [&str; 10] = ["400", "403", "404", "405", "408", "426", "429", "431", "503", "other"];
 
-/// The names of `wire::violation::Violation`, in its order; a test there compares.
+/// The rules of `wire::violation`, which stands above this floor; the admin room's tests compare the two lists.
 pub const VIOLATION_NAMES: [&str; 18] = [
     "reserved_bit",
     "unknown_opcode",
@@ -296,6 +316,8 @@ pub const VIOLATION_NAMES: [&str; 18] = [
 
 const REQUEST_NAMES: [&str; 11] = ["hello", "ping", "auth", "send", "ack", "nack", "sync", "fetch", "read", "watch", "signal"];
 
+const SUBMISSION_NAMES: [&str; 7] = ["attach", "leave", "send", "read", "cursors", "page", "member"];
+
 const ERROR_CODES: [u16; 25] = [
     1001, 1002, 1003, 1004, 1005, 2001, 2002, 2003, 2004, 3001, 3002, 3003, 3004, 3005, 3009, 4001, 4002, 4003, 4004, 5001, 5002,
     5003, 5004, 5005, 5006,
@@ -314,9 +336,10 @@ mod tests {
     fn a_block_shows_what_was_published() {
         let block = ReactorBlock::default();
         let mut counters = ReactorCounters { connections_open: 7, ..ReactorCounters::default() };
-        counters.closes_count[CloseCause::Replaced.index()] = 3;
+        counters.count_close(CloseCause::Replaced);
         counters.count_error(4001);
         counters.count_error(9999);
+        counters.count_upgrade_refused(503);
         block.publish(&counters);
         let values = block.read();
         let at = |name: &str| {
@@ -324,13 +347,15 @@ mod tests {
             before.map(Field::width).sum::<usize>()
         };
         assert_eq!(values[at("connections_open")], 7);
-        assert_eq!(values[at("closes_count") + CloseCause::Replaced.index()], 3);
-        assert_eq!(values[at("errors_count") + 15], 1);
-        assert_eq!(values[at("errors_count") + 25], 1);
+        assert_eq!(values[at("closes_count") + CloseCause::Replaced.index()], 1);
+        assert_eq!(values[at("errors_count") + ERROR_NAMES.iter().position(|&name| name == "4001").unwrap()], 1);
+        assert_eq!(values[at("errors_count") + ERROR_NAMES.len() - 1], 1);
+        assert_eq!(values[at("upgrades_refused_count") + 8], 1);
+        assert_eq!(values.iter().sum::<u64>(), 11);
         assert_eq!(values.len(), ReactorCounters::FIELDS.iter().map(Field::width).sum::<usize>());
     }
 
-    /// Names are unique, because they become metrics.
+    /// Names are unique, because they become metrics, and so are the values of each label.
     #[test]
     fn names_are_unique() {
         for fields in [ReactorCounters::FIELDS, StoreCounters::FIELDS] {
@@ -338,6 +363,36 @@ mod tests {
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), fields.len());
+            for field in fields {
+                let mut values = field.values.to_vec();
+                values.sort_unstable();
+                values.dedup();
+                assert_eq!(values.len(), field.values.len(), "{}", field.name);
+            }
+        }
+    }
+
+    /// A counter found by index belongs to the cause of that name, and its code is one a Close frame may carry.
+    #[test]
+    fn every_cause_stands_at_its_index_with_a_code_that_may_travel() {
+        for (index, &cause) in CloseCause::ALL.iter().enumerate() {
+            assert_eq!(cause.index(), index);
+            assert!(cause.sentence().ends_with('.'));
+            assert!(cause.close_code().is_none_or(|code| matches!(code, 1000..=1003 | 1007..=1014 | 4000..=4999)));
+        }
+        assert_eq!(CloseCause::NotAcknowledging.name(), "not_acknowledging");
+    }
+
+    /// Both lists of error codes say the same, and every status has its place.
+    #[test]
+    fn labels_agree_with_what_is_counted_under_them() {
+        for (code, name) in ERROR_CODES.iter().zip(ERROR_NAMES) {
+            assert_eq!(code.to_string(), name);
+        }
+        for (at, status) in REFUSAL_STATUSES.iter().enumerate() {
+            let mut counters = ReactorCounters::default();
+            counters.count_upgrade_refused(status.parse().unwrap_or(999));
+            assert_eq!(counters.upgrades_refused_count[at], 1);
         }
     }
 }

@@ -1,3 +1,4 @@
 //! Counters, histograms and logs.
 
 pub mod counters;
+pub mod histogram;
