@@ -5,6 +5,7 @@ pub mod atomic;
 pub mod descriptors;
 pub mod driver;
 pub mod epoll;
+pub mod file;
 pub mod pin;
 pub mod socket;
 pub mod wake;

@@ -1,0 +1,139 @@
+//! The disk of the machine: one directory, plain files.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use super::disk::{Disk, Space};
+
+/// Files under one directory, which is made if it is missing.
+#[derive(Debug)]
+pub struct RealDisk {
+    dir: PathBuf,
+    /// Handle of the directory: syncing it makes names durable.
+    handle: File,
+    /// A file of zeros being written ahead.
+    spare: Option<JoinHandle<io::Result<u64>>>,
+}
+
+impl RealDisk {
+    /// The directory `dir`.
+    ///
+    /// # Errors
+    /// The kernel's, naming the directory.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
+        fs::create_dir_all(dir).map_err(named)?;
+        let handle = File::open(dir).map_err(named)?;
+        Ok(Self { dir: dir.to_owned(), handle, spare: None })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Waits for the spare; whether one of this size stands ready.
+    fn take_spare(&mut self, bytes: u64) -> bool {
+        let Some(spare) = self.spare.take() else { return false };
+        matches!(spare.join(), Ok(Ok(written)) if written == bytes)
+    }
+}
+
+impl Disk for RealDisk {
+    type File = File;
+
+    fn list(&mut self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&mut self, name: &str, bytes: u64) -> io::Result<File> {
+        let spare = self.path(SPARE);
+        if !self.take_spare(bytes) {
+            write_zeros(&spare, bytes).inspect_err(|_| drop(fs::remove_file(&spare)))?;
+        }
+        fs::rename(&spare, self.path(name))?;
+        self.handle.sync_all()?;
+        self.open(name)
+    }
+
+    fn prepare(&mut self, bytes: u64) {
+        if self.spare.is_none() {
+            let path = self.path(SPARE);
+            let write = move || write_zeros(&path, bytes).inspect_err(|_| drop(fs::remove_file(&path)));
+            // Without a thread the zeros are written when they are needed.
+            self.spare = std::thread::Builder::new().name("zeros".to_owned()).spawn(write).ok();
+        }
+    }
+
+    fn open(&mut self, name: &str) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(self.path(name))
+    }
+
+    fn len(&mut self, file: &File) -> io::Result<u64> {
+        Ok(file.metadata()?.len())
+    }
+
+    fn read_at(&mut self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        file.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        file.write_all_at(bytes, offset)
+    }
+
+    fn sync(&mut self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path(name))
+    }
+
+    fn read_small(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match fs::read(self.path(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn replace_small(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let temporary = self.path(&format!("{name}.new"));
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&temporary, self.path(name))?;
+        self.handle.sync_all()
+    }
+
+    fn space(&mut self) -> io::Result<Space> {
+        let (free_bytes, total_bytes) = crate::io::file::space(&self.handle)?;
+        Ok(Space { free_bytes, total_bytes })
+    }
+}
+
+/// Writes a file of zeros and makes it durable. Allocating alone would leave extents marked unwritten, and the first sync into
+/// each would have to write metadata as well.
+fn write_zeros(path: &Path, bytes: u64) -> io::Result<u64> {
+    let mut file = File::create(path)?;
+    let zeros = vec![0; 1 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        let step = usize::try_from(left.min(1 << 20)).expect("at most a MiB");
+        file.write_all(&zeros[..step])?;
+        left -= step as u64;
+    }
+    file.sync_all()?;
+    Ok(bytes)
+}
+
+/// Name of the file being written ahead; never a segment.
+const SPARE: &str = "spare.new";
