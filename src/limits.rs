@@ -109,3 +109,6 @@ pub const DEDUP_RECENT_MAX: usize = 262_144;
 /// Conversations, members and read positions in memory, added up (some 60 to 200 bytes each). Full: conversations not used for long
 /// are forgotten and read back when they are.
 pub const LOADED_WEIGHT_MAX: usize = 2_097_152;
+
+/// Devices of one user that are connected or resumable. Full: ERROR 2004.
+pub const DEVICES_PER_USER_MAX: usize = 16;

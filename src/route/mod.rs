@@ -1,1 +1,4 @@
 //! Who receives a message. Pure; owned by the store thread.
+
+pub mod fanout;
+pub mod roster;
