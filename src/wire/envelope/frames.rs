@@ -21,7 +21,8 @@ impl<'a> Frames<'a> {
 
     /// The next frame; `Ok(None)` at the end of the message and after an error.
     ///
-    /// The form of names is not looked at: a user, device or conversation may be any UTF-8 here.
+    /// The form of names is not looked at: a user, device, conversation or cursor may be any UTF-8 here, of any length in JSON.
+    /// Who echoes one checks it first, since the encoders take no name above 255 bytes.
     ///
     /// # Errors
     /// The rule that the frame breaks. The connection then closes with 4400.

@@ -465,7 +465,9 @@ mod tests {
     #[test]
     fn half_of_a_surrogate_pair_is_no_text() {
         assert_eq!(unescape(r"\ud83c\udf0a").as_deref(), Some("\u{1f30a}"));
-        for wrong in [r"\ud83c", r"\udf0a", r"\ud83cx", r"\ud83c\n", r"\ud83c\ud83c", r"\udf0a\ud83c", r"\ud83c\u0041"] {
+        for wrong in
+            [r"\ud83c", r"\udf0a", r"\ud83cx", r"\ud83c\n", r"\ud83c\ud83c", r"\udf0a\ud83c", r"\ud83c\u0041", r"\ud83c\ue000"]
+        {
             assert_eq!(unescape(wrong), None, "{wrong}");
         }
     }
