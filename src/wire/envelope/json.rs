@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use base64::Engine;
+pub(super) use base64::Engine;
 pub(super) use base64::engine::general_purpose::STANDARD;
 
 use super::binary::{is_client_type, is_server_type, with_bit};

@@ -3,11 +3,9 @@
 //! Keys without a value (zero, empty) are not written. In DELIVER `t` comes first and `pos` second, so that all behind them is the
 //! same for every receiver; in pages what is known only at the end comes last.
 
-use base64::Engine;
-
 use super::binary::{cut, with_bit};
 use super::frames::DELIVER_HEAD_BYTES_MAX;
-use super::json::{Key, NAMES, STANDARD};
+use super::json::{Engine, Key, NAMES, STANDARD};
 use super::page::{PageHead, PageOrder, PageWriter, SyncPageWriter};
 use super::{ClientFrame, Deliver, Encoding, Entry, Message, ServerFrame, Trace, deliver_flags, frame_type, send_flags};
 use crate::limits::FRAME_BYTES_DEFAULT;
