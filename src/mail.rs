@@ -294,7 +294,8 @@ pub enum Event {
         code: ErrorCode,
         /// When to try again; 0 if not retryable.
         retry_ms: u32,
-        /// For SEND: its conversation and cmid, so that the send window and the ordering hold know.
+        /// For SEND: its conversation and cmid, so that the send window and the ordering hold know. For a cursor (rid 0): its
+        /// conversation and a cmid of zeros.
         send: Option<(Text, Cmid)>,
     },
     /// DELIVER, to `targets[first..first + count]` of the group.

@@ -126,6 +126,7 @@ pub struct Projection {
 #[derive(Debug, Default)]
 pub struct Progress {
     projected: AtomicU64,
+    checkpointed: AtomicU64,
     backlog_bytes: AtomicU64,
     lock: Mutex<()>,
     moved: Condvar,
@@ -142,6 +143,17 @@ impl Progress {
     #[must_use]
     pub fn projected(&self) -> u64 {
         self.projected.load(Ordering::Acquire)
+    }
+
+    /// The projector has made everything up to group `number` durable in the engine, and has read that position back.
+    pub fn checkpoint(&self, number: u64) {
+        self.checkpointed.store(number, Ordering::Release);
+    }
+
+    /// The log may forget groups up to this one; 0 before the first checkpoint.
+    #[must_use]
+    pub fn checkpointed(&self) -> u64 {
+        self.checkpointed.load(Ordering::Acquire)
     }
 
     /// The store gives `bytes` away.
