@@ -52,6 +52,18 @@ impl<T> LaneSender<T> {
         result
     }
 
+    /// As [`LaneSender::send_within`], but waits as long as the owner lives.
+    ///
+    /// # Errors
+    /// The value, when the owner has ended.
+    pub fn send(&self, value: T) -> Result<(), T> {
+        // The owner may sleep in front of a full lane only until the next wake.
+        self.waker.wake();
+        let result = self.channel.send(value).map_err(|channel::SendError(value)| value);
+        self.waker.wake();
+        result
+    }
+
     /// Values waiting; the owner may take some meanwhile.
     #[must_use]
     pub fn len(&self) -> usize {

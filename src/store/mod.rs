@@ -5,9 +5,13 @@ pub mod dedup;
 pub mod disk;
 pub mod disk_memory;
 pub mod disk_real;
+pub mod engine;
 pub mod entry;
+pub mod history;
 pub mod job;
 pub mod log;
+pub mod projector;
+pub mod reader;
 pub mod record;
 pub mod schema;
 

@@ -1,0 +1,384 @@
+//! What SYNC, FETCH and the store's own questions read from one view of the engine.
+
+use super::engine::{EngineError, View};
+use super::job::{JobFault, Loaded};
+use super::record::{self, MessageHeader, Value};
+use super::schema::{self, Conv, Device, Hashes, Keyspace, User};
+use crate::ids::{self, Cmid, ConversationKind, Mid};
+use crate::mail::PageRequest;
+use crate::wire::envelope::{
+    Encoding, Entry, ErrorCode, Message, PageHead, PageOrder, PageWriter, SyncPageWriter, deliver_flags, page_flags,
+};
+use crate::wire::message::Text;
+
+/// One reading of the engine, for one question.
+pub struct History<'e> {
+    view: View<'e>,
+    hashes: Hashes,
+    epoch: u32,
+    since: u64,
+}
+
+/// Who asks, and how the answer is to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    /// User.
+    pub user: &'a str,
+    /// Device, whose cursor is `mine`.
+    pub device: &'a str,
+    /// `rid` of the request.
+    pub rid: u32,
+    /// Encoding of the finished frame.
+    pub encoding: Encoding,
+    /// The finished frame is at most this long, unless one message alone is longer.
+    pub max_frame: usize,
+    /// Unix seconds: what has expired by now is a TOMBSTONE.
+    pub now_s: u64,
+}
+
+/// Why a page cannot be made.
+#[derive(Debug)]
+pub enum PageError {
+    /// The client's fault, or its bad luck.
+    Refused(ErrorCode),
+    /// Ours.
+    Engine(EngineError),
+}
+
+impl From<EngineError> for PageError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<record::BadValue> for PageError {
+    fn from(error: record::BadValue) -> Self {
+        Self::Engine(EngineError::Failed { operation: "reading", reason: error.to_string() })
+    }
+}
+
+impl<'e> History<'e> {
+    /// Reads through `view`.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn new(view: View<'e>, hashes: Hashes) -> Result<Self, EngineError> {
+        let position = view.position()?;
+        Ok(Self { view, hashes, epoch: position.epoch, since: position.changed })
+    }
+
+    /// The finished frame that answers `request`.
+    ///
+    /// # Errors
+    /// [`PageError`].
+    pub fn page(&self, reader: &Reader<'_>, request: &PageRequest) -> Result<Vec<u8>, PageError> {
+        match request {
+            PageRequest::Sync { since, limit, cursor } => self.sync(reader, *since, *limit, cursor),
+            PageRequest::Fetch { conv, from, to, limit, newest } => {
+                let order = if *newest { PageOrder::Descending } else { PageOrder::Ascending };
+                self.fetch(reader, conv, (*from, *to), *limit, order)
+            }
+        }
+    }
+
+    /// Head and members of a conversation, `None` if it does not exist.
+    ///
+    /// # Errors
+    /// [`JobFault`].
+    pub fn load(&self, id: &str) -> Result<Option<Loaded>, JobFault> {
+        let conv = self.hashes.conv(id);
+        let row = self.view.get(Keyspace::Head, &schema::head_key(conv)).map_err(engine)?;
+        let Some(row) = row else { return Ok(None) };
+        let head = record::Head::decode(&row).map_err(mismatch)?;
+        if head.conv != id {
+            return Err(JobFault::Mismatch);
+        }
+        let last = self.view.last(Keyspace::Msg, &conv.0).map_err(engine)?;
+        let (seq, count) = match &last {
+            Some((key, value)) => {
+                let (header, _) = MessageHeader::decode(value).map_err(mismatch)?;
+                (schema::msg_seq(key).ok_or(JobFault::Mismatch)?, header.count)
+            }
+            None => (head.head, head.count),
+        };
+        let mut members = Vec::new();
+        for row in self.view.prefix(Keyspace::Member, &conv.0) {
+            let (_, value) = row.map_err(engine)?;
+            let member = record::Member::decode(&value).map_err(mismatch)?;
+            members.push((Text::from(member.user), member.joined));
+        }
+        Ok(Some(Loaded {
+            floor: head.floor,
+            floor_count: head.floor_count,
+            head: seq.max(head.head),
+            count: count.max(head.count),
+            version: head.version,
+            changed: head.changed,
+            members,
+        }))
+    }
+
+    /// Read position of a user; 0: never read.
+    ///
+    /// # Errors
+    /// [`JobFault`].
+    pub fn read_position(&self, conv: &str, user: &str) -> Result<u64, JobFault> {
+        let key = schema::user_key(self.hashes.user(user), self.hashes.conv(conv));
+        let row = self.view.get(Keyspace::Read, &key).map_err(engine)?;
+        row.map_or(Ok(0), |row| record::Read::decode(&row).map(|read| read.seq).map_err(mismatch))
+    }
+
+    /// What a cmid was used for within the window.
+    ///
+    /// # Errors
+    /// [`JobFault`].
+    pub fn dedup(&self, user: &str, cmid: Cmid) -> Result<Option<record::Dedup>, JobFault> {
+        let key = schema::dedup_key(cmid, self.hashes.user(user));
+        for keyspace in Keyspace::DEDUP {
+            if let Some(row) = self.view.get(keyspace, &key).map_err(engine)? {
+                return record::Dedup::decode(&row).map(Some).map_err(mismatch);
+            }
+        }
+        Ok(None)
+    }
+
+    fn fetch(
+        &self,
+        reader: &Reader<'_>,
+        id: &str,
+        (from, to): (u64, u64),
+        limit: u16,
+        order: PageOrder,
+    ) -> Result<Vec<u8>, PageError> {
+        let conv = self.hashes.conv(id);
+        let joined = self.joined(reader.user, id, conv)?.ok_or(PageError::Refused(ErrorCode::NotMember))?;
+        let state = self.state(id, conv)?.unwrap_or(State { floor: 1, ..State::default() });
+        let page = PageHead { rid: reader.rid, epoch: self.epoch, floor: state.floor, head: state.head, conv: id };
+        let mut writer = PageWriter::new(reader.encoding, reader.max_frame, order, &page);
+        let wanted = from.max(1).max(joined);
+        let mut flags = if wanted < state.floor { page_flags::BELOW_FLOOR } else { 0 };
+        let first = wanted.max(state.floor);
+        let last = if to == 0 { state.head } else { to.min(state.head) };
+        if first > last {
+            return Ok(writer.finish(flags));
+        }
+        let (first, last) = (schema::msg_key(conv, first), schema::msg_key(conv, last));
+        let mut rows = self.view.range(Keyspace::Msg, &first, &last);
+        loop {
+            let row = match order {
+                PageOrder::Ascending => rows.next(),
+                PageOrder::Descending => rows.next_back(),
+            };
+            let Some((key, value)) = row.transpose()? else { break };
+            let (header, payload) = MessageHeader::decode(&value)?;
+            let seq = schema::msg_seq(&key).ok_or(record::BadValue)?;
+            if writer.count() == limit || !writer.push(&message(reader, seq, &header, payload)) {
+                flags |= page_flags::MORE;
+                break;
+            }
+        }
+        Ok(writer.finish(flags))
+    }
+
+    fn sync(&self, reader: &Reader<'_>, since: u64, limit: u16, cursor: &str) -> Result<Vec<u8>, PageError> {
+        let place = SyncCursor::parse(cursor).ok_or(PageError::Refused(ErrorCode::BadField))?;
+        let new_since = place.as_ref().map_or(self.since, |place| place.since);
+        let user = self.hashes.user(reader.user);
+        let device = self.hashes.device(reader.device);
+        let mut writer = SyncPageWriter::new(reader.encoding, reader.max_frame, reader.rid);
+        let first = match &place {
+            Some(place) => schema::user_key(user, place.last).to_vec(),
+            None => user.0.to_be_bytes().to_vec(),
+        };
+        let last = schema::user_key(user, Conv([0xFF; 16]));
+        let mut reported = None;
+        for row in self.view.range(Keyspace::ConvOf, &first, &last) {
+            let (key, value) = row?;
+            let conv = schema::user_key_conv(&key).ok_or(record::BadValue)?;
+            if place.as_ref().is_some_and(|place| place.last == conv) {
+                continue;
+            }
+            let row = record::ConvOf::decode(&value)?;
+            let Some(entry) = self.entry(&row, conv, user, device, since)? else { continue };
+            if writer.count() == limit || !writer.push(&entry) {
+                let last = reported.expect("a page takes at least one entry");
+                let next = SyncCursor { since: new_since, last };
+                return Ok(writer.finish(page_flags::MORE, new_since, &next.to_string()));
+            }
+            reported = Some(conv);
+        }
+        Ok(writer.finish(0, new_since, ""))
+    }
+
+    /// The entry of one conversation, `None` if it has not changed since.
+    fn entry<'a>(
+        &self,
+        row: &record::ConvOf<'a>,
+        conv: Conv,
+        user: User,
+        device: Device,
+        since: u64,
+    ) -> Result<Option<Entry<'a>>, PageError> {
+        if row.left {
+            let removed = Entry {
+                conv: row.conv.into(),
+                epoch: self.epoch,
+                flags: page_flags::ENTRY_REMOVED,
+                head: 0,
+                head_mid: Mid(0),
+                floor: 0,
+                mine: 0,
+                read: 0,
+                unread: 0,
+            };
+            return Ok((since > 0 && row.changed > since).then_some(removed));
+        }
+        let state = self.state(row.conv, conv)?.unwrap_or(State { floor: 1, ..State::default() });
+        let read = match self.view.get(Keyspace::Read, &schema::user_key(user, conv))? {
+            Some(bytes) => record::Read::decode(&bytes)?,
+            None => record::Read { seq: 0, changed: 0 },
+        };
+        let changed = state.head_mid.0.max(state.changed).max(row.changed).max(read.changed);
+        if changed <= since {
+            return Ok(None);
+        }
+        let mine = match self.view.get(Keyspace::Cursor, &schema::cursor_key(user, device, conv))? {
+            Some(bytes) => record::Cursor::decode(&bytes)?.seq,
+            None => 0,
+        };
+        let seen = read.seq.max(state.floor - 1).max(row.joined.max(1) - 1);
+        let unread = state.count.saturating_sub(self.count_at(&state, conv, seen)?).min(UNREAD_MAX);
+        let notice_only = matches!(ids::conversation_kind(row.conv), Some(ConversationKind::Channel));
+        Ok(Some(Entry {
+            conv: row.conv.into(),
+            epoch: self.epoch,
+            flags: if notice_only { page_flags::ENTRY_NOTICE_ONLY } else { 0 },
+            head: state.head,
+            head_mid: state.head_mid,
+            floor: state.floor,
+            mine,
+            read: read.seq,
+            unread: u32::try_from(unread).expect("capped"),
+        }))
+    }
+
+    /// First seq the user may see, `None` for one who is not a member.
+    fn joined(&self, user: &str, id: &str, conv: Conv) -> Result<Option<u64>, PageError> {
+        match ids::conversation_kind(id) {
+            Some(ConversationKind::Direct(a, b)) => Ok((user == a || user == b).then_some(1)),
+            Some(_) => {
+                let key = schema::member_key(conv, self.hashes.user(user));
+                let Some(bytes) = self.view.get(Keyspace::Member, &key)? else { return Ok(None) };
+                let member = record::Member::decode(&bytes)?;
+                Ok((member.user == user).then_some(member.joined))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn state(&self, id: &str, conv: Conv) -> Result<Option<State>, PageError> {
+        let Some(bytes) = self.view.get(Keyspace::Head, &schema::head_key(conv))? else { return Ok(None) };
+        let head = record::Head::decode(&bytes)?;
+        if head.conv != id {
+            return Err(PageError::Refused(ErrorCode::NotMember));
+        }
+        let mut state = State {
+            floor: head.floor.max(1),
+            floor_count: head.floor_count,
+            head: head.head,
+            head_mid: Mid(0),
+            count: head.count,
+            changed: head.changed,
+        };
+        if let Some((key, value)) = self.view.last(Keyspace::Msg, &conv.0)? {
+            let (header, _) = MessageHeader::decode(&value)?;
+            let seq = schema::msg_seq(&key).ok_or(record::BadValue)?;
+            (state.head, state.head_mid, state.count) = (seq, header.mid, header.count);
+        }
+        Ok(Some(state))
+    }
+
+    /// How many not QUIET messages the conversation holds up to and with `seq`.
+    fn count_at(&self, state: &State, conv: Conv, seq: u64) -> Result<u64, PageError> {
+        if seq >= state.head {
+            return Ok(state.count);
+        }
+        if seq < state.floor {
+            return Ok(state.floor_count);
+        }
+        let bytes = self.view.get(Keyspace::Msg, &schema::msg_key(conv, seq))?.ok_or(record::BadValue)?;
+        Ok(MessageHeader::decode(&bytes)?.0.count)
+    }
+}
+
+/// A conversation as its rows say.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    floor: u64,
+    floor_count: u64,
+    head: u64,
+    head_mid: Mid,
+    count: u64,
+    changed: u64,
+}
+
+fn message<'a>(reader: &Reader<'_>, seq: u64, header: &MessageHeader<'a>, payload: &'a [u8]) -> Message<'a> {
+    let own = header.from == reader.user;
+    let expired = header.exp_s != 0 && u64::from(header.exp_s) <= reader.now_s;
+    let mut flags = header.flags & (deliver_flags::QUIET | deliver_flags::TOMBSTONE);
+    if own {
+        flags |= deliver_flags::OWN;
+    }
+    if expired {
+        flags |= deliver_flags::TOMBSTONE;
+    }
+    Message {
+        seq,
+        mid: header.mid,
+        flags,
+        kind: header.kind,
+        exp_s: header.exp_s,
+        cmid: own.then_some(header.cmid),
+        from: header.from.into(),
+        payload: if flags & deliver_flags::TOMBSTONE != 0 { (&[] as &[u8]).into() } else { payload.into() },
+    }
+}
+
+/// Where the next page of a SYNC goes on. Opaque to clients.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct SyncCursor {
+    /// `since` of the first page, which all pages return.
+    since: u64,
+    /// The last conversation reported.
+    last: Conv,
+}
+
+impl SyncCursor {
+    /// `None`: not one of ours. `Some(None)`: empty, the first page.
+    #[expect(clippy::option_option, reason = "wrong, first and later are three cases")]
+    fn parse(text: &str) -> Option<Option<Self>> {
+        if text.is_empty() {
+            return Some(None);
+        }
+        let (since, last) = text.split_once('.')?;
+        let last = if last.len() == 32 && last.is_ascii() { u128::from_str_radix(last, 16).ok()? } else { return None };
+        Some(Some(Self { since: u64::from_str_radix(since, 16).ok()?, last: Conv(last.to_be_bytes()) }))
+    }
+}
+
+impl std::fmt::Display for SyncCursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:x}.{:032x}", self.since, u128::from_be_bytes(self.last.0))
+    }
+}
+
+fn engine(_: EngineError) -> JobFault {
+    JobFault::Engine
+}
+
+fn mismatch(_: record::BadValue) -> JobFault {
+    JobFault::Mismatch
+}
+
+/// `unread` is capped here.
+const UNREAD_MAX: u64 = 9_999;

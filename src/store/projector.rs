@@ -1,0 +1,60 @@
+//! The thread that writes what the log says into the engine.
+//!
+//! It is handed each group after its sync, in order, and writes its rows in one batch together with the group's number. Now and
+//! then it makes a checkpoint; when one has flushed the tables, the log may forget everything up to it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::engine::{Engine, EngineError};
+use super::job::{Progress, Projection};
+use crate::mailbox::LaneReceiver;
+
+/// When the projector makes a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Checkpoints {
+    /// After so many bytes of rows the tables are flushed, and the log may forget: about one segment.
+    pub flush_bytes: u64,
+    /// After so long the journal is synced, if anything was written.
+    pub sync_every: Duration,
+}
+
+/// Writes groups until every sender of the lane is gone, then makes a last checkpoint.
+///
+/// # Errors
+/// [`EngineError`]: the store stops taking messages once the backlog is full, and the operator is told at once.
+pub fn run(
+    engine: &Engine,
+    groups: &LaneReceiver<Projection>,
+    progress: &Arc<Progress>,
+    checkpoints: Checkpoints,
+) -> Result<(), EngineError> {
+    let mut written_bytes = 0;
+    let mut unsynced = false;
+    let mut synced_at = Instant::now();
+    loop {
+        if let Some(mut projection) = groups.recv_within(PATIENCE) {
+            let bytes = projection.batch.len_bytes() as u64;
+            engine.write(&mut projection.batch)?;
+            progress.written(projection.number, bytes);
+            written_bytes += bytes;
+            unsynced = true;
+        } else if groups.is_over() {
+            let position = engine.checkpoint(true)?;
+            progress.checkpoint(position.group);
+            return Ok(());
+        }
+        if written_bytes >= checkpoints.flush_bytes {
+            let position = engine.checkpoint(true)?;
+            progress.checkpoint(position.group);
+            written_bytes = 0;
+            (unsynced, synced_at) = (false, Instant::now());
+        } else if unsynced && synced_at.elapsed() >= checkpoints.sync_every {
+            engine.checkpoint(false)?;
+            (unsynced, synced_at) = (false, Instant::now());
+        }
+    }
+}
+
+/// How long a wait for groups lasts before the clock is looked at.
+const PATIENCE: Duration = Duration::from_millis(200);

@@ -1,0 +1,90 @@
+//! The threads that read the engine: SYNC and FETCH for clients, cold heads and old duplicates for the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::engine::Engine;
+use super::history::{History, PageError, Reader};
+use super::job::{Answer, Job, JobFault, Progress};
+use super::schema::Hashes;
+use crate::clock::Clock;
+use crate::mail::{PageMail, PageReply};
+use crate::mailbox::{LaneReceiver, LaneSender};
+use crate::wire::envelope::ErrorCode;
+
+/// Where a reader's answers go.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// To the store.
+    pub store: LaneSender<Answer>,
+    /// To each reactor, by number.
+    pub pages: Vec<LaneSender<PageReply>>,
+}
+
+/// Answers jobs until every sender of the lane is gone.
+pub fn run(engine: &Engine, hashes: Hashes, jobs: &LaneReceiver<Job>, progress: &Arc<Progress>, clock: Clock, answers: &Answers) {
+    loop {
+        match jobs.recv_within(PATIENCE) {
+            Some(job) => answer(engine, hashes, job, progress, clock, answers),
+            None if jobs.is_over() => return,
+            None => {}
+        }
+    }
+}
+
+fn answer(engine: &Engine, hashes: Hashes, job: Job, progress: &Arc<Progress>, clock: Clock, answers: &Answers) {
+    let history = |after| open(engine, hashes, progress, after);
+    let reply = match job {
+        Job::Page { mail, user, device, after } => {
+            let result =
+                history(after).map_err(|_| ErrorCode::Internal).and_then(|history| page(&history, &mail, &user, &device, clock));
+            let reply = PageReply { session: mail.from.session, rid: mail.from.rid, result };
+            let lane = &answers.pages[usize::from(mail.from.session.reactor.0)];
+            // A reactor that takes nothing for so long is stalled; its client asks again.
+            drop(lane.send_within(reply, PATIENCE_REACTOR));
+            return;
+        }
+        Job::Load { conv, after } => Answer::Loaded { result: history(after).and_then(|history| history.load(&conv)), conv },
+        Job::Position { conv, user, after } => {
+            Answer::Position { result: history(after).and_then(|history| history.read_position(&conv, &user)), conv, user }
+        }
+        Job::Dedup { conv, user, cmid, after } => {
+            Answer::Dedup { result: history(after).and_then(|history| history.dedup(&user, cmid)), conv, user, cmid }
+        }
+    };
+    // The store parks submissions behind this answer: it must not be lost, and the store never waits for a reader.
+    drop(answers.store.send(reply));
+}
+
+/// A view that holds group `after`.
+fn open<'e>(engine: &'e Engine, hashes: Hashes, progress: &Arc<Progress>, after: u64) -> Result<History<'e>, JobFault> {
+    if !progress.wait_for(after, PATIENCE_PROJECTOR) {
+        return Err(JobFault::Engine);
+    }
+    History::new(engine.view(), hashes).map_err(|_| JobFault::Engine)
+}
+
+fn page(history: &History<'_>, mail: &PageMail, user: &str, device: &str, clock: Clock) -> Result<Vec<u8>, ErrorCode> {
+    let reader = Reader {
+        user,
+        device,
+        rid: mail.from.rid,
+        encoding: mail.encoding,
+        max_frame: mail.max_frame as usize,
+        now_s: clock.now().unix_ms / 1000,
+    };
+    history.page(&reader, &mail.request).map_err(|error| match error {
+        PageError::Refused(code) => code,
+        PageError::Engine(error) => {
+            tracing::error!(%error, "a page could not be read");
+            ErrorCode::Internal
+        }
+    })
+}
+
+/// How long a wait for jobs lasts before the end is looked for.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long a reader waits for a reactor to take a page.
+const PATIENCE_REACTOR: Duration = Duration::from_secs(5);
+/// How long a reader waits for the projector to reach the group a question follows.
+const PATIENCE_PROJECTOR: Duration = Duration::from_secs(5);
