@@ -112,3 +112,22 @@ pub const LOADED_WEIGHT_MAX: usize = 2_097_152;
 
 /// Devices of one user that are connected or resumable. Full: ERROR 2004.
 pub const DEVICES_PER_USER_MAX: usize = 16;
+
+/// Cursors of devices waiting for a group of the log. Full: the group is closed at once.
+pub const CURSORS_PENDING_MAX: usize = 65_536;
+
+/// Ordering holds kept by the store for SENDs that crossed the failure of an earlier one. Full: the oldest ends; its reactor knows.
+pub const STORE_HOLDS_MAX: usize = 65_536;
+
+/// Bytes of groups kept for a core whose `group` lane is full. Full: deliveries are dropped, results kept, RESYNC follows. Counter:
+/// `deliveries_dropped_count`.
+pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How long READ positions and cursors wait for a group to ride on before they are written alone.
+pub const RIDE_MAX: Duration = Duration::from_secs(1);
+
+/// How often the store looks at free space, moves the watermark and drops old segments.
+pub const STORE_CHORES_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the store sleeps at most while a lane to another thread is full.
+pub const LANE_RETRY_EVERY: Duration = Duration::from_millis(1);

@@ -1,6 +1,7 @@
 //! How messages are ordered, made durable and kept.
 
 pub mod apply;
+pub mod cursor;
 pub mod dedup;
 pub mod disk;
 pub mod disk_memory;
@@ -8,12 +9,18 @@ pub mod disk_real;
 pub mod engine;
 pub mod entry;
 pub mod history;
+pub mod hold;
 pub mod job;
 pub mod log;
+pub mod outbox;
+pub mod park;
 pub mod projector;
 pub mod reader;
 pub mod record;
+pub mod recovery;
 pub mod schema;
+pub mod sequencer;
+pub mod thread;
 
 #[cfg(test)]
 pub(crate) mod model;

@@ -1,0 +1,106 @@
+//! Groups that a core has not taken yet. Results are always kept: credit bounds them. Deliveries are kept up to a bound, then
+//! dropped and counted, and the core is told once, when it takes mail again, that all its sessions must SYNC.
+
+use std::collections::VecDeque;
+
+use crate::clock::Moment;
+use crate::limits::OUTBOX_BYTES_MAX;
+use crate::mail::{Event, Group};
+
+/// What waits for one core.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    kept: VecDeque<(Group, usize)>,
+    bytes: usize,
+    /// Deliveries have been dropped since the core last took everything.
+    overflowed: bool,
+}
+
+impl Outbox {
+    /// Adds a group of about `bytes`. Returns how many deliveries were dropped.
+    pub fn push(&mut self, mut group: Group, mut bytes: usize) -> u64 {
+        let mut dropped = 0;
+        self.overflowed |= !self.kept.is_empty() && self.bytes + bytes > OUTBOX_BYTES_MAX;
+        if self.overflowed {
+            group.events.retain(|event| match event {
+                Event::Deliver { count, .. } | Event::Conv { count, .. } => {
+                    dropped += u64::from(*count);
+                    false
+                }
+                _ => true,
+            });
+            group.targets = Vec::new();
+            bytes = group.events.len() * size_of::<Event>();
+        }
+        if !group.events.is_empty() {
+            self.bytes += bytes;
+            self.kept.push_back((group, bytes));
+        }
+        dropped
+    }
+
+    /// Gives to `send` what it takes, in order. After an overflow the last thing is RESYNC: only once nothing will be dropped any
+    /// more, or the SYNC that follows could miss what is dropped after it.
+    pub fn flush(&mut self, mut send: impl FnMut(Group) -> Result<(), Group>) {
+        while let Some((group, bytes)) = self.kept.pop_front() {
+            if let Err(group) = send(group) {
+                self.kept.push_front((group, bytes));
+                return;
+            }
+            self.bytes -= bytes;
+        }
+        if self.overflowed {
+            let resync = Group { events: vec![Event::Resync], committed: Moment::default(), ..Group::default() };
+            self.overflowed = send(resync).is_err();
+        }
+    }
+
+    /// Whether the core has everything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty() && !self.overflowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Mid, ReactorId, SessionRef};
+    use crate::wire::message::Text;
+
+    fn group(number: u64) -> Group {
+        let session = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
+        let sent = Event::Sent { session, rid: 1, level: 2, flags: 0, seq: number, mid: Mid(1), received: Moment::default() };
+        let conv = Event::Conv { conv: Text::from("g:x"), event: 3, version: 1, first: 0, count: 2 };
+        Group { number, events: vec![sent, conv], ..Group::default() }
+    }
+
+    /// A core that takes nothing: deliveries go beyond the bound, results stay, and RESYNC comes last, after everything else.
+    #[test]
+    fn an_overflow_keeps_results_and_ends_with_resync() {
+        let mut outbox = Outbox::default();
+        let third = OUTBOX_BYTES_MAX / 3 + 1;
+        let dropped: u64 = (1..=5).map(|number| outbox.push(group(number), third)).sum();
+        assert_eq!(dropped, 6);
+        outbox.flush(Err);
+        assert!(!outbox.is_empty());
+        let mut taken = Vec::new();
+        outbox.flush(|group| {
+            if taken.len() == 3 {
+                return Err(group);
+            }
+            taken.push(group);
+            Ok(())
+        });
+        assert_eq!(outbox.push(group(6), third), 2);
+        outbox.flush(|group| {
+            taken.push(group);
+            Ok(())
+        });
+        assert!(outbox.is_empty());
+        let events: Vec<usize> = taken.iter().map(|group| group.events.len()).collect();
+        assert_eq!(events, [2, 2, 1, 1, 1, 1, 1]);
+        assert!(matches!(taken.last().unwrap().events[..], [Event::Resync]));
+        assert_eq!(outbox.push(group(7), third), 0);
+    }
+}

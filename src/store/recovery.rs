@@ -1,0 +1,106 @@
+//! From what a crash left to where it stopped: the groups of the log behind the engine are applied again.
+
+use std::fmt;
+use std::io;
+
+use super::apply::{Disagreement, State};
+use super::entry::{BadEntry, Change, Message, entries};
+use super::job::{JobFault, Loaded, Projection};
+use super::log::LogError;
+use super::schema::Batch;
+
+/// Why the store cannot start on what it found.
+#[derive(Debug)]
+pub enum RecoverError {
+    /// The kernel's, while reading the log.
+    Io(io::Error),
+    /// Writing the new epoch failed.
+    Log(LogError),
+    /// A group of the log holds something unreadable.
+    Entry {
+        /// Number of the group.
+        group: u64,
+        /// What.
+        source: BadEntry,
+    },
+    /// Log and engine do not tell the same story.
+    Disagreement {
+        /// Number of the group.
+        group: u64,
+        /// What.
+        source: Disagreement,
+    },
+    /// A conversation cannot be read from the engine.
+    Cold {
+        /// Its id.
+        conv: String,
+        /// Why.
+        fault: JobFault,
+    },
+    /// The engine's rows end before the log begins.
+    Gap {
+        /// Last group in the engine.
+        engine: u64,
+        /// First group of the log.
+        first: u64,
+    },
+}
+
+impl fmt::Display for RecoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(source) => write!(f, "reading the log: {source}"),
+            Self::Log(source) => write!(f, "beginning a new epoch: {source}"),
+            Self::Entry { group, source } => write!(f, "commit group {group}: {source}"),
+            Self::Disagreement { group, source } => write!(f, "commit group {group}: {source}"),
+            Self::Cold { conv, fault } => write!(f, "reading conversation {conv} from the engine: {fault:?}"),
+            Self::Gap { engine, first } => write!(
+                f,
+                "the engine holds commit groups up to {engine}, the log begins with {first}: groups {} to {} are lost. Restore the \
+                 data directory from a backup",
+                engine + 1,
+                first - 1
+            ),
+        }
+    }
+}
+
+impl std::error::Error for RecoverError {}
+
+impl From<io::Error> for RecoverError {
+    fn from(source: io::Error) -> Self {
+        Self::Io(source)
+    }
+}
+
+/// The engine as recovery sees it: before anything else uses it.
+pub trait Cold {
+    /// Head and members of a conversation.
+    ///
+    /// # Errors
+    /// [`JobFault`], which ends the start.
+    fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault>;
+    /// Takes the rows of a replayed group, in order.
+    fn project(&mut self, projection: Projection);
+}
+
+/// Applies one group of the log again and hands its rows to `cold`.
+///
+/// # Errors
+/// [`RecoverError`], naming the group.
+pub fn replay(state: &mut State, group: u64, body: &[u8], cold: &mut impl Cold) -> Result<(), RecoverError> {
+    let mut batch = Batch::default();
+    for entry in entries(body) {
+        let entry = entry.map_err(|source| RecoverError::Entry { group, source })?;
+        if let Change::Message(Message { conv, .. }) | Change::Members { conv, .. } | Change::Read { conv, .. } = &entry.change
+            && !state.is_loaded(state.hashes().conv(conv))
+        {
+            let loaded = cold.load(conv).map_err(|fault| RecoverError::Cold { conv: (*conv).to_owned(), fault })?;
+            state.insert(conv, loaded);
+        }
+        state.apply(&entry, group, &mut batch).map_err(|source| RecoverError::Disagreement { group, source })?;
+    }
+    state.finish(group, &mut batch);
+    cold.project(Projection { number: group, batch });
+    Ok(())
+}

@@ -1,0 +1,841 @@
+//! The one sequencer: orders messages and route changes, makes them durable, and says who receives what.
+//!
+//! ```text
+//!  answers ──► unpark ─┐                              ┌► results and deliveries, one mail per core
+//!  submissions ────────┼─► admit, apply ─► log, sync ─┤
+//!            parked ◄──┘   (open group)               └► rows, to the projector
+//! ```
+//!
+//! A turn takes what waits, up to a bound, into the open group. A message or a change of members closes the group in the same turn:
+//! it is written and synced, and only then do SENT and DELIVER exist. READ positions and cursors ride on the next group, or close
+//! one of their own after a second. While a group is syncing the next one gathers in the lanes.
+//!
+//! It never reads the engine and never waits for another thread. Lanes and clock are a trait, the disk is a trait: tests drive it
+//! turn by turn.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use super::apply::{Admission, MemberAdmission, ReadAdmission, State, Submission};
+use super::cursor::Cursors;
+use super::disk::{Disk, SpaceRule};
+use super::entry::{Change, Entry, Message, Operation};
+use super::hold::Holds;
+use super::job::{Answer, Job, Progress, Projection};
+use super::log::{Log, LogError, Recovered};
+use super::outbox::Outbox;
+use super::park::{Lookup, Parking, Work};
+use super::record;
+use super::recovery::{Cold, RecoverError, replay};
+use super::schema::{Batch, Conv};
+use crate::clock::Moment;
+use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
+use crate::limits::{
+    ARENA_CHUNK_BYTES, GROUP_DELIVERIES_MAX, GROUP_SUBMISSIONS_MAX, JOB_LANE_MAX, LANE_RETRY_EVERY, PARKED_MAX,
+    PROJECT_BYTES_MAX, RIDE_MAX, STORE_CHORES_EVERY,
+};
+use crate::mail::{
+    Attach, CursorMail, Delivery, Event, Group, MemberChange, MemberDone, MemberMail, MemberRefusal, PageMail, SendMail, Sender,
+    Submit,
+};
+use crate::observe::counters::StoreCounters;
+use crate::route::fanout::{Fanout, Source};
+use crate::route::roster::{Attached, Roster};
+use crate::wire::envelope::{ErrorCode, SENT_DUPLICATE, deliver_flags, send_flags};
+use crate::wire::message::{Arena, Text};
+
+/// What surrounds the sequencer. Nothing here waits.
+pub trait Ports {
+    /// Reads the clocks.
+    fn now(&self) -> Moment;
+    /// The next submission.
+    fn next_submit(&mut self) -> Option<Submit>;
+    /// The next answer of a reader.
+    fn next_answer(&mut self) -> Option<Answer>;
+    /// Mails a group to a core.
+    ///
+    /// # Errors
+    /// The group, when the lane is full.
+    fn send_group(&mut self, reactor: ReactorId, group: Group) -> Result<(), Group>;
+    /// Gives a reader work. `false`: the lanes are full.
+    fn send_job(&mut self, job: Job) -> bool;
+    /// Gives the projector a group of rows.
+    ///
+    /// # Errors
+    /// The rows, when the lane is full.
+    fn send_projection(&mut self, projection: Projection) -> Result<(), Projection>;
+    /// Bodies of so many bytes have left the store: the credit of the `submit` lane gets them back.
+    fn give_back(&mut self, bytes: u64);
+}
+
+/// How messages are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// What SENT promises: 2 synced, 1 written, 0 neither.
+    pub level: u8,
+    /// When SEND is refused for want of space.
+    pub space: SpaceRule,
+    /// How many reactors there are.
+    pub cores: usize,
+}
+
+/// What the caller does after a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Turn {
+    /// The budget ended the turn, not want of work: turn again at once.
+    pub is_busy: bool,
+    /// Otherwise sleep until mail comes, but no longer than this.
+    pub wake_in: Duration,
+}
+
+/// See the head of this file.
+pub struct Sequencer<D: Disk> {
+    settings: Settings,
+    log: Log<D>,
+    state: State,
+    roster: Roster,
+    fanout: Fanout,
+    parking: Parking,
+    holds: Holds,
+    cursors: Cursors,
+    open: Open,
+    outboxes: Vec<Outbox>,
+    /// Groups the projector's lane had no room for.
+    unprojected: VecDeque<Projection>,
+    progress: Arc<Progress>,
+    /// User names of the submissions of this group.
+    names: Arena,
+    /// Bytes of bodies that have left since the last turn ended.
+    credit_bytes: u64,
+    /// The projector is behind: SEND is refused until it is below half.
+    is_overloaded: bool,
+    /// Too little space: SEND is refused.
+    is_read_only: bool,
+    chores_due: u64,
+    counters: StoreCounters,
+    /// Breaks the promise on purpose, so that tests can prove that they would see it.
+    acknowledge_before_sync: bool,
+}
+
+/// The group being gathered.
+#[derive(Debug, Default)]
+struct Open {
+    number: u64,
+    body: Vec<u8>,
+    entries_count: u32,
+    batch: Batch,
+    /// Holds something that somebody waits for.
+    must_close: bool,
+    /// Holds a READ: a page asked for now must wait for this group.
+    has_read: bool,
+    /// When the first entry or cursor came that nobody waits for.
+    since: Option<Moment>,
+    /// Answers to changes of members, due after the sync.
+    replies: Vec<(SyncSender<MemberResult>, MemberResult)>,
+}
+
+type MemberResult = Result<MemberDone, MemberRefusal>;
+
+impl<D: Disk> Sequencer<D> {
+    /// Brings memory and engine up to the end of the log, and is then ready for the first turn.
+    ///
+    /// `store` and `position` are what the engine's `meta` says; `cold` reads the engine and takes the rows it lacks.
+    ///
+    /// # Errors
+    /// [`RecoverError`]: what the operator must know.
+    pub fn recover(
+        mut log: Log<D>,
+        recovered: &Recovered,
+        (store, position): (&record::Store, &record::Position),
+        settings: Settings,
+        progress: Arc<Progress>,
+        cold: &mut impl Cold,
+    ) -> Result<Self, RecoverError> {
+        if recovered.first <= recovered.last && recovered.first > position.group + 1 {
+            return Err(RecoverError::Gap { engine: position.group, first: recovered.first });
+        }
+        let mut state = State::new(store, position);
+        log.replay(position.group, |group, _, body| replay(&mut state, group, body, cold))?;
+        let number = log.last() + 1;
+        let mut sequencer = Self {
+            settings,
+            log,
+            state,
+            roster: Roster::default(),
+            fanout: Fanout::new(settings.cores),
+            parking: Parking::default(),
+            holds: Holds::default(),
+            cursors: Cursors::default(),
+            open: Open { number, ..Open::default() },
+            outboxes: (0..settings.cores).map(|_| Outbox::default()).collect(),
+            unprojected: VecDeque::new(),
+            progress,
+            names: Arena::new(ARENA_CHUNK_BYTES),
+            credit_bytes: 0,
+            is_overloaded: false,
+            is_read_only: false,
+            chores_due: 0,
+            counters: StoreCounters::default(),
+            acknowledge_before_sync: false,
+        };
+        if recovered.lost.is_some() {
+            sequencer.begin_epoch(cold).map_err(RecoverError::Log)?;
+        }
+        Ok(sequencer)
+    }
+
+    /// One turn: takes answers and submissions, closes the group if somebody waits for it, and hands out what it means.
+    ///
+    /// # Errors
+    /// [`LogError`], which is final: nothing of the open group was acknowledged, and nothing more can be.
+    pub fn turn(&mut self, ports: &mut impl Ports) -> Result<Turn, LogError> {
+        let now = ports.now();
+        self.flush(ports);
+        self.watch_backlog();
+        if now.mono_ns >= self.chores_due {
+            self.chores();
+            self.chores_due = now.mono_ns + nanos(STORE_CHORES_EVERY);
+        }
+        let mut taken = 0;
+        while taken < JOB_LANE_MAX
+            && self.has_room()
+            && let Some(answer) = ports.next_answer()
+        {
+            self.answer(answer, now, ports);
+            taken += 1;
+        }
+        let mut submitted = 0;
+        while submitted < GROUP_SUBMISSIONS_MAX
+            && self.has_room()
+            && let Some(submit) = ports.next_submit()
+        {
+            self.submit(submit, now, ports);
+            submitted += 1;
+        }
+        let is_busy = taken == JOB_LANE_MAX || submitted == GROUP_SUBMISSIONS_MAX || !self.has_room();
+        let is_due = self.open.since.is_some_and(|since| now.since(since) >= RIDE_MAX);
+        if self.open.must_close || is_due || self.cursors.is_full() {
+            self.close(now, ports)?;
+        }
+        self.hand_out(ports);
+        ports.give_back(std::mem::take(&mut self.credit_bytes));
+        Ok(Turn { is_busy, wake_in: self.wake_in(now) })
+    }
+
+    /// Writes what still rides, before a clean stop. The lanes should be empty by then.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn finish(&mut self, ports: &mut impl Ports) -> Result<(), LogError> {
+        let now = ports.now();
+        self.close(now, ports)?;
+        self.hand_out(ports);
+        if self.log.save_watermark().is_err() {
+            // The next start checks a little more of the tail against nothing: harmless.
+            self.chores_due = 0;
+        }
+        Ok(())
+    }
+
+    /// Whether everything has been handed over.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.unprojected.is_empty() && self.outboxes.iter().all(Outbox::is_empty) && self.parking.count() == 0
+    }
+
+    /// What is counted, with the gauges of this moment.
+    pub fn counters(&mut self) -> &mut StoreCounters {
+        self.counters.log_bytes = self.log.bytes();
+        self.counters.project_backlog_bytes = self.progress.backlog_bytes();
+        self.counters.parked_open = self.parking.count() as u64;
+        self.counters.roster_devices_open = self.roster.devices_count() as u64;
+        self.counters.conversations_loaded_open = self.state.loaded_count() as u64;
+        self.counters.read_only = u64::from(self.is_read_only);
+        &mut self.counters
+    }
+
+    fn has_room(&self) -> bool {
+        self.fanout.deliveries_count() < GROUP_DELIVERIES_MAX
+    }
+
+    fn submit(&mut self, submit: Submit, now: Moment, ports: &mut impl Ports) {
+        self.counters.submissions_count[submission_index(&submit)] += 1;
+        match submit {
+            Submit::Attach(attach) => self.attach(&attach),
+            Submit::Leave { session, roster } => {
+                if self.roster.leave(roster, session) {
+                    self.fanout.push(session.reactor, Event::Left { session });
+                }
+            }
+            Submit::Send(mail) => match self.user(mail.from) {
+                Some(user) => self.offer(Work::Send { mail, user, lookup: Lookup::Unasked }, now, ports),
+                None => self.credit_bytes += body_bytes(&mail),
+            },
+            Submit::Read { from, conv, seq } => {
+                if let Some(user) = self.user(from) {
+                    self.offer(Work::Read { from, conv, user, seq }, now, ports);
+                }
+            }
+            Submit::Cursors(list) => {
+                for mail in list {
+                    self.offer(Work::Cursor(mail), now, ports);
+                }
+            }
+            Submit::Page(mail) => self.page(mail, ports),
+            Submit::Member(mail) => self.offer(Work::Member(mail), now, ports),
+        }
+    }
+
+    fn attach(&mut self, attach: &Attach) {
+        self.counters.attaches_count += 1;
+        let Attach { session, user, device, platform } = attach;
+        let hash = self.state.hashes().user(user).0;
+        match self.roster.attach(hash, user, device, *platform, *session) {
+            Attached::Placed { roster, evicted } => {
+                if let Some(old) = evicted {
+                    self.counters.evicts_count += 1;
+                    self.fanout.push(old.reactor, Event::Evict { session: old, by: *session });
+                }
+                self.fanout.push(session.reactor, Event::Attached { session: *session, roster, evicted });
+            }
+            Attached::TooMany => {
+                let event = Event::AttachRefused { session: *session, code: ErrorCode::TooManyDevices };
+                self.fanout.push(session.reactor, event);
+            }
+        }
+    }
+
+    fn page(&mut self, mail: PageMail, ports: &mut impl Ports) {
+        let from = mail.from;
+        let Some(user) = self.user(from) else { return };
+        let device = self.names.text(self.roster.device(from.roster));
+        // OK of a READ means that every later request sees it.
+        self.open.must_close |= self.open.has_read;
+        let after = if self.open.has_read { self.open.number } else { self.log.last() };
+        if !ports.send_job(Job::Page { mail, user, device, after }) {
+            self.counters.jobs_full_count += 1;
+            self.fail(from.session, from.rid, ErrorCode::StoreOverloaded, None);
+        }
+    }
+
+    /// The user of a session that still owns its roster slot.
+    fn user(&mut self, from: Sender) -> Option<Text> {
+        if self.roster.session(from.roster) != Some(from.session) {
+            self.counters.stale_submissions_count += 1;
+            return None;
+        }
+        Some(self.names.text(self.roster.user(from.roster)))
+    }
+
+    fn answer(&mut self, answer: Answer, now: Moment, ports: &mut impl Ports) {
+        match answer {
+            Answer::Loaded { conv: id, result } => {
+                let conv = self.state.hashes().conv(&id);
+                match result {
+                    Ok(loaded) => self.state.insert(&id, loaded),
+                    Err(_) => return self.refuse_parked(conv),
+                }
+                self.parking.unblock(conv);
+                self.unpark(conv, now, ports);
+            }
+            Answer::Position { conv: id, user, result } => {
+                let conv = self.state.hashes().conv(&id);
+                match result {
+                    Ok(seq) => self.state.insert_read(conv, self.state.hashes().user(&user), seq),
+                    Err(_) => return self.refuse_parked(conv),
+                }
+                self.parking.unblock(conv);
+                self.unpark(conv, now, ports);
+            }
+            Answer::Dedup { conv: id, user, cmid, result } => {
+                let conv = self.state.hashes().conv(&id);
+                match result {
+                    Ok(found) => self.parking.answer(conv, &user, cmid, Lookup::Answered(found)),
+                    Err(_) => return self.refuse_parked(conv),
+                }
+                self.unpark(conv, now, ports);
+            }
+        }
+    }
+
+    /// Carries out what waits for a conversation, in order, as far as it is ready.
+    fn unpark(&mut self, conv: Conv, now: Moment, ports: &mut impl Ports) {
+        while let Some(work) = self.parking.pop_ready(conv) {
+            if let Some(work) = self.attempt(conv, work, now, ports) {
+                self.parking.push_front(conv, work);
+                return;
+            }
+        }
+    }
+
+    /// The engine cannot be read: everything that waits for it fails, so that nothing overtakes.
+    fn refuse_parked(&mut self, conv: Conv) {
+        for work in self.parking.take(conv) {
+            self.refuse(conv, work, ErrorCode::Internal);
+        }
+    }
+
+    /// Takes a submission: carries it out, parks it, or refuses it.
+    fn offer(&mut self, mut work: Work, now: Moment, ports: &mut impl Ports) {
+        let conv = self.state.hashes().conv(work.conv());
+        if let Some(code) = self.implausible(&work) {
+            return self.refuse(conv, work, code);
+        }
+        let behind = self.parking.holds(conv);
+        if behind {
+            // Asked for ahead of its turn: a reconnect brings dozens, and one after the other would take as many reads in a row.
+            self.ask_dedup(&mut work, ports);
+        } else {
+            match self.attempt(conv, work, now, ports) {
+                Some(waits) => work = waits,
+                None => return,
+            }
+        }
+        if self.parking.count() >= PARKED_MAX {
+            self.counters.submissions_refused_count += 1;
+            self.refuse(conv, work, ErrorCode::StoreOverloaded);
+        } else {
+            self.parking.push_back(conv, work);
+        }
+    }
+
+    /// What can be refused by names alone, without reading anything for a stranger.
+    fn implausible(&self, work: &Work) -> Option<ErrorCode> {
+        let (conv, user) = match work {
+            Work::Send { mail, user, .. } => (&mail.conv, user.as_str()),
+            Work::Read { conv, user, .. } => (conv, user.as_str()),
+            Work::Cursor(mail) if self.roster.session(mail.roster) == Some(mail.session) => {
+                (&mail.conv, self.roster.user(mail.roster))
+            }
+            Work::Cursor(_) => return None,
+            Work::Member(mail) => {
+                return (!State::is_group(&mail.conv)).then_some(ErrorCode::NotMember);
+            }
+        };
+        (!State::is_plausible(conv, user)).then_some(ErrorCode::NotMember)
+    }
+
+    /// Carries out one submission, or gives it back if it must wait; a job for what it waits for is then under way.
+    fn attempt(&mut self, conv: Conv, mut work: Work, now: Moment, ports: &mut impl Ports) -> Option<Work> {
+        if let Work::Send { mail, .. } = &work {
+            let Sender { session, roster, .. } = mail.from;
+            if self.roster.session(roster) != Some(session) {
+                self.counters.stale_submissions_count += 1;
+                self.credit_bytes += body_bytes(mail);
+                return None;
+            }
+            if let Some(code) = self.unwelcome(conv, mail) {
+                self.refuse(conv, work, code);
+                return None;
+            }
+        }
+        let after = self.log.last();
+        if !self.state.is_loaded(conv) {
+            let job = Job::Load { conv: work.conv().clone(), after };
+            return self.wait_for(job, conv, work, ports);
+        }
+        self.state.touch(conv);
+        match &work {
+            Work::Send { mail, user, lookup: Lookup::Unasked }
+                if self.state.needs_dedup(mail.cmid, self.state.hashes().user(user), mail.flags) =>
+            {
+                if self.ask_dedup(&mut work, ports) {
+                    return Some(work);
+                }
+                self.refuse(conv, work, ErrorCode::StoreOverloaded);
+                None
+            }
+            Work::Send { .. } => {
+                self.send(conv, work, now);
+                None
+            }
+            Work::Read { from, conv: id, user, seq } => {
+                if self.read(*from, id, user, *seq, now) {
+                    return None;
+                }
+                let job = Job::Position { conv: id.clone(), user: user.clone(), after };
+                self.wait_for(job, conv, work, ports)
+            }
+            Work::Cursor(mail) => {
+                self.cursor(conv, mail, now);
+                None
+            }
+            Work::Member(_) => {
+                self.member(conv, work, now);
+                None
+            }
+        }
+    }
+
+    /// Why a SEND is refused before anything is looked at: an earlier one failed, the disk is full, the projector is behind.
+    fn unwelcome(&mut self, conv: Conv, mail: &SendMail) -> Option<ErrorCode> {
+        if self.holds.refuses(mail.from.session, conv, mail.cmid, mail.flags) {
+            Some(ErrorCode::Held)
+        } else if self.is_read_only {
+            Some(ErrorCode::StorageFailed)
+        } else if self.is_overloaded {
+            Some(ErrorCode::StoreOverloaded)
+        } else {
+            None
+        }
+    }
+
+    fn wait_for(&mut self, job: Job, conv: Conv, work: Work, ports: &mut impl Ports) -> Option<Work> {
+        if ports.send_job(job) {
+            self.parking.block(conv);
+            return Some(work);
+        }
+        self.counters.jobs_full_count += 1;
+        self.refuse(conv, work, ErrorCode::StoreOverloaded);
+        None
+    }
+
+    /// Has a reader look for the cmid of a SEND with RETRY that memory does not know. `false`: the lanes are full.
+    fn ask_dedup(&mut self, work: &mut Work, ports: &mut impl Ports) -> bool {
+        let Work::Send { mail, user, lookup } = work else { return true };
+        if *lookup != Lookup::Unasked || !self.state.needs_dedup(mail.cmid, self.state.hashes().user(user), mail.flags) {
+            return true;
+        }
+        let after = self.log.last();
+        let job = Job::Dedup { conv: mail.conv.clone(), user: user.clone(), cmid: mail.cmid, after };
+        if !ports.send_job(job) {
+            self.counters.jobs_full_count += 1;
+            return false;
+        }
+        *lookup = Lookup::Asked;
+        true
+    }
+
+    fn send(&mut self, conv: Conv, work: Work, now: Moment) {
+        let Work::Send { mail, user, lookup } = work else { unreachable!("called for SEND") };
+        let stored = if let Lookup::Answered(found) = lookup { found } else { None };
+        let submission = Submission {
+            conv: &mail.conv,
+            user: &user,
+            cmid: mail.cmid,
+            flags: mail.flags,
+            kind: mail.kind,
+            ttl_s: mail.ttl_s,
+            trace: mail.trace,
+            payload: &mail.payload,
+            stored,
+        };
+        match self.state.admit_send(&submission, now.unix_ms) {
+            Admission::Accept(entry) => {
+                let Change::Message(Message { seq, mid, exp_s, .. }) = entry.change else { unreachable!("SEND is a message") };
+                self.accept(&entry, now);
+                self.open.must_close = true;
+                self.counters.messages_stored_count += 1;
+                self.sent(&mail, self.settings.level, 0, seq, mid);
+                let flags = mail.flags & (send_flags::QUIET | send_flags::TRACE);
+                self.deliver(conv, &mail, &user, delivery(&mail, &user, flags, seq, mid, exp_s));
+            }
+            Admission::Transient => {
+                self.sent(&mail, 0, 0, 0, Mid(0));
+                let flags = mail.flags & (send_flags::QUIET | send_flags::TRACE) | deliver_flags::TRANSIENT;
+                self.deliver(conv, &mail, &user, delivery(&mail, &user, flags, 0, Mid(0), 0));
+            }
+            Admission::Duplicate { seq, mid } => {
+                self.counters.messages_duplicate_count += 1;
+                self.sent(&mail, self.settings.level, SENT_DUPLICATE, seq, mid);
+            }
+            Admission::Refuse(code) => {
+                self.counters.sends_refused_count += 1;
+                let named = Some((mail.conv.clone(), mail.cmid));
+                self.fail(mail.from.session, mail.from.rid, code, named);
+            }
+        }
+        self.credit_bytes += body_bytes(&mail);
+    }
+
+    fn sent(&mut self, mail: &SendMail, level: u8, flags: u8, seq: u64, mid: Mid) {
+        let Sender { session, rid, .. } = mail.from;
+        let event = Event::Sent { session, rid, level, flags, seq, mid, received: mail.received };
+        self.fanout.push(session.reactor, event);
+    }
+
+    fn deliver(&mut self, conv: Conv, mail: &SendMail, user: &Text, message: Delivery) {
+        let conversation = self.state.conversation(conv).expect("admitted");
+        let members = conversation.members.iter().map(|member| (member.user.0, member.name.as_str()));
+        let source = Source { hash: self.state.hashes().user(user).0, user, session: mail.from.session };
+        let count = self.fanout.deliver(&self.roster, conv.0, members, source, &message);
+        self.counters.deliveries_count += count as u64;
+    }
+
+    /// `false`: the read position must be loaded first.
+    fn read(&mut self, from: Sender, conv: &Text, user: &Text, seq: u64, now: Moment) -> bool {
+        let value = match self.state.admit_read(conv, user, seq, now.unix_ms) {
+            ReadAdmission::Accept(entry) => {
+                self.accept(&entry, now);
+                self.open.has_read = true;
+                seq
+            }
+            ReadAdmission::Stands(position) => position,
+            ReadAdmission::Unknown => return false,
+            ReadAdmission::Refuse(code) => {
+                self.fail(from.session, from.rid, code, None);
+                return true;
+            }
+        };
+        self.fanout.push(from.session.reactor, Event::Ok { session: from.session, rid: from.rid, value });
+        true
+    }
+
+    fn cursor(&mut self, conv: Conv, mail: &CursorMail, now: Moment) {
+        if self.roster.session(mail.roster) != Some(mail.session) {
+            self.counters.stale_submissions_count += 1;
+            return;
+        }
+        let (user, device) = (self.roster.user(mail.roster), self.roster.device(mail.roster));
+        match self.state.admit_cursor(conv, user, mail.seq) {
+            Ok(true) => {
+                self.counters.cursors_merged_count += 1;
+                let hashes = self.state.hashes();
+                self.cursors.merge(hashes.user(user), hashes.device(device), conv, mail.seq, || {
+                    [Text::from(mail.conv.as_str()), Text::from(user), Text::from(device)]
+                });
+                self.open.since.get_or_insert(now);
+            }
+            Ok(false) => {}
+            Err(code) => {
+                let named = Some((mail.conv.clone(), Cmid::default()));
+                self.fail(mail.session, 0, code, named);
+            }
+        }
+    }
+
+    fn member(&mut self, conv: Conv, work: Work, now: Moment) {
+        let Work::Member(mail) = work else { unreachable!("called for a change of members") };
+        let is_show = matches!(mail.change, MemberChange::Show);
+        if !is_show && (self.is_read_only || self.is_overloaded) {
+            let refusal = if self.is_read_only { MemberRefusal::ReadOnly } else { MemberRefusal::Overloaded };
+            self.open.replies.push((mail.reply, Err(refusal)));
+            return;
+        }
+        let result = match self.state.admit_members(&mail.conv, &mail.change) {
+            MemberAdmission::Accept(operation, users) => {
+                self.change_members(conv, &mail, operation, &users, now);
+                Ok(self.members(conv))
+            }
+            MemberAdmission::Unchanged => Ok(self.members(conv)),
+            MemberAdmission::Refuse(refusal) => Err(refusal),
+        };
+        self.open.replies.push((mail.reply, result));
+    }
+
+    fn change_members(&mut self, conv: Conv, mail: &MemberMail, operation: Operation, users: &[Text], now: Moment) {
+        let entry = self.state.members_entry(&mail.conv, operation, users, now.unix_ms);
+        self.accept(&entry, now);
+        self.open.must_close = true;
+        self.fanout.forget(conv.0);
+        let conversation = self.state.conversation(conv).expect("admitted");
+        let hashes = self.state.hashes();
+        let concerned = users.iter().map(|name| (hashes.user(name).0, name.as_str()));
+        let event = if operation == Operation::Remove { CONV_REMOVED } else { CONV_JOINED };
+        self.fanout.conv_event(&self.roster, concerned, &mail.conv, event, conversation.version);
+        if operation != Operation::Create {
+            let others = conversation.members.iter().filter(|member| users.binary_search(&member.name).is_err());
+            let others = others.map(|member| (member.user.0, member.name.as_str()));
+            self.fanout.conv_event(&self.roster, others, &mail.conv, CONV_CHANGED, conversation.version);
+        }
+    }
+
+    fn members(&self, conv: Conv) -> MemberDone {
+        let conversation = self.state.conversation(conv).expect("admitted");
+        let members = conversation.members.iter().map(|member| member.name.as_str().to_owned()).collect();
+        MemberDone { version: conversation.version, head: conversation.head, members }
+    }
+
+    /// Logs and applies an entry that was admitted.
+    fn accept(&mut self, entry: &Entry<'_>, now: Moment) {
+        entry.encode(&mut self.open.body);
+        self.open.entries_count += 1;
+        self.open.since.get_or_insert(now);
+        self.state.apply(entry, self.open.number, &mut self.open.batch).expect("admitted against this very state");
+    }
+
+    fn refuse(&mut self, conv: Conv, work: Work, code: ErrorCode) {
+        match work {
+            Work::Send { mail, .. } => {
+                self.counters.sends_refused_count += 1;
+                if code.is_retryable() {
+                    self.holds.begin(mail.from.session, conv, mail.cmid);
+                }
+                self.credit_bytes += body_bytes(&mail);
+                let Sender { session, rid, .. } = mail.from;
+                self.fail(session, rid, code, Some((mail.conv, mail.cmid)));
+            }
+            Work::Read { from, .. } => self.fail(from.session, from.rid, code, None),
+            // Unknown conversations are skipped; a cursor lost otherwise only repeats deliveries.
+            Work::Cursor(_) => {}
+            Work::Member(mail) => {
+                let refusal = if code == ErrorCode::NotMember { MemberRefusal::BadName } else { MemberRefusal::Overloaded };
+                self.open.replies.push((mail.reply, Err(refusal)));
+            }
+        }
+    }
+
+    fn fail(&mut self, session: SessionRef, rid: u32, code: ErrorCode, send: Option<(Text, Cmid)>) {
+        let event = Event::Failed { session, rid, code, retry_ms: retry_ms(code), send };
+        self.fanout.push(session.reactor, event);
+    }
+
+    /// Makes the open group durable and hands its rows on; what it means to clients goes out with [`Self::hand_out`].
+    fn close(&mut self, now: Moment, ports: &mut impl Ports) -> Result<(), LogError> {
+        for cursor in self.cursors.take() {
+            let (conv, user, device) = (&*cursor.conv, &*cursor.user, &*cursor.device);
+            let change = Change::Cursor { seq: cursor.seq, conv, user, device };
+            self.accept(&Entry { stamp_ms: now.unix_ms, change }, now);
+        }
+        if self.open.entries_count > 0 {
+            if self.acknowledge_before_sync {
+                self.hand_out(ports);
+            }
+            let number = self.log.write(self.open.entries_count, &self.open.body)?;
+            assert_eq!(number, self.open.number);
+            if self.settings.level >= 2 {
+                self.log.sync()?;
+                self.counters.log_syncs_count += 1;
+            }
+            self.counters.groups_committed_count += 1;
+            self.counters.log_written_bytes_count += self.open.body.len() as u64;
+            self.state.finish(number, &mut self.open.batch);
+            let batch = std::mem::take(&mut self.open.batch);
+            self.open.number = number + 1;
+            self.state.evict(self.progress.projected(), self.open.number);
+            self.progress.handed_over(batch.len_bytes() as u64);
+            self.unprojected.push_back(Projection { number, batch });
+        }
+        self.open.body.clear();
+        self.open.entries_count = 0;
+        self.open.must_close = false;
+        self.open.has_read = false;
+        self.open.since = None;
+        Ok(())
+    }
+
+    /// Gives every core what the turn means to it, then the rows to the projector.
+    fn hand_out(&mut self, ports: &mut impl Ports) {
+        for (reactor, group, bytes) in self.fanout.take(self.log.last(), ports.now()) {
+            let outbox = &mut self.outboxes[usize::from(reactor.0)];
+            if !outbox.is_empty() {
+                self.counters.group_full_count += 1;
+            }
+            self.counters.deliveries_dropped_count += outbox.push(group, bytes);
+        }
+        for (reply, result) in self.open.replies.drain(..) {
+            // Whoever asked may have given up.
+            let _ = reply.try_send(result);
+        }
+        self.flush(ports);
+    }
+
+    fn flush(&mut self, ports: &mut impl Ports) {
+        for (index, outbox) in (0..).zip(&mut self.outboxes) {
+            if !outbox.is_empty() {
+                outbox.flush(|group| ports.send_group(ReactorId(index), group));
+            }
+        }
+        while let Some(projection) = self.unprojected.pop_front() {
+            if let Err(projection) = ports.send_projection(projection) {
+                self.unprojected.push_front(projection);
+                break;
+            }
+        }
+    }
+
+    fn watch_backlog(&mut self) {
+        let max = PROJECT_BYTES_MAX as u64;
+        let bytes = self.progress.backlog_bytes();
+        self.is_overloaded = bytes > max || (self.is_overloaded && bytes > max / 2);
+    }
+
+    /// What is due every second and nobody waits for.
+    fn chores(&mut self) {
+        if let Ok(space) = self.log.space() {
+            self.is_read_only = self.settings.space.is_short(space);
+            self.counters.free_bytes = space.free_bytes;
+        }
+        // Neither is final: an old watermark says less, and a segment too many only takes room.
+        let _ = self.log.save_watermark();
+        let _ = self.log.delete_through(self.progress.checkpointed());
+    }
+
+    fn wake_in(&self, now: Moment) -> Duration {
+        if !self.unprojected.is_empty() || !self.outboxes.iter().all(Outbox::is_empty) {
+            return LANE_RETRY_EVERY;
+        }
+        let chores = Duration::from_nanos(self.chores_due.saturating_sub(now.mono_ns));
+        let ride = self.open.since.map_or(chores, |since| RIDE_MAX.saturating_sub(now.since(since)));
+        chores.min(ride)
+    }
+
+    fn begin_epoch(&mut self, cold: &mut impl Cold) -> Result<(), LogError> {
+        let change = Change::Epoch { epoch: self.state.epoch() + 1 };
+        self.accept(&Entry { stamp_ms: 0, change }, Moment::default());
+        let number = self.log.write(self.open.entries_count, &self.open.body)?;
+        self.log.sync()?;
+        self.state.finish(number, &mut self.open.batch);
+        cold.project(Projection { number, batch: std::mem::take(&mut self.open.batch) });
+        self.open = Open { number: number + 1, ..Open::default() };
+        Ok(())
+    }
+}
+
+fn delivery(mail: &SendMail, user: &Text, flags: u8, seq: u64, mid: Mid, exp_s: u32) -> Delivery {
+    Delivery {
+        seq,
+        mid,
+        flags,
+        kind: mail.kind,
+        exp_s,
+        cmid: mail.cmid,
+        trace: mail.trace,
+        conv: mail.conv.clone(),
+        from: user.clone(),
+        payload: mail.payload.clone(),
+    }
+}
+
+/// What the sender took from the credit of the lane; the same sum as [`Submit::body_bytes`].
+fn body_bytes(mail: &SendMail) -> u64 {
+    (mail.payload.len() + mail.conv.len()) as u64
+}
+
+fn retry_ms(code: ErrorCode) -> u32 {
+    match code {
+        ErrorCode::StorageFailed => 30_000,
+        ErrorCode::StoreOverloaded | ErrorCode::Internal => 1_000,
+        ErrorCode::Held => 100,
+        _ => 0,
+    }
+}
+
+fn submission_index(submit: &Submit) -> usize {
+    match submit {
+        Submit::Attach(_) => 0,
+        Submit::Leave { .. } => 1,
+        Submit::Send(_) => 2,
+        Submit::Read { .. } => 3,
+        Submit::Cursors(_) => 4,
+        Submit::Page(_) => 5,
+        Submit::Member(_) => 6,
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).expect("durations of the store are seconds")
+}
+
+const CONV_JOINED: u8 = 1;
+const CONV_REMOVED: u8 = 2;
+const CONV_CHANGED: u8 = 3;
+
+// QUIET and TRACE have one value in SEND and in DELIVER: flags are masked, not translated.
+const _: () = assert!(send_flags::QUIET == deliver_flags::QUIET && send_flags::TRACE == deliver_flags::TRACE);
+
+#[cfg(test)]
+#[path = "sequencer_tests.rs"]
+mod tests;
