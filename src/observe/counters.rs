@@ -107,6 +107,14 @@ macro_rules! counters {
             pub fn read(&self) -> Vec<u64> {
                 self.0.iter().map(|slot| slot.load(Ordering::Relaxed)).collect()
             }
+
+            /// The single number of this name; `None` for an array or an unknown name. Cost: a search by name.
+            #[must_use]
+            pub fn value(&self, name: &str) -> Option<u64> {
+                let field = $name::FIELDS.iter().position(|field| field.name == name && field.values.is_empty())?;
+                let at = $name::FIELDS[..field].iter().map(Field::width).sum::<usize>();
+                Some(self.0[at].load(Ordering::Relaxed))
+            }
         }
     };
 }
@@ -347,6 +355,8 @@ mod tests {
             before.map(Field::width).sum::<usize>()
         };
         assert_eq!(values[at("connections_open")], 7);
+        assert_eq!(block.value("connections_open"), Some(7));
+        assert_eq!(block.value("closes_count"), None);
         assert_eq!(values[at("closes_count") + CloseCause::Replaced.index()], 1);
         assert_eq!(values[at("errors_count") + ERROR_NAMES.iter().position(|&name| name == "4001").unwrap()], 1);
         assert_eq!(values[at("errors_count") + ERROR_NAMES.len() - 1], 1);

@@ -194,7 +194,7 @@ impl StageTotals {
     /// The last bound is infinite.
     #[expect(clippy::cast_precision_loss, reason = "bounds are small")]
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> + Clone {
-        let bound = |us: u64| if us == u64::MAX { f64::MAX } else { us as f64 / 1e6 };
+        let bound = |us: u64| if us == u64::MAX { f64::INFINITY } else { us as f64 / 1e6 };
         BUCKET_BOUNDS_US.into_iter().map(bound).zip(self.buckets)
     }
 
