@@ -131,3 +131,12 @@ pub const STORE_CHORES_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the store sleeps at most while a lane to another thread is full.
 pub const LANE_RETRY_EVERY: Duration = Duration::from_millis(1);
+
+/// Connections to the admin listener. Full: the rest waits in the kernel until one closes or is silent for 65 s.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// Changes of groups waiting for the store. Full: HTTP 503.
+pub const ADMIN_CHANGES_MAX: usize = 16;
+
+/// Body of one admin request, bytes. Longer: HTTP 413.
+pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;

@@ -1,1 +1,188 @@
-//! HTTP beside the path: health, metrics, groups. Its own thread and listener.
+//! HTTP beside the path: health, metrics, groups. Its own thread and listener.                              [axum, tokio]
+//!
+//! ```text
+//!  GET  /livez                          200 while the process lives
+//!  GET  /readyz                         200 when clients may come, else 503 with the reasons
+//!  GET  /metrics                        OpenMetrics text
+//!  POST /v1/groups                      {conv, members[]}  ─┐
+//!  POST /v1/groups/{conv}/members       {add[], remove[]}   ├─► mail to the store, answered after the sync
+//!  GET  /v1/groups/{conv}                                  ─┘
+//! ```
+//!
+//! Nothing here can slow a message: counters are read from blocks that their owners publish, histograms travel in buffers of their
+//! own, and a change of a group is one value in the lane to the store. There is no login: who reaches the listener may use it, so it
+//! stands on a loopback address unless the operator says otherwise, and `guard.rs` keeps web pages away from it.
+
+mod groups;
+mod guard;
+mod health;
+mod listener;
+mod refusal;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use crate::clock::Clock;
+use crate::limits;
+use crate::mail::Submit;
+use crate::mailbox::LaneSender;
+use crate::observe::counters::{ReactorBlock, StoreBlock};
+use crate::observe::histogram::Source;
+use crate::observe::metrics::{self, Metrics};
+
+pub use crate::admin::health::Health;
+use crate::admin::refusal::Refusal;
+
+/// What the admin thread reads from and sends to; built by the gateway.
+#[derive(Debug)]
+pub struct Sources {
+    /// The published counters, by number of the reactor.
+    pub reactors: Vec<Arc<ReactorBlock>>,
+    /// The published counters of the store thread.
+    pub store: Arc<StoreBlock>,
+    /// The histograms of all threads.
+    pub histograms: Vec<Source>,
+    /// Whether clients may come.
+    pub health: Arc<Health>,
+    /// The lane to the store.
+    pub submit: LaneSender<Submit>,
+    /// The clock all threads share.
+    pub clock: Clock,
+    /// What `--version` says.
+    pub version: &'static str,
+}
+
+/// The running admin thread.
+#[derive(Debug)]
+pub struct Admin {
+    addr: SocketAddr,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Admin {
+    /// Binds `addr` and starts the thread.
+    ///
+    /// # Errors
+    /// The kernel's, when the address cannot be bound or a thread cannot be made; nothing runs then.
+    pub fn start(addr: SocketAddr, sources: Sources) -> io::Result<Self> {
+        let listener = TcpListener::bind(addr)?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(limits::ADMIN_CHANGES_MAX)
+            .thread_name("admin-wait")
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
+            runtime.block_on(serve(listener, addr, sources, stopped));
+            runtime.shutdown_timeout(STOP_PATIENCE);
+        })?;
+        Ok(Self { addr, stop, thread })
+    }
+
+    /// Where it listens; the real port if 0 was asked.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Ends the thread. Answers on their way get a moment; lasts two seconds at most.
+    pub fn stop(self) {
+        // The thread may have ended by itself; then nobody hears this, and nobody needs to.
+        let _ = self.stop.send(());
+        // A panic of the admin thread was already reported by the panic hook.
+        let _ = self.thread.join();
+    }
+}
+
+/// What the handlers share.
+struct Shared {
+    addr: SocketAddr,
+    metrics: Metrics,
+    store: Arc<StoreBlock>,
+    health: Arc<Health>,
+    submit: LaneSender<Submit>,
+    changes: Arc<Semaphore>,
+}
+
+impl Shared {
+    fn reasons(&self) -> Vec<String> {
+        self.health.reasons(self.store.value("read_only") == Some(1))
+    }
+}
+
+async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+    let Sources { reactors, store, histograms, health, submit, clock, version } = sources;
+    let metrics = Metrics::new(version, clock.now(), reactors.clone(), Arc::clone(&store), histograms);
+    let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
+    let shared = Arc::new(Shared { addr, metrics, store, health, submit, changes });
+    let watch = watch(Arc::clone(&shared), reactors, clock);
+    let http = axum::serve(listener::Bounded::new(listener), router(shared)).into_future();
+    // The watch never ends, and a listener of axum answers no error; so this waits for the word to stop, then drops both.
+    tokio::select! {
+        () = watch => {}
+        _ = http => {}
+        _ = stopped => {}
+    }
+}
+
+/// Once a second: takes the histograms, and looks whether every reactor turned.
+async fn watch(shared: Arc<Shared>, reactors: Vec<Arc<ReactorBlock>>, clock: Clock) {
+    let mut every = tokio::time::interval(WATCH_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let now = clock.now();
+        shared.metrics.collect(now);
+        let turns = reactors.iter().map(|block| block.value("turns_count").unwrap_or(0));
+        shared.health.watch_turns(turns, now);
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .route("/v1/groups", post(groups::create))
+        .route("/v1/groups/{conv}", get(groups::show))
+        .route("/v1/groups/{conv}/members", post(groups::change))
+        .fallback(async |uri: Uri| Refusal::NoSuchPath(uri.path().to_owned()))
+        .method_not_allowed_fallback(async || Refusal::WrongMethod)
+        .layer(DefaultBodyLimit::max(limits::ADMIN_BODY_BYTES_MAX))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&shared), guard::check))
+        .with_state(shared)
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    let reasons = shared.reasons();
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons }))).into_response()
+}
+
+async fn show_metrics(State(shared): State<Arc<Shared>>) -> Result<(HeaderMap, String), Refusal> {
+    let text = shared.metrics.text(shared.reasons().is_empty()).map_err(|_| Refusal::Internal)?;
+    let content_type = axum::http::HeaderValue::from_static(metrics::CONTENT_TYPE);
+    Ok((HeaderMap::from_iter([(CONTENT_TYPE, content_type)]), text))
+}
+
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+const STOP_PATIENCE: Duration = Duration::from_millis(1_500);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Why a request was not carried out: a code for programs, a sentence and a remedy for people.
+
+use axum::extract::rejection::JsonRejection;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Json, Response};
+
+use crate::limits;
+use crate::mail::MemberRefusal;
+
+/// Every refusal of the admin listener. The body is `{"error": code, "detail": sentence, "remedy": sentence}`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The Host header names a foreign host: a web page whose name was bound to our address.
+    Host(String),
+    /// The request was made by a web page of another origin.
+    Origin(String),
+    /// No such path.
+    NoSuchPath(String),
+    /// The path is there, but not for this method.
+    WrongMethod,
+    /// The body is longer than [`limits::ADMIN_BODY_BYTES_MAX`].
+    TooLarge,
+    /// The body is not the JSON that is wanted.
+    BadBody(String),
+    /// A conversation or user id that is none.
+    BadName(String),
+    /// Nothing to add and nothing to remove.
+    NoChange,
+    /// What the store answered.
+    Store(MemberRefusal),
+    /// The lane to the store is full, or too many changes are waiting.
+    Busy,
+    /// The store thread did not answer in time; the change may still happen.
+    Silent,
+    /// A defect of ours.
+    Internal,
+}
+
+impl Refusal {
+    /// Status, code and remedy; one row per line of the table in `docs/admin.md`.
+    fn facts(&self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::Host(_) => (S::FORBIDDEN, "host_refused", "ask for the admin listener by its address or as localhost"),
+            Self::Origin(_) => (S::FORBIDDEN, "origin_refused", "call from a program, or from a page of the same origin"),
+            Self::NoSuchPath(_) => (S::NOT_FOUND, "not_found", "docs/admin.md lists the paths"),
+            Self::WrongMethod => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "docs/admin.md lists the methods of each path"),
+            Self::TooLarge => (S::PAYLOAD_TOO_LARGE, "too_large", "add the members in several requests"),
+            Self::BadBody(_) => (S::BAD_REQUEST, "bad_body", "send the JSON object shown in docs/admin.md as application/json"),
+            Self::BadName(_) | Self::Store(MemberRefusal::BadName) => {
+                (S::BAD_REQUEST, "bad_name", "conversations read g:name or c:name, users 1 to 64 of A-Z a-z 0-9 _ . @ -")
+            }
+            Self::NoChange => (S::BAD_REQUEST, "no_change", "name users under add or under remove"),
+            Self::Store(MemberRefusal::Exists) => (S::CONFLICT, "exists", "change its members instead"),
+            Self::Store(MemberRefusal::Unknown) => (S::NOT_FOUND, "unknown", "create it first"),
+            Self::Store(MemberRefusal::TooMany) => (S::CONFLICT, "too_many", "remove members first"),
+            Self::Store(MemberRefusal::Overloaded) => (S::SERVICE_UNAVAILABLE, "overloaded", "try again after Retry-After"),
+            Self::Store(MemberRefusal::ReadOnly) => (S::SERVICE_UNAVAILABLE, "read_only", "free space on the disk of the store"),
+            Self::Busy => (S::SERVICE_UNAVAILABLE, "busy", "try again after Retry-After"),
+            Self::Silent => (S::GATEWAY_TIMEOUT, "store_silent", "read the group to see whether the change happened"),
+            Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "look into the log of the gateway"),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::Host(host) => format!("the Host header says `{host}`, which is not this listener"),
+            Self::Origin(origin) => format!("the request comes from a web page of `{origin}`"),
+            Self::NoSuchPath(path) => format!("there is no `{path}`"),
+            Self::WrongMethod => "the path does not take this method".to_owned(),
+            Self::TooLarge => format!("the body is longer than {} bytes", limits::ADMIN_BODY_BYTES_MAX),
+            Self::BadBody(why) => why.clone(),
+            Self::BadName(name) => format!("`{name}` is no id of this kind"),
+            Self::NoChange => "there is nothing to add and nothing to remove".to_owned(),
+            Self::Store(MemberRefusal::BadName) => "the store refuses the name".to_owned(),
+            Self::Store(MemberRefusal::Exists) => "the conversation exists".to_owned(),
+            Self::Store(MemberRefusal::Unknown) => "the conversation does not exist".to_owned(),
+            Self::Store(MemberRefusal::TooMany) => format!("more than {} members", limits::GROUP_MEMBERS_MAX),
+            Self::Store(MemberRefusal::Overloaded) => "the store is overloaded".to_owned(),
+            Self::Store(MemberRefusal::ReadOnly) => "the store takes no changes: its disk is full or failed".to_owned(),
+            Self::Busy => "the lane to the store is full, or too many changes wait".to_owned(),
+            Self::Silent => "the store thread did not answer within 1 s; the change may still happen".to_owned(),
+            Self::Internal => "a defect of the gateway".to_owned(),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, error, remedy) = self.facts();
+        let body = Json(serde_json::json!({ "error": error, "detail": self.detail(), "remedy": remedy }));
+        let mut response = (status, body).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Self::TooLarge } else { Self::BadBody(rejection.body_text()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `docs/admin.md` has a row for every refusal, with its code, status and remedy.
+    #[test]
+    fn every_refusal_is_documented() {
+        let store = [
+            MemberRefusal::BadName,
+            MemberRefusal::Exists,
+            MemberRefusal::Unknown,
+            MemberRefusal::TooMany,
+            MemberRefusal::Overloaded,
+            MemberRefusal::ReadOnly,
+        ];
+        let mut all = vec![
+            Refusal::Host(String::new()),
+            Refusal::Origin(String::new()),
+            Refusal::NoSuchPath(String::new()),
+            Refusal::WrongMethod,
+            Refusal::TooLarge,
+            Refusal::BadBody(String::new()),
+            Refusal::BadName(String::new()),
+            Refusal::NoChange,
+            Refusal::Busy,
+            Refusal::Silent,
+            Refusal::Internal,
+        ];
+        all.extend(store.map(Refusal::Store));
+        let page = include_str!("../../docs/admin.md");
+        for refusal in all {
+            let (status, error, remedy) = refusal.facts();
+            let row = format!("| `{error}` | {} | {remedy} |", status.as_u16());
+            assert!(page.lines().any(|line| line == row), "docs/admin.md wants: {row}");
+        }
+    }
+}
