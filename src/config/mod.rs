@@ -4,9 +4,17 @@
 //! it: the [`Settings`] the rooms read, TOML keys, `TIDEGATE_*` variables, flags, the annotated default file and every check.
 
 pub mod exit;
+pub mod file;
+pub mod load;
+pub mod problem;
+pub mod relations;
+pub mod render;
+pub mod secret;
 pub mod settings;
 pub mod value;
 
 pub use exit::Exit;
+pub use load::{Layers, Loaded, load};
+pub use problem::{Place, Problem};
 pub use settings::Settings;
 pub use value::Secret;

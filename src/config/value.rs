@@ -200,6 +200,14 @@ macro_rules! words {
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum $type { $($(#[doc = $doc])+ $variant,)+ }
 
+        impl $type {
+            /// The word as it is written.
+            #[must_use]
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
         impl Value for $type {
             const KIND: Kind = Kind::Word(&[$($word),+]);
             fn take(raw: &Raw) -> Option<Self> {
@@ -207,7 +215,7 @@ macro_rules! words {
                 match text.as_str() { $($word => Some(Self::$variant),)+ _ => None }
             }
             fn show(&self) -> Raw {
-                Raw::Text(match self { $(Self::$variant => $word,)+ }.to_owned())
+                Raw::Text(self.word().to_owned())
             }
         }
     };
