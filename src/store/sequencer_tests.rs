@@ -296,6 +296,23 @@ fn parked_messages_keep_their_order() {
     assert!(sequencer.is_drained());
 }
 
+/// In a conversation that is warm, a repeat that must be looked up is not overtaken by what comes behind it; another conversation is
+/// not held up.
+#[test]
+fn nothing_overtakes_a_repeat_that_is_looked_up() {
+    let (_, mut world, mut sequencer) = started();
+    world.submits.extend([send(0, 1, "d:al:bo", 1, 0), send(0, 2, "d:al:cy", 2, 0)]);
+    settle(&mut sequencer, &mut world);
+    world.told();
+    world.submits.extend([send(0, 3, "d:al:bo", 3, send_flags::RETRY), send(0, 4, "d:al:bo", 4, 0)]);
+    world.submits.push_back(send(0, 5, "d:al:cy", 5, 0));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told()[0], "0 sent 5 seq 2 flags 0");
+    settle(&mut sequencer, &mut world);
+    let told: Vec<_> = world.told().into_iter().filter(|line| line.contains("sent")).collect();
+    assert_eq!(told, ["0 sent 3 seq 2 flags 0", "0 sent 4 seq 3 flags 0"]);
+}
+
 /// After a restart 64 repeats are looked up together, not one after the other; known ones are duplicates, new ones are stored in
 /// order behind them.
 #[test]

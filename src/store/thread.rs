@@ -147,3 +147,109 @@ impl Ports for Doors {
 /// How long a stopping store waits for others to take their mail: 2 s in all.
 const FINISH_TURNS_MAX: u32 = 2_000;
 const FINISH_TURN: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::SpaceRule;
+    use super::super::disk_memory::{Faults, MemoryDisk};
+    use super::super::job::{JobFault, Loaded, Progress};
+    use super::super::log::{Log, LogSettings};
+    use super::super::record;
+    use super::super::recovery::Cold;
+    use super::super::sequencer::Settings;
+    use super::*;
+    use crate::ids::{Cmid, RosterId, SessionRef};
+    use crate::mail::{Attach, Event, SendMail, Sender};
+    use crate::mailbox::lane;
+    use crate::wire::message::Body;
+
+    struct Nothing;
+
+    impl Cold for Nothing {
+        fn load(&mut self, _: &str) -> Result<Option<Loaded>, JobFault> {
+            Ok(None)
+        }
+        fn project(&mut self, _: Projection) {}
+    }
+
+    const SESSION: SessionRef = SessionRef { reactor: ReactorId(0), index: 3, generation: 1 };
+
+    fn send(cmid: u8) -> Submit {
+        Submit::Send(SendMail {
+            from: Sender { session: SESSION, roster: RosterId(0), rid: u32::from(cmid) },
+            cmid: Cmid([cmid; 16]),
+            flags: 0,
+            kind: 0,
+            ttl_s: 0,
+            trace: None,
+            conv: "d:al:bo".into(),
+            payload: Body::copy_from(b"hi"),
+            received: Moment::default(),
+        })
+    }
+
+    /// The thread among real lanes: it wakes for mail, asks a reader, answers after the sync, gives credit back, writes what rides and
+    /// ends when told; and it ends by itself with the log's error when a sync fails.
+    #[test]
+    fn the_thread_wakes_works_and_ends() {
+        let patience = Duration::from_secs(10);
+        for fails in [false, true] {
+            let disk = MemoryDisk::default();
+            let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: 0 };
+            let (log, recovered) = Log::open(disk.clone(), settings).unwrap();
+            let settings = Settings { level: 2, space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 }, cores: 1 };
+            let store = record::Store { shard: 0, shards: 1, dedup_s: 60, hash_key: [1; 16] };
+            let position = record::Position::default();
+            let progress = Arc::new(Progress::new(0));
+            let sequencer = Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut Nothing).unwrap();
+            let (waker, mine) = (Waker::for_thread(), Waker::for_thread());
+            let (submit, submitted) = lane(100, &waker);
+            let (answer, answered) = lane(100, &waker);
+            let (group, groups) = lane(100, &mine);
+            let (job, jobs) = lane(100, &mine);
+            let (project, projections) = lane(100, &mine);
+            let (stop, credit) = (Arc::new(AtomicBool::new(false)), Credit::new(100));
+            let thread = spawn(
+                sequencer,
+                Lanes {
+                    submit: submitted,
+                    answer: answered,
+                    group: vec![group],
+                    job: vec![job],
+                    project,
+                    credit: credit.clone(),
+                    clock: Clock::new(),
+                    waker: waker.clone(),
+                    stop: Arc::clone(&stop),
+                    block: Arc::default(),
+                },
+            );
+            let thread = thread.unwrap();
+            let attach = Attach { session: SESSION, user: "al".into(), device: "web".into(), platform: 0 };
+            submit.try_send(Submit::Attach(attach)).unwrap();
+            let attached = groups.recv_within(patience).unwrap();
+            assert!(matches!(attached.events[..], [Event::Attached { roster: RosterId(0), .. }]));
+            assert!(credit.take(send(1).body_bytes()));
+            submit.try_send(send(1)).unwrap();
+            let Some(Job::Load { conv, after: 0 }) = jobs.recv_within(patience) else { panic!("the conversation is cold") };
+            if fails {
+                disk.set_faults(Faults { syncs_left: Some(0), ..Faults::default() });
+            }
+            answer.try_send(Answer::Loaded { conv, result: Ok(None) }).unwrap();
+            if fails {
+                assert!(thread.join().unwrap().is_err());
+                assert!(groups.is_empty() && projections.is_empty());
+                continue;
+            }
+            let group = groups.recv_within(patience).unwrap();
+            assert!(matches!(group.events[..], [Event::Sent { seq: 1, level: 2, .. }]));
+            assert_eq!(projections.recv_within(patience).unwrap().number, 1);
+            submit.try_send(Submit::Leave { session: SESSION, roster: RosterId(0) }).unwrap();
+            assert!(matches!(groups.recv_within(patience).unwrap().events[..], [Event::Left { .. }]));
+            assert_eq!(credit.left(), 100);
+            stop.store(true, Ordering::Release);
+            waker.wake();
+            assert!(thread.join().unwrap().is_ok());
+        }
+    }
+}
