@@ -29,6 +29,37 @@ pub const RECV_FRAMES_PER_TURN_MAX: usize = 64;
 /// The shared receive buffer of a reactor, bytes.
 pub const RECV_BUFFER_BYTES: usize = 64 * 1024;
 
+/// Bytes of a request head, request line and blank line included. Filled by whoever connects; full: HTTP 431 and the connection ends.
+pub const UPGRADE_HEAD_BYTES_MAX: usize = 8 * 1024;
+
+/// Header lines of a request head. Full: HTTP 431 and the connection ends.
+pub const UPGRADE_HEADERS_MAX: usize = 64;
+
+/// Bytes of one WebSocket message, fragments together: what `max_frame` is by default. Full: close 1009, before anything is
+/// allocated for the part that does not fit. Counter: the violation `message_too_large`.
+pub const MESSAGE_BYTES_MAX: u32 = 128 * 1024;
+
+/// The same on the echo endpoint: the conformance suite sends messages of 16 MiB.
+pub const ECHO_MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
+
+/// Fragments of one WebSocket message. Filled by the peer, also with empty ones, which no byte limit sees; full: close 1009.
+/// A message of the default size passes in fragments of one byte, and the conformance suite's 65 537 pass. Counter: the violation
+/// `too_many_fragments`.
+pub const FRAGMENTS_PER_MESSAGE_MAX: u32 = 128 * 1024;
+
+/// Bytes held for unfinished messages over all connections of one reactor. Full: a connection is closed with 4503.
+pub const STASH_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Bytes of empty receive stashes kept for the next message. Full: a returned stash goes back to the allocator.
+pub const STASH_FREE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Size classes of receive stashes, bytes, ascending. A message above the last one gets memory of its own size.
+pub const STASH_CLASSES_BYTES: [usize; 5] = [256, 1024, 4 * 1024, 16 * 1024, 64 * 1024];
+
+const _: () = assert!(MESSAGE_BYTES_MAX <= FRAGMENTS_PER_MESSAGE_MAX);
+const _: () = assert!(ECHO_MESSAGE_BYTES_MAX as usize <= STASH_BYTES_MAX);
+const _: () = assert!(STASH_FREE_BYTES_MAX <= STASH_BYTES_MAX);
+
 /// Bytes of an arena chunk, in which bodies outlive the receive buffer.
 pub const ARENA_CHUNK_BYTES: usize = 64 * 1024;
 

@@ -1,1 +1,4 @@
 //! One connection: its state machine, unfinished bytes, send queue and timers. Pure.
+
+pub mod carry;
+pub mod connection;
