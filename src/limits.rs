@@ -171,6 +171,7 @@ pub const ADMIN_CHANGES_MAX: usize = 16;
 
 /// Body of one admin request, bytes. Longer: HTTP 413.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
+
 /// Timers carried from a coarse level of the wheel to a finer one before a turn stops to move on (one bucket may exceed it, 10 ns
 /// each). Full: the rest in the next turn.
 pub const TIMERS_MOVED_PER_TURN_MAX: usize = 65_536;
