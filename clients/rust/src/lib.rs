@@ -1,1 +1,45 @@
 //! Reference client of the `tidegate.v1` protocol.
+//!
+//! ```text
+//!  application ──send──► Client ──► Machine: outbox, inbox, SYNC, reconnecting   (pure: frames and time in, frames and events out)
+//!       ▲                   │          ▲
+//!       └──────events───────┘          └── Link: WebSocket, TCP, one reading thread
+//! ```
+//!
+//! [`Client`] is all an application needs: it blocks in [`Client::send`] until a message is durable, and gives out every message of every
+//! conversation once and in order. [`Machine`] is the same without sockets, threads or clocks, for who has those already.
+//!
+//! ```no_run
+//! use tidegate_client::{Client, Event, Options};
+//!
+//! let options = Options::new("phone-1", |_fresh| std::env::var("TOKEN").ok());
+//! let (client, events) = Client::connect("ws://127.0.0.1:8080/ws", options)?;
+//! let sent = client.send("d:al:bo", b"hi")?;
+//! println!("stored as message {} of the conversation", sent.seq);
+//! for event in events {
+//!     if let Event::Message(message) = event {
+//!         println!("{}: {}", message.from, String::from_utf8_lossy(&message.payload));
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod client;
+mod event;
+mod inbox;
+mod link;
+mod machine;
+mod outbox;
+mod pending;
+mod random;
+mod reads;
+mod reconnect;
+#[cfg(test)]
+mod tests;
+
+pub use client::{Client, Options, Snapshot};
+pub use event::{Cmid, Conversation, Event, Mid, Outcome, Outgoing, Received, SendError, Sent, State, Stop, Ticket};
+pub use inbox::{History, Position};
+pub use link::BadUrl;
+pub use machine::{Acknowledge, Action, Closed, Machine, Settings};
+pub use pending::Pending;

@@ -1,0 +1,750 @@
+//! The client without I/O: frames and the time in; frames, actions and events out.
+//!
+//! ```text
+//!  Waiting ──time──► Connecting ──handle_connected──► Greeting ──WELCOME──► Active ──GOAWAY──► Leaving
+//!     ▲                  │                                │                   │                  │
+//!     └──────────────────┴──────── handle_closed ─────────┴───────────────────┴──────────────────┘
+//!                                       └── 4400, 4403, 4409 ──► Stopped
+//! ```
+//!
+//! A driver calls, in each turn: `handle_*` for what happened; [`Machine::poll_action`] until `None`; [`Machine::poll_transmit`] until
+//! `false`; [`Machine::poll_outcome`] and [`Machine::poll_event`] until `None`; then it sleeps until [`Machine::poll_timeout`] or until
+//! something happens. Time is a [`Duration`] since any origin the driver likes, and never goes back.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate::ids::{Cmid, conversation_kind};
+use tidegate::wire::envelope::{
+    ClientFrame, Cursors, Deliver, Encoding, Hello, ServerFrame, ServerFrames, Welcome, caps, deliver_flags, encode_client,
+    page_flags,
+};
+
+use crate::event::{Event, Outcome, Outgoing, Received, SendError, Sent, State, Stop, Ticket};
+use crate::inbox::{History, Inbox, PageHead, Position};
+use crate::outbox::{self, Outbox, Refusal};
+use crate::random::Random;
+use crate::reads::Reads;
+use crate::reconnect::{Backoff, Verdict, verdict};
+
+/// What a client is told once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Encoding, by the subprotocol that is offered.
+    pub encoding: Encoding,
+    /// Device id.
+    pub device: String,
+    /// Name and version of the program, for the gateway's logs.
+    pub client: String,
+    /// 0 other, 1 web, 2 desktop, 3 phone, 4 tablet, 5 bot.
+    pub platform: u8,
+    /// Unacknowledged deliveries to ask for, 1 to 4096; 0 lets the gateway decide.
+    pub window: u16,
+    /// Whether RECEIPT and PRESENCE are wanted.
+    pub receipts: bool,
+    /// See [`Settings::receipts`].
+    pub presence: bool,
+    /// First ceiling of the reconnect delay.
+    pub reconnect_base: Duration,
+    /// Last ceiling of the reconnect delay.
+    pub reconnect_cap: Duration,
+    /// Longest that a connection may take from its start to WELCOME.
+    pub welcome_wait: Duration,
+    /// Send PING after this much silence, and give the connection up when nothing is heard for another 10 s. `None`: leave liveness to
+    /// the gateway.
+    pub ping_after: Option<Duration>,
+    /// What to fetch of conversations that are not in `positions`.
+    pub history: History,
+    /// Whether taking an event acknowledges it. Otherwise the application calls [`Machine::processed`] once it has stored a message.
+    pub acknowledge: Acknowledge,
+    /// Where the device stood when it last ran.
+    pub positions: Vec<Position>,
+    /// `since` of the last complete SYNC, see [`Machine::since`].
+    pub since: u64,
+}
+
+/// Who moves the cursors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Acknowledge {
+    /// Taking an event moves them.
+    OnTake,
+    /// The application does.
+    ByHand,
+}
+
+impl Settings {
+    /// The defaults of the protocol for a device.
+    #[must_use]
+    pub fn new(device: &str) -> Self {
+        Self {
+            encoding: Encoding::Binary,
+            device: device.to_owned(),
+            client: concat!("tidegate-client/", env!("CARGO_PKG_VERSION")).to_owned(),
+            platform: 0,
+            window: 0,
+            receipts: false,
+            presence: false,
+            reconnect_base: Duration::from_millis(500),
+            reconnect_cap: Duration::from_secs(30),
+            welcome_wait: Duration::from_secs(15),
+            ping_after: None,
+            history: History::Whole,
+            acknowledge: Acknowledge::OnTake,
+            positions: Vec::new(),
+            since: 0,
+        }
+    }
+}
+
+/// What the driver is to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Open a connection and call [`Machine::handle_connected`] or [`Machine::handle_closed`].
+    Connect {
+        /// host:port to connect to instead of the usual one, as GOAWAY asked.
+        target: Option<String>,
+        /// The last token was refused: get another one.
+        fresh_token: bool,
+    },
+    /// Get a fresh token and call [`Machine::handle_token`]: the one in use expires soon.
+    Token,
+    /// Write what is to be transmitted, close with this code and call [`Machine::handle_closed`] when done.
+    Close(u16),
+}
+
+/// How a connection ended, or why there was none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Closed {
+    /// Code of the gateway's Close frame.
+    pub code: Option<u16>,
+    /// `Retry-After` of an HTTP refusal.
+    pub retry_after: Option<Duration>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Machine {
+    settings: Settings,
+    random: Random,
+    backoff: Backoff,
+    phase: Phase,
+    terms: Terms,
+    session: [u8; 16],
+    user: Arc<str>,
+    fresh_token: bool,
+    goaway: Option<Goaway>,
+    next_rid: u32,
+    outbox: Outbox,
+    inbox: Inbox,
+    reads: Reads,
+    since: u64,
+    sync: Sync,
+    auth: Auth,
+    /// Last inbound frame, and when a PING was sent after it.
+    heard: Duration,
+    pinged: Option<Duration>,
+    actions: VecDeque<Action>,
+    outcomes: VecDeque<Outcome>,
+    signals: VecDeque<(String, u16, Vec<u8>)>,
+    /// The application closed a live connection: what it processed is still acknowledged.
+    is_last_ack_due: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Waiting { until: Duration },
+    Connecting,
+    Greeting { token: Option<String>, until: Duration },
+    Active,
+    Leaving { until: Duration },
+    Closing,
+    Stopped(Stop),
+}
+
+/// What WELCOME said and is obeyed.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    window: u16,
+    send_window: u16,
+    dedup: Duration,
+    payload_max: usize,
+}
+
+#[derive(Debug)]
+struct Goaway {
+    reconnect_at: Duration,
+    target: Option<String>,
+}
+
+/// SYNC, one page after another.
+#[derive(Debug)]
+enum Sync {
+    Done,
+    Due { at: Duration, cursor: String },
+    InFlight { rid: u32, asked: Duration },
+}
+
+#[derive(Debug)]
+enum Auth {
+    Idle,
+    Due(String),
+    InFlight(u32),
+}
+
+impl Machine {
+    /// A client that wants to connect at once. `seed` spreads clients, and decides every jitter of this one.
+    #[must_use]
+    pub fn new(mut settings: Settings, seed: u64) -> Self {
+        let positions = std::mem::take(&mut settings.positions);
+        Self {
+            random: Random::new(seed),
+            backoff: Backoff::new(settings.reconnect_base, settings.reconnect_cap),
+            phase: Phase::Waiting { until: Duration::ZERO },
+            terms: TERMS_BEFORE_WELCOME,
+            session: [0; 16],
+            user: "".into(),
+            fresh_token: false,
+            goaway: None,
+            next_rid: 1,
+            outbox: Outbox::default(),
+            inbox: Inbox::new(settings.history, positions),
+            reads: Reads::default(),
+            since: settings.since,
+            sync: Sync::Done,
+            auth: Auth::Idle,
+            heard: Duration::ZERO,
+            pinged: None,
+            actions: VecDeque::new(),
+            outcomes: VecDeque::new(),
+            signals: VecDeque::new(),
+            is_last_ack_due: false,
+            settings,
+        }
+    }
+
+    // What the application wants.
+
+    /// Takes a message to send under `cmid`, which must be new; UUIDv7 is recommended. What becomes of it comes as an [`Outcome`].
+    ///
+    /// # Errors
+    /// [`SendError::BadConversation`], [`SendError::TooLarge`], [`SendError::OutboxFull`], [`SendError::Stopped`]: nothing is taken.
+    pub fn send(&mut self, cmid: Cmid, message: Outgoing) -> Result<Ticket, SendError> {
+        if matches!(self.phase, Phase::Stopped(_)) {
+            return Err(SendError::Stopped);
+        }
+        if conversation_kind(&message.conv).is_none() {
+            return Err(SendError::BadConversation);
+        }
+        if message.payload.len() > self.terms.payload_max {
+            return Err(SendError::TooLarge);
+        }
+        self.outbox.push(cmid, message)
+    }
+
+    /// Moves the user's read position; repeated until the gateway confirms it with [`Event::ReadPosition`].
+    pub fn read(&mut self, conv: &str, seq: u64) {
+        self.reads.want(conv, seq);
+    }
+
+    /// Sends a signal if the connection is up; otherwise it is dropped.
+    pub fn signal(&mut self, conv: &str, kind: u16, payload: &[u8]) {
+        if matches!(self.phase, Phase::Active) && self.signals.len() < SIGNALS_MAX && conversation_kind(conv).is_some() {
+            self.signals.push_back((conv.to_owned(), kind, payload.to_vec()));
+        }
+    }
+
+    /// Says that the application holds everything of `conv` up to `seq`. Only needed with [`Acknowledge::ByHand`].
+    pub fn processed(&mut self, now: Duration, conv: &str, seq: u64) {
+        self.inbox.processed(now, conv, seq);
+    }
+
+    /// Ends the client: the gateway drops the session, and nothing is repeated any more.
+    pub fn close(&mut self) {
+        self.is_last_ack_due = matches!(self.phase, Phase::Active | Phase::Leaving { .. });
+        if self.is_last_ack_due || matches!(self.phase, Phase::Greeting { .. } | Phase::Connecting) {
+            self.actions.push_back(Action::Close(CLOSE_DONE));
+        }
+        self.stop(Stop::Closed);
+    }
+
+    // What happened.
+
+    /// The connection is open and speaks the subprotocol; HELLO follows with this token.
+    pub fn handle_connected(&mut self, now: Duration, token: &str) {
+        if matches!(self.phase, Phase::Connecting) {
+            self.heard = now;
+            self.pinged = None;
+            self.phase = Phase::Greeting { token: Some(token.to_owned()), until: now + self.settings.welcome_wait };
+        }
+    }
+
+    /// A fresh token, asked for by [`Action::Token`].
+    pub fn handle_token(&mut self, token: &str) {
+        if matches!(self.phase, Phase::Active) {
+            self.auth = Auth::Due(token.to_owned());
+        }
+    }
+
+    /// The connection ended, could not be opened, or was closed as [`Action::Close`] asked.
+    pub fn handle_closed(&mut self, now: Duration, closed: Closed) {
+        if matches!(self.phase, Phase::Stopped(_)) {
+            return;
+        }
+        self.backoff.lost(now);
+        self.inbox.disconnected();
+        self.reads.disconnected();
+        self.signals.clear();
+        self.actions.clear();
+        self.auth = Auth::Idle;
+        let lost = self.outbox.disconnected();
+        self.outcomes.extend(lost.into_iter().map(|ticket| Outcome { ticket, result: Err(SendError::NotRepeated) }));
+        match verdict(closed.code) {
+            Verdict::Stop => {
+                return self.stop(match closed.code {
+                    Some(4409) => Stop::Replaced,
+                    Some(4403) => Stop::Forbidden,
+                    _ => Stop::ProtocolError,
+                });
+            }
+            Verdict::FreshToken => self.fresh_token = true,
+            Verdict::SyncFromZero => self.since = 0,
+            Verdict::Retry => {}
+        }
+        let planned = self.goaway.as_ref().map(|goaway| goaway.reconnect_at.saturating_sub(now));
+        let mut delay = planned.unwrap_or_else(|| self.backoff.delay(&mut self.random));
+        if let Some(least) = closed.retry_after {
+            delay = delay.max(least + self.random.up_to(least));
+        }
+        self.phase = Phase::Waiting { until: now + delay };
+        self.inbox.emit(Event::State(State::Waiting { delay, close: closed.code }));
+    }
+
+    /// Time has passed. Needed before the `poll_*` of a turn.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        let given_up = self.outbox.expire(now, self.terms.dedup, self.terms.payload_max);
+        self.outcomes.extend(given_up.into_iter().map(|(ticket, error)| Outcome { ticket, result: Err(error) }));
+        match &self.phase {
+            Phase::Waiting { until } if *until <= now => {
+                self.phase = Phase::Connecting;
+                let target = self.goaway.take().and_then(|goaway| goaway.target);
+                self.actions.push_back(Action::Connect { target, fresh_token: std::mem::take(&mut self.fresh_token) });
+                self.inbox.emit(Event::State(State::Connecting));
+            }
+            Phase::Greeting { until, .. } if *until <= now => self.leave(CLOSE_AWAY),
+            Phase::Leaving { until } if *until <= now || !self.is_waiting_for_answers() => self.leave(CLOSE_AWAY),
+            Phase::Active | Phase::Leaving { .. } if self.is_silent(now) => self.leave(CLOSE_AWAY),
+            _ => {}
+        }
+    }
+
+    /// One WebSocket message of the gateway.
+    ///
+    /// # Errors
+    /// The message breaks the protocol. The connection is being given up; a fresh one may do better.
+    pub fn handle_message(&mut self, now: Duration, bytes: &[u8]) -> Result<(), tidegate::wire::envelope::DecodeError> {
+        let mut frames = ServerFrames::new(self.settings.encoding, bytes);
+        loop {
+            match frames.next_frame() {
+                Ok(Some(frame)) => self.handle_frame(now, &frame),
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.leave(CLOSE_PROTOCOL);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// One frame of the gateway.
+    pub fn handle_frame(&mut self, now: Duration, frame: &ServerFrame<'_>) {
+        self.heard = now;
+        self.pinged = None;
+        match frame {
+            ServerFrame::Welcome(welcome) => self.welcome(now, welcome),
+            ServerFrame::Pong { .. } => {}
+            ServerFrame::Ok { rid, value } => self.ok(*rid, *value),
+            ServerFrame::Expiring { .. } => self.actions.push_back(Action::Token),
+            ServerFrame::Sent { rid, level, flags, seq, mid } => {
+                let sent = Sent {
+                    cmid: Cmid::default(),
+                    seq: *seq,
+                    mid: *mid,
+                    level: *level,
+                    duplicate: flags & tidegate::wire::envelope::SENT_DUPLICATE != 0,
+                };
+                self.sent(*rid, sent);
+            }
+            ServerFrame::Deliver(deliver) => self.inbox.deliver(deliver.pos, received(deliver)),
+            ServerFrame::SyncPage { rid, flags, since, cursor, entries } => {
+                if !matches!(self.sync, Sync::InFlight { rid: asked, .. } if asked == *rid) {
+                    return;
+                }
+                entries.iter().for_each(|entry| self.inbox.entry(entry));
+                if flags & page_flags::MORE != 0 {
+                    self.sync = Sync::Due { at: now, cursor: cursor.to_string() };
+                } else {
+                    self.sync = Sync::Done;
+                    self.since = *since;
+                    self.inbox.emit(Event::Synced);
+                }
+            }
+            ServerFrame::Page { rid, flags, epoch, floor, head, messages, .. } => {
+                let page = PageHead { flags: *flags, epoch: *epoch, floor: *floor, head: *head };
+                self.inbox.page(now, *rid, page, messages.iter(), &self.user);
+            }
+            ServerFrame::Notice { conv, head, .. } => self.inbox.head(conv, *head),
+            ServerFrame::Resync { .. } => {
+                let at = now + self.random.up_to(RESYNC_SPREAD);
+                self.sync = Sync::Due { at, cursor: String::new() };
+            }
+            ServerFrame::Error { rid, code, flags, retry_ms, detail } => {
+                let error = outbox::Error {
+                    code: *code,
+                    retryable: flags & page_flags::ERROR_RETRYABLE != 0,
+                    retry: Duration::from_millis(u64::from(*retry_ms)),
+                    detail,
+                };
+                self.error(now, *rid, &error);
+            }
+            ServerFrame::Goaway { delay_ms, spread_ms, grace_ms, target, .. } => {
+                let millis = |ms: u32| Duration::from_millis(u64::from(ms));
+                let reconnect_at = now + millis(*delay_ms) + self.random.up_to(millis(*spread_ms));
+                let target = (!target.is_empty()).then(|| target.to_string());
+                self.goaway = Some(Goaway { reconnect_at, target });
+                self.leaving(now + millis(*grace_ms));
+            }
+            ServerFrame::Receipt { conv, user, recv, read } => {
+                self.inbox.emit(Event::Receipt { conv: (**conv).into(), user: (**user).into(), recv: *recv, read: *read });
+            }
+            ServerFrame::Conv { conv, event, version, data } => {
+                let data = (**data).into();
+                self.inbox.emit(Event::Membership { conv: (**conv).into(), event: *event, version: *version, data });
+            }
+            ServerFrame::Presence { user, state, seen_ms } => {
+                self.inbox.emit(Event::Presence { user: (**user).into(), state: *state, seen_ms: *seen_ms });
+            }
+            ServerFrame::Signalled { conv, from, kind, payload } => {
+                let (conv, from, payload) = ((**conv).into(), (**from).into(), (**payload).into());
+                self.inbox.emit(Event::Signal { conv, from, kind: *kind, payload });
+            }
+        }
+    }
+
+    // What to do next.
+
+    /// The next thing the driver is to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Appends the next WebSocket message to `out`, one frame each. `false`: nothing to send now.
+    pub fn poll_transmit(&mut self, now: Duration, out: &mut Vec<u8>) -> bool {
+        let encoding = self.settings.encoding;
+        self.poll_frame(now).map(|frame| encode_client(encoding, &frame, out)).is_some()
+    }
+
+    /// The next frame to send.
+    pub fn poll_frame(&mut self, now: Duration) -> Option<ClientFrame<'_>> {
+        match &mut self.phase {
+            Phase::Greeting { token, .. } => {
+                let token = token.take()?;
+                return Some(self.hello(token));
+            }
+            Phase::Active | Phase::Leaving { .. } => {}
+            Phase::Stopped(Stop::Closed) if self.is_last_ack_due => {}
+            _ => return None,
+        }
+        let is_leaving = !matches!(self.phase, Phase::Active);
+        if let Some((pos, cursors)) = self.inbox.next_ack(now, self.terms.window, is_leaving) {
+            return Some(ClientFrame::Ack { pos, cursors: Cursors::List(cursors) });
+        }
+        if is_leaving {
+            return None;
+        }
+        if let Auth::Due(_) = self.auth {
+            let rid = self.rid();
+            let Auth::Due(token) = std::mem::replace(&mut self.auth, Auth::InFlight(rid)) else { return None };
+            return Some(ClientFrame::Auth { rid, token: Cow::Owned(token) });
+        }
+        if let Sync::Due { at, .. } = &self.sync
+            && *at <= now
+        {
+            let rid = self.rid();
+            let asked = std::mem::replace(&mut self.sync, Sync::InFlight { rid, asked: now });
+            let Sync::Due { cursor, .. } = asked else { return None };
+            return Some(ClientFrame::Sync { rid, since: self.since, limit: SYNC_LIMIT, cursor: Cow::Owned(cursor) });
+        }
+        let rid = self.rid();
+        if let Some((conv, from, to, limit)) = self.inbox.next_fetch(now, rid) {
+            let conv = Cow::Owned(conv.to_string());
+            return Some(ClientFrame::Fetch { rid, conv, from, to, limit, flags: 0 });
+        }
+        if let Some((conv, seq)) = self.reads.next(now, rid) {
+            return Some(ClientFrame::Read { rid, conv: Cow::Owned(conv.to_string()), seq });
+        }
+        if let Some((conv, kind, payload)) = self.signals.pop_front() {
+            return Some(ClientFrame::Signal { conv: Cow::Owned(conv), kind, payload: Cow::Owned(payload) });
+        }
+        if let Some(after) = self.settings.ping_after
+            && self.pinged.is_none()
+            && now >= self.heard + after
+        {
+            self.pinged = Some(now);
+            return Some(ClientFrame::Ping { pos: 0 });
+        }
+        self.outbox.next(now, self.terms.send_window, rid).map(ClientFrame::Send)
+    }
+
+    /// What became of the next message that left the outbox.
+    pub fn poll_outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
+    }
+
+    /// The next event. An application that does not take events is not acknowledging; the gateway then stops delivering.
+    pub fn poll_event(&mut self, now: Duration) -> Option<Event> {
+        self.inbox.poll(now, self.settings.acknowledge == Acknowledge::OnTake)
+    }
+
+    /// When to call [`Machine::handle_timeout`] at the latest; may have passed already.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let phase = match &self.phase {
+            Phase::Waiting { until } | Phase::Greeting { until, .. } => return Some(*until),
+            Phase::Connecting | Phase::Closing | Phase::Stopped(_) => return None,
+            Phase::Leaving { until } => Some(*until),
+            Phase::Active => None,
+        };
+        let sync = match &self.sync {
+            Sync::Due { at, .. } => Some(*at),
+            Sync::InFlight { asked, .. } => Some(*asked + READ_WAIT),
+            Sync::Done => None,
+        };
+        let ping = self.settings.ping_after.map(|after| self.pinged.map_or(self.heard + after, |pinged| pinged + PONG_WAIT));
+        let fetch = self.inbox.oldest_fetch().map(|asked| asked + READ_WAIT);
+        let times = [phase, sync, fetch, ping, self.outbox.wake_at(), self.inbox.wake_at(), self.reads.wake_at()];
+        times.into_iter().flatten().min()
+    }
+
+    // How it stands.
+
+    /// Whether WELCOME has come and the connection stands.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        matches!(self.phase, Phase::Active)
+    }
+
+    /// Why the client ended, if it did.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stop> {
+        match self.phase {
+            Phase::Stopped(stop) => Some(stop),
+            _ => None,
+        }
+    }
+
+    /// Messages not acknowledged yet.
+    #[must_use]
+    pub fn unsent_count(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// The user, once WELCOME has named it.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// What to give to [`Settings::positions`] when the device runs again.
+    #[must_use]
+    pub fn positions(&self) -> Vec<Position> {
+        self.inbox.positions()
+    }
+
+    /// What to give to [`Settings::since`] when the device runs again.
+    #[must_use]
+    pub fn since(&self) -> u64 {
+        self.since
+    }
+
+    fn hello(&mut self, token: String) -> ClientFrame<'_> {
+        let mut wanted = 0;
+        wanted |= if self.settings.receipts { caps::RECEIPTS } else { 0 };
+        wanted |= if self.settings.presence { caps::PRESENCE } else { 0 };
+        ClientFrame::Hello(Hello {
+            minor: 0,
+            platform: self.settings.platform,
+            window: self.settings.window,
+            caps: wanted,
+            last_pos: self.inbox.last_pos(),
+            session: self.session,
+            device: Cow::Borrowed(&self.settings.device),
+            client: Cow::Borrowed(&self.settings.client),
+            token: Cow::Owned(token),
+        })
+    }
+
+    fn welcome(&mut self, now: Duration, welcome: &Welcome<'_>) {
+        if !matches!(self.phase, Phase::Greeting { .. }) {
+            return;
+        }
+        let resumed = welcome.resumed != 0;
+        self.phase = Phase::Active;
+        self.backoff.active(now);
+        self.session = welcome.session;
+        self.user = (*welcome.user).into();
+        self.terms = Terms {
+            window: welcome.window,
+            send_window: welcome.send_window,
+            dedup: Duration::from_secs(u64::from(welcome.dedup_s)),
+            payload_max: usize::try_from(welcome.max_payload).unwrap_or(usize::MAX),
+        };
+        self.inbox.welcome(resumed);
+        if !resumed || !matches!(self.sync, Sync::Done) {
+            self.sync = Sync::Due { at: now, cursor: String::new() };
+        }
+        self.inbox.emit(Event::State(State::Active { resumed }));
+    }
+
+    fn sent(&mut self, rid: u32, sent: Sent) {
+        let Some((ticket, entry)) = self.outbox.sent(rid) else { return };
+        let sent = Sent { cmid: entry.cmid, ..sent };
+        let Outgoing { conv, kind, quiet, payload, .. } = entry.message;
+        if sent.seq > 0 {
+            // An acknowledged message is in the conversation: it takes its place as if it had been delivered.
+            self.inbox.store(Received {
+                conv,
+                seq: sent.seq,
+                mid: sent.mid,
+                flags: deliver_flags::OWN | if quiet { deliver_flags::QUIET } else { 0 },
+                kind,
+                exp_s: 0,
+                cmid: Some(sent.cmid),
+                from: Arc::clone(&self.user),
+                own: true,
+                payload,
+            });
+        }
+        self.outcomes.push_back(Outcome { ticket, result: Ok(sent) });
+    }
+
+    fn ok(&mut self, rid: u32, value: u64) {
+        if let Some(conv) = self.reads.done(rid) {
+            self.inbox.emit(Event::ReadPosition { conv, seq: value });
+        } else if matches!(self.auth, Auth::InFlight(asked) if asked == rid) {
+            self.auth = Auth::Idle;
+        }
+    }
+
+    fn error(&mut self, now: Duration, rid: u32, error: &outbox::Error<'_>) {
+        if error.code == SHUTTING_DOWN && matches!(self.phase, Phase::Active) {
+            // It overtook its GOAWAY, or there is none: nothing new is accepted here.
+            self.leaving(now + LEAVE_WAIT);
+        }
+        if rid == 0 {
+            return self.refused(error);
+        }
+        if let Some(refusal) = self.outbox.refused(now, rid, error, &mut self.random) {
+            if let Refusal::GivenUp(ticket, error) = refusal {
+                self.outcomes.push_back(Outcome { ticket, result: Err(error) });
+            }
+            return;
+        }
+        let retry_at = error.retryable.then(|| now + error.wait(&mut self.random));
+        if self.inbox.fetch_refused(rid, retry_at) || self.reads.refused(rid, retry_at) {
+            return if retry_at.is_none() {
+                self.refused(error)
+            };
+        }
+        if matches!(self.sync, Sync::InFlight { rid: asked, .. } if asked == rid) {
+            // A cursor the gateway no longer knows is not worth keeping: the next SYNC starts over.
+            let at = retry_at.unwrap_or(now + SYNC_RETRY_WAIT);
+            self.sync = Sync::Due { at, cursor: String::new() };
+        } else if matches!(self.auth, Auth::InFlight(asked) if asked == rid) {
+            self.auth = Auth::Idle;
+            self.refused(error);
+        }
+    }
+
+    fn refused(&mut self, error: &outbox::Error<'_>) {
+        self.inbox.emit(Event::Refused { code: error.code, detail: error.detail.to_owned() });
+    }
+
+    fn leaving(&mut self, until: Duration) {
+        if matches!(self.phase, Phase::Active) {
+            self.phase = Phase::Leaving { until };
+            self.inbox.emit(Event::State(State::Leaving));
+        }
+    }
+
+    fn leave(&mut self, code: u16) {
+        self.phase = Phase::Closing;
+        self.actions.push_back(Action::Close(code));
+    }
+
+    fn stop(&mut self, stop: Stop) {
+        if matches!(self.phase, Phase::Stopped(_)) {
+            return;
+        }
+        self.phase = Phase::Stopped(stop);
+        let tickets = self.outbox.stop();
+        self.outcomes.extend(tickets.into_iter().map(|ticket| Outcome { ticket, result: Err(SendError::Stopped) }));
+        self.inbox.emit(Event::State(State::Stopped(stop)));
+    }
+
+    fn is_waiting_for_answers(&self) -> bool {
+        self.outbox.is_outstanding() || self.inbox.oldest_fetch().is_some()
+    }
+
+    fn is_silent(&self, now: Duration) -> bool {
+        let unanswered_sync = matches!(self.sync, Sync::InFlight { asked, .. } if asked + READ_WAIT <= now);
+        let unanswered_fetch = self.inbox.oldest_fetch().is_some_and(|asked| asked + READ_WAIT <= now);
+        let unanswered_ping = self.pinged.is_some_and(|pinged| pinged + PONG_WAIT <= now);
+        unanswered_sync || unanswered_fetch || unanswered_ping || self.outbox.is_silent(now)
+    }
+
+    fn rid(&mut self) -> u32 {
+        let rid = self.next_rid;
+        self.next_rid = self.next_rid.checked_add(1).unwrap_or(1);
+        rid
+    }
+}
+
+fn received(deliver: &Deliver<'_>) -> Received {
+    Received {
+        conv: (*deliver.conv).into(),
+        seq: deliver.seq,
+        mid: deliver.mid,
+        flags: deliver.flags,
+        kind: deliver.kind,
+        exp_s: deliver.exp_s,
+        cmid: deliver.cmid,
+        from: (*deliver.from).into(),
+        own: deliver.flags & deliver_flags::OWN != 0,
+        payload: (*deliver.payload).into(),
+    }
+}
+
+/// What is assumed until the first WELCOME: the protocol's defaults.
+const TERMS_BEFORE_WELCOME: Terms =
+    Terms { window: 256, send_window: 64, dedup: Duration::from_secs(86_400), payload_max: 64 * 1024 };
+const CLOSE_DONE: u16 = 1000;
+/// Going away: the session stays resumable.
+const CLOSE_AWAY: u16 = 1001;
+const CLOSE_PROTOCOL: u16 = 1002;
+const SHUTTING_DOWN: u16 = 5006;
+/// Entries asked for at once.
+const SYNC_LIMIT: u16 = 256;
+/// Signals waiting to be written. Full: dropped, as a signal may be.
+const SIGNALS_MAX: usize = 16;
+/// RESYNC reaches many clients at once, so each waits a while.
+const RESYNC_SPREAD: Duration = Duration::from_secs(5);
+/// Between a SYNC that was refused and the next.
+const SYNC_RETRY_WAIT: Duration = Duration::from_secs(5);
+/// A SYNC or FETCH unanswered for this long means that the connection is dead.
+const READ_WAIT: Duration = Duration::from_secs(30);
+/// A PING unanswered for this long, with nothing else heard, means that the connection is dead.
+const PONG_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait for open answers after ERROR 5006 without GOAWAY.
+const LEAVE_WAIT: Duration = Duration::from_secs(10);
