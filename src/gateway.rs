@@ -1,9 +1,56 @@
 //! Assembly: mailboxes, a reactor per core, store, admin; ready, drain, stop; panic policy.
+//!
+//! ```text
+//!  main ─┬─ store ── projector
+//!        ├─ reader 0, 1
+//!        ├─ reactor 0 .. n        each makes its own listener and driver, on its own thread
+//!        ├─ admin
+//!        └─ signals ─► events ─► main: drain, abort, end
+//! ```
+//!
+//! Policy for panics: the handling of one connection's bytes is caught in `reactor.rs`; a panic anywhere else ends the process, because
+//! a thread that is gone would leave its clients in silence.
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use crate::admin::{self, Admin, Health};
+use crate::clock::Clock;
 use crate::config::{Exit, Secret, Settings};
+use crate::ids::{Mid, ReactorId};
+use crate::io::descriptors::Descriptors;
+use crate::io::epoll::Epoll;
+use crate::io::pin;
+use crate::io::socket::Listener;
+use crate::io::wake::Waker;
+use crate::limits;
+use crate::mail::{Control, Report, Submit};
+use crate::mailbox::{self, Credit, LaneReceiver, LaneSender, lane};
+use crate::observe::counters::{ReactorBlock, StoreBlock};
+use crate::observe::histogram::ReactorHistograms;
+use crate::reactor::{Outbox, Parts, Reactor};
+use crate::session::auth::Verifier;
+use crate::session::rate::Rate;
+use crate::shard::{Rules, Shard};
+use crate::store::disk::SpaceRule;
+use crate::store::disk_real::RealDisk;
+use crate::store::engine::{Engine, EngineError};
+use crate::store::history::History;
+use crate::store::job::{Job, JobFault, Loaded, Progress, Projection};
+use crate::store::log::{Log, LogError, LogSettings, OpenError};
+use crate::store::projector::{self, Checkpoints};
+use crate::store::reader::{self, Answers};
+use crate::store::record;
+use crate::store::recovery::Cold;
+use crate::store::schema::Hashes;
+use crate::store::sequencer::{self, Sequencer};
+use crate::store::thread::{self, Lanes};
 
 /// What one start was asked beyond its settings.
 pub struct Options {
@@ -35,6 +82,12 @@ pub struct Fatal {
     pub reason: String,
 }
 
+impl Fatal {
+    fn new(exit: Exit, reason: impl fmt::Display) -> Self {
+        Self { exit, reason: reason.to_string() }
+    }
+}
+
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)
@@ -46,8 +99,512 @@ impl std::error::Error for Fatal {}
 /// Runs the gateway until it is drained.
 ///
 /// # Errors
-/// [`Fatal`], with everything closed that had been opened.
+/// [`Fatal`]. What was acknowledged is on disk whatever the reason.
 pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
-    drop((settings, options));
-    Err(Fatal { exit: Exit::Failed, reason: "this build has no gateway yet".to_owned() })
+    let clock = Clock::new();
+    let cores = reactors_count(&settings);
+    let connections_per_reactor = connections_per_reactor(&settings, cores)?;
+    let (events_in, events) = mpsc::channel();
+    watch_signals(&events_in)?;
+    let wakers = (0..cores).map(|_| Waker::for_driver()).collect::<Result<Vec<_>, _>>();
+    let wakers = wakers.map_err(|error| Fatal::new(Exit::Failed, format!("making an eventfd per reactor: {error}")))?;
+    let (posts, inboxes): (Vec<_>, Vec<_>) = wakers.iter().map(mailbox::reactor_lanes).unzip();
+
+    let store = Store::start(&settings, options.accept_loss, clock, &posts, &events_in)?;
+    let rules = Arc::new(rules(&settings, options.echo, cores, connections_per_reactor, store.hash_key)?);
+    let verifier = Arc::new(Verifier::new(&options.secret, settings.auth.leeway_s));
+    let mut blocks = Vec::new();
+    let mut sources = Vec::new();
+    let mut listen = settings.listen;
+    let health = Arc::new(Health::new(u16::try_from(cores).expect("settings bound the number of reactors")));
+    health.store_opened();
+    let (reports_in, reports) = mpsc::channel();
+    for (number, (inbox, waker)) in inboxes.into_iter().zip(wakers).enumerate() {
+        let block = Arc::new(ReactorBlock::default());
+        let (histograms, source) = ReactorHistograms::new();
+        blocks.push(block.clone());
+        sources.push(source);
+        let parts = Parts {
+            id: ReactorId(u16::try_from(number).expect("settings bound the number of reactors")),
+            inbox,
+            waker,
+            outbox: Outbox {
+                submit: store.submit.clone(),
+                credit: store.credit.clone(),
+                peers: posts.iter().map(|post| post.peer.clone()).collect(),
+            },
+            clock,
+            block,
+            histograms,
+            reports: reports_in.clone(),
+        };
+        let start = Start { rules: rules.clone(), verifier: verifier.clone(), listen, connections: connections_per_reactor };
+        spawn_reactor(start, parts, &events_in)?;
+        // The first one resolves port 0; the others join its group.
+        listen = wait_for_listener(&reports, &events)?;
+        health.reactor_accepts();
+    }
+    let sources = admin::Sources {
+        reactors: blocks,
+        store: store.block.clone(),
+        histograms: sources,
+        health: health.clone(),
+        submit: store.submit.clone(),
+        clock,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let admin = Admin::start(settings.admin.listen, sources)
+        .map_err(|error| Fatal::new(Exit::AddressInUse, format!("admin.listen {}: {error}", settings.admin.listen)))?;
+    (options.on_ready)(&Ready { listen, admin: admin.addr() });
+    tracing::info!(%listen, admin = %admin.addr(), reactors = cores, "ready");
+
+    let reason = events.recv().expect("the signal thread holds a sender");
+    let ended = match reason {
+        Occurrence::Signal => {
+            health.drain();
+            drain(&settings, listen, &posts, &reports, &events)
+        }
+        Occurrence::Fatal(fatal) => Err(fatal),
+    };
+    // A store that failed has nothing to finish, and its thread is gone.
+    if ended.as_ref().is_err_and(|fatal| fatal.exit == Exit::StorageFailed) {
+        return ended;
+    }
+    let finished = store.finish();
+    admin.stop();
+    ended.and(finished)
 }
+
+/// What main waits for.
+enum Occurrence {
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// A thread cannot go on.
+    Fatal(Fatal),
+}
+
+/// Tells every reactor to let its clients go, and waits for the last one.
+fn drain(
+    settings: &Settings,
+    listen: SocketAddr,
+    posts: &[mailbox::Post],
+    reports: &Receiver<Report>,
+    events: &Receiver<Occurrence>,
+) -> Result<(), Fatal> {
+    // On loopback no balancer has to notice.
+    let lead_ms = if listen.ip().is_loopback() { 0 } else { settings.drain.lead_ms };
+    tracing::info!(lead_ms, window_ms = settings.drain.window_ms, "draining; a second signal cuts it short");
+    if let Ok(occurrence) = events.recv_timeout(Duration::from_millis(u64::from(lead_ms))) {
+        return Err(cut_short(occurrence));
+    }
+    for post in posts {
+        let window_ms = settings.drain.window_ms;
+        // The lane is empty but for questions of the admin thread.
+        drop(post.control.send_within(Control::Drain { close_code: 1012, window_ms }, Duration::from_secs(1)));
+    }
+    let patience = Duration::from_millis(u64::from(settings.drain.window_ms)) + DRAIN_PATIENCE;
+    let deadline = Instant::now() + patience;
+    let mut left = posts.len();
+    while left > 0 && Instant::now() < deadline {
+        match reports.recv_timeout(DRAIN_LOOK) {
+            Ok(Report::Drained { .. }) => left -= 1,
+            Ok(Report::Failed { reason, .. }) => return Err(Fatal::new(Exit::Failed, reason)),
+            Ok(Report::Ready { .. } | Report::Bound { .. }) | Err(_) => {}
+        }
+        match events.try_recv() {
+            Ok(occurrence) => return Err(cut_short(occurrence)),
+            Err(_) => continue,
+        }
+    }
+    if left > 0 {
+        tracing::warn!(reactors = left, "clients were left at the end of the drain");
+    }
+    Ok(())
+}
+
+fn cut_short(occurrence: Occurrence) -> Fatal {
+    match occurrence {
+        Occurrence::Signal => Fatal::new(Exit::Aborted, "a second signal cut the drain short; clients were cut off"),
+        Occurrence::Fatal(fatal) => fatal,
+    }
+}
+
+/// SIGTERM and SIGINT become events.
+fn watch_signals(events: &mpsc::Sender<Occurrence>) -> Result<(), Fatal> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
+        .map_err(|error| Fatal::new(Exit::Failed, format!("catching signals: {error}")))?;
+    let events = events.clone();
+    spawn("signals", move || {
+        for _ in signals.forever() {
+            if events.send(Occurrence::Signal).is_err() {
+                return;
+            }
+        }
+    })
+    .map(drop)
+}
+
+/// What a reactor thread needs to make itself.
+struct Start {
+    rules: Arc<Rules>,
+    verifier: Arc<Verifier>,
+    listen: SocketAddr,
+    connections: usize,
+}
+
+fn spawn_reactor(start: Start, parts: Parts, events: &mpsc::Sender<Occurrence>) -> Result<(), Fatal> {
+    let name = format!("reactor-{}", parts.id.0);
+    let events = events.clone();
+    spawn(&name, move || {
+        let guard = EndGuard { events: events.clone(), armed: true };
+        let result = run_reactor(&start, parts);
+        guard.disarm();
+        if let Err(fatal) = result {
+            drop(events.send(Occurrence::Fatal(fatal)));
+        }
+    })
+    .map(drop)
+}
+
+fn run_reactor(start: &Start, parts: Parts) -> Result<(), Fatal> {
+    let id = parts.id;
+    if pin::pin_current_thread(usize::from(id.0)).is_none() {
+        tracing::warn!(reactor = id.0, "not pinned to a core: the process may not choose its cores");
+    }
+    let listener = Listener::bind(start.listen, LISTEN_BACKLOG).map_err(|error| {
+        Fatal::new(Exit::AddressInUse, format!("listen {}: {error}; is another gateway running?", start.listen))
+    })?;
+    let failed = |error: std::io::Error| Fatal::new(Exit::Failed, format!("reactor {}: {error}", id.0));
+    listener.set_client_options(USER_TIMEOUT).map_err(failed)?;
+    let address = listener.local_address().map_err(failed)?;
+    let driver = Epoll::new(start.connections, Some(listener), parts.waker.clone()).map_err(failed)?;
+    let shard = Shard::new(id, start.rules.clone(), start.verifier.clone(), parts.clock.now());
+    drop(parts.reports.send(Report::Bound { address }));
+    Reactor::new(driver, shard, limits::STASH_BYTES_MAX, parts).run().map_err(failed)
+}
+
+fn wait_for_listener(reports: &Receiver<Report>, events: &Receiver<Occurrence>) -> Result<SocketAddr, Fatal> {
+    loop {
+        match reports.recv_timeout(Duration::from_millis(50)) {
+            Ok(Report::Bound { address }) => return Ok(address),
+            Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Fatal::new(Exit::Failed, "no reactor is left")),
+        }
+        if let Ok(occurrence) = events.try_recv() {
+            return Err(cut_short(occurrence));
+        }
+    }
+}
+
+/// A thread that panics takes the process with it, by way of main and its exit code.
+struct EndGuard {
+    events: mpsc::Sender<Occurrence>,
+    armed: bool,
+}
+
+impl EndGuard {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        if self.armed {
+            let name = std::thread::current().name().unwrap_or("a thread").to_owned();
+            drop(self.events.send(Occurrence::Fatal(Fatal::new(Exit::Failed, format!("{name} panicked; see the log above")))));
+        }
+    }
+}
+
+/// The store side: threads, and the lanes into them.
+struct Store {
+    submit: LaneSender<Submit>,
+    credit: Credit,
+    block: Arc<StoreBlock>,
+    hash_key: [u8; 16],
+    stop: Arc<AtomicBool>,
+    waker: Waker,
+    ended: Receiver<Result<(), LogError>>,
+    projector: JoinHandle<()>,
+}
+
+impl Store {
+    fn start(
+        settings: &Settings,
+        accept_loss: bool,
+        clock: Clock,
+        posts: &[mailbox::Post],
+        events: &mpsc::Sender<Occurrence>,
+    ) -> Result<Self, Fatal> {
+        let dir = &settings.data_dir;
+        let engine = open_engine(dir, settings)?;
+        let store = engine.store().map_err(storage)?.expect("made when it was opened");
+        let position = engine.position().map_err(storage)?;
+        let disk = RealDisk::new(&dir.join("log")).map_err(|error| Fatal::new(Exit::Failed, format!("data_dir: {error}")))?;
+        let log = LogSettings { segment_bytes: settings.store.segment_bytes, accept_loss, projected: position.group };
+        let (log, recovered) = Log::open(disk, log).map_err(|error| match &error {
+            OpenError::Corrupt(_) => Fatal::new(Exit::LogCorrupt, error),
+            OpenError::Io(_) => Fatal::new(Exit::Failed, error),
+        })?;
+        if let Some((segment, offset)) = &recovered.torn {
+            tracing::info!(segment, offset, "cut off an unfinished commit group that nobody was promised");
+        }
+        if let Some((first, last)) = recovered.lost {
+            tracing::warn!(first, last, "commit groups were given up; clients resynchronise");
+        }
+        let progress = Arc::new(Progress::new(position.group));
+        let hashes = Hashes::new(store.hash_key);
+        let begun = Instant::now();
+        let mut cold = Bare { engine: &engine, hashes, progress: &progress, groups: 0, failed: None };
+        let how = sequencer::Settings {
+            level: settings.store.level,
+            space: SpaceRule { free_bytes_min: settings.store.free_bytes_min, free_percent_min: settings.store.free_percent_min },
+            cores: posts.len(),
+        };
+        let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
+        let groups = cold.groups;
+        if let Some(error) = cold.failed {
+            return Err(storage(error));
+        }
+        let sequencer = sequencer.map_err(|error| Fatal::new(Exit::LogCorrupt, error))?;
+        tracing::info!(groups, took_ms = begun.elapsed().as_millis(), "replayed the log");
+
+        let waker = Waker::for_thread();
+        let (submit, submits) = lane(limits::SUBMIT_LANE_MAX, &waker);
+        let (answer, answers) = lane(limits::JOB_LANE_MAX, &waker);
+        let (project, projections) = lane(PROJECT_LANE_MAX, &Waker::for_thread());
+        let mut jobs = Vec::new();
+        let to = Answers { store: answer, pages: posts.iter().map(|post| post.page.clone()).collect() };
+        for number in 0..settings.store.readers {
+            let (job, lane) = lane(limits::JOB_LANE_MAX, &Waker::for_thread());
+            jobs.push(job);
+            spawn_reader(number, engine.clone(), hashes, lane, progress.clone(), clock, to.clone())?;
+        }
+        let checkpoints = Checkpoints { flush_bytes: settings.store.segment_bytes, sync_every: CHECKPOINT_EVERY };
+        let projector = spawn_projector(engine, projections, progress, checkpoints, events.clone())?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let block = Arc::new(StoreBlock::default());
+        let credit = Credit::new(settings.limits.submit_bytes_max);
+        let lanes = Lanes {
+            submit: submits,
+            answer: answers,
+            group: posts.iter().map(|post| post.group.clone()).collect(),
+            job: jobs,
+            project,
+            credit: credit.clone(),
+            clock,
+            waker: waker.clone(),
+            stop: stop.clone(),
+            block: block.clone(),
+        };
+        let ended = spawn_store(sequencer, lanes, events.clone())?;
+        Ok(Self { submit, credit, block, hash_key: store.hash_key, stop, waker, ended, projector })
+    }
+
+    /// Writes what rides, makes a checkpoint, ends the threads.
+    fn finish(self) -> Result<(), Fatal> {
+        self.stop.store(true, Ordering::Release);
+        self.waker.wake();
+        let ended = self.ended.recv_timeout(FINISH_PATIENCE);
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Fatal::new(Exit::StorageFailed, error)),
+            Err(_) => return Err(Fatal::new(Exit::Failed, "the store did not finish in time; the next start replays the log")),
+        }
+        if self.projector.join().is_err() {
+            return Err(Fatal::new(Exit::Failed, "the projector panicked; the next start replays the log"));
+        }
+        Ok(())
+    }
+}
+
+/// Opens the engine; a new one gets its identity.
+fn open_engine(dir: &Path, settings: &Settings) -> Result<Engine, Fatal> {
+    std::fs::create_dir_all(dir).map_err(|error| Fatal::new(Exit::Failed, format!("data_dir {}: {error}", dir.display())))?;
+    let engine = Engine::open(&dir.join("engine"), settings.store.cache_bytes).map_err(storage)?;
+    if engine.store().map_err(storage)?.is_none() {
+        let mut hash_key = [0; 16];
+        getrandom::fill(&mut hash_key).map_err(|error| Fatal::new(Exit::Failed, format!("drawing random bytes: {error}")))?;
+        let store = record::Store { shard: 0, shards: 1, dedup_s: settings.protocol.dedup_s, hash_key };
+        let position = record::Position { group: 0, changed: Mid(0).0, epoch: 1 };
+        engine.create(&store, &position).map_err(storage)?;
+    }
+    Ok(engine)
+}
+
+/// The engine during recovery, when nothing else uses it.
+struct Bare<'a> {
+    engine: &'a Engine,
+    hashes: Hashes,
+    progress: &'a Progress,
+    groups: u64,
+    failed: Option<EngineError>,
+}
+
+impl Cold for Bare<'_> {
+    fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {
+        History::new(self.engine.view(), self.hashes).map_err(|_| JobFault::Engine)?.load(conv)
+    }
+
+    fn project(&mut self, mut projection: Projection) {
+        self.groups += 1;
+        match self.engine.write(&mut projection.batch) {
+            Ok(()) => {
+                self.progress.handed_over(0);
+                self.progress.written(projection.number, 0);
+            }
+            Err(error) => {
+                self.failed.get_or_insert(error);
+            }
+        }
+    }
+}
+
+fn spawn_reader(
+    number: u16,
+    engine: Engine,
+    hashes: Hashes,
+    jobs: LaneReceiver<Job>,
+    progress: Arc<Progress>,
+    clock: Clock,
+    answers: Answers,
+) -> Result<(), Fatal> {
+    spawn(&format!("reader-{number}"), move || reader::run(&engine, hashes, &jobs, &progress, clock, &answers)).map(drop)
+}
+
+fn spawn_projector(
+    engine: Engine,
+    groups: LaneReceiver<Projection>,
+    progress: Arc<Progress>,
+    checkpoints: Checkpoints,
+    events: mpsc::Sender<Occurrence>,
+) -> Result<JoinHandle<()>, Fatal> {
+    spawn("projector", move || {
+        let guard = EndGuard { events: events.clone(), armed: true };
+        let result = projector::run(&engine, &groups, &progress, checkpoints);
+        guard.disarm();
+        if let Err(error) = result {
+            drop(events.send(Occurrence::Fatal(storage(error))));
+        }
+    })
+}
+
+fn spawn_store(
+    sequencer: Sequencer<RealDisk>,
+    lanes: Lanes,
+    events: mpsc::Sender<Occurrence>,
+) -> Result<Receiver<Result<(), LogError>>, Fatal> {
+    let handle =
+        thread::spawn(sequencer, lanes).map_err(|error| Fatal::new(Exit::Failed, format!("starting the store: {error}")))?;
+    let (ended_in, ended) = mpsc::sync_channel(1);
+    spawn("store-watch", move || {
+        let result = handle.join();
+        match result {
+            Ok(Ok(())) => drop(ended_in.send(Ok(()))),
+            Ok(Err(error)) => {
+                let reason =
+                    format!("{error}. Nothing more can be acknowledged; what was acknowledged is on disk. Look at the disk");
+                drop(events.send(Occurrence::Fatal(Fatal::new(Exit::StorageFailed, reason))));
+                drop(ended_in.send(Err(error)));
+            }
+            Err(_) => drop(events.send(Occurrence::Fatal(Fatal::new(Exit::Failed, "the store panicked; see the log above")))),
+        }
+    })?;
+    Ok(ended)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Fatal> {
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    builder.spawn(body).map_err(|error| Fatal::new(Exit::Failed, format!("starting thread {name}: {error}")))
+}
+
+fn storage(error: EngineError) -> Fatal {
+    let exit = match error {
+        EngineError::Locked => Exit::DataDirLocked,
+        EngineError::Failed { .. } => Exit::StorageFailed,
+    };
+    Fatal::new(exit, error)
+}
+
+fn reactors_count(settings: &Settings) -> usize {
+    if settings.reactors > 0 {
+        return usize::from(settings.reactors);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores >= 4 { cores - 1 } else { cores }
+}
+
+/// The share of one reactor, refused if it does not fit the open files.
+fn connections_per_reactor(settings: &Settings, cores: usize) -> Result<usize, Fatal> {
+    let asked = u64::from(settings.limits.connections_max);
+    let descriptors = Descriptors::for_connections(asked)
+        .map_err(|error| Fatal::new(Exit::Failed, format!("asking for the limit of open files: {error}")))?;
+    if !descriptors.suffice() {
+        return Err(Fatal::new(Exit::OpenFiles, descriptors));
+    }
+    tracing::info!("{descriptors}");
+    let connections = if asked == 0 { descriptors.limit.saturating_sub(limits::DESCRIPTORS_SPARE) } else { asked };
+    let connections = usize::try_from(connections).unwrap_or(usize::MAX).min(CONNECTIONS_MAX);
+    // Hashing spreads unevenly, and one table serves all: each reactor may hold all of them.
+    Ok(connections.max(cores))
+}
+
+fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, hash_key: [u8; 16]) -> Result<Rules, Fatal> {
+    let Settings { protocol, limits: bounds, drain, .. } = settings;
+    // New at every start, and never the key of the stored rows: session ids come from it.
+    let mut key = [0; 16];
+    getrandom::fill(&mut key).map_err(|error| Fatal::new(Exit::Failed, format!("drawing random bytes: {error}")))?;
+    assert!(key != hash_key);
+    Ok(Rules {
+        node: settings.node.clone(),
+        path: settings.path.clone(),
+        // Nothing configured: on loopback the pages of this machine may connect, elsewhere no page may.
+        origins: (!settings.origins.is_empty()).then(|| settings.origins.clone()),
+        loopback: settings.listen.ip().is_loopback(),
+        echo,
+        level: settings.store.level,
+        connections_max: connections,
+        max_frame: protocol.max_frame_bytes,
+        max_payload: protocol.max_payload_bytes,
+        window_default: protocol.window_default,
+        window_max: protocol.window_max,
+        window_bytes_max: protocol.window_bytes,
+        send_window: protocol.send_window,
+        send_rate: Rate { per_second: u32::from(protocol.send_rate), burst: u32::from(protocol.send_burst) },
+        read_rate: Rate { per_second: u32::from(protocol.fetch_rate), burst: u32::from(protocol.fetch_rate) * 2 },
+        ping_ms: protocol.ping_ms,
+        hello_ms: protocol.hello_ms,
+        upgrade_ms: protocol.upgrade_ms,
+        message_ms: protocol.message_ms,
+        ack_timeout_ms: protocol.ack_stall_ms,
+        expiring_ms: settings.auth.expiring_ms,
+        dedup_s: protocol.dedup_s,
+        queue_soft_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_soft },
+        queue_hard_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_hard },
+        queued_bytes_max: bounds.queue_bytes_per_reactor / cores as u64,
+        stall_ms: bounds.write_stall_ms,
+        drain_grace_ms: drain.window_ms.min(DRAIN_GRACE_MS),
+        hashes: Hashes::new(key),
+    })
+}
+
+/// Connections waiting to be accepted, per reactor; the kernel may cap it (`net.core.somaxconn`).
+const LISTEN_BACKLOG: u32 = 4_096;
+/// How long sent bytes may go unacknowledged by the peer's kernel: the second net under liveness.
+const USER_TIMEOUT: Duration = Duration::from_secs(90);
+/// Groups between store and projector; the bytes are bounded by the store.
+const PROJECT_LANE_MAX: usize = 4_096;
+/// The engine's journal is synced at least so often.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+/// How long the store may take to finish.
+const FINISH_PATIENCE: Duration = Duration::from_secs(30);
+/// Connections of one node, whatever the limit of open files says.
+const CONNECTIONS_MAX: usize = 10_000_000;
+/// After GOAWAY a client may finish what it waits for.
+const DRAIN_GRACE_MS: u32 = 1_000;
+/// How long a drain may take beyond its window.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// The echo endpoint answers messages of 16 MiB.
+const ECHO_QUEUE_BYTES: u32 = 20 * 1024 * 1024;

@@ -387,7 +387,12 @@ pub enum Control {
 /// A reactor to the thread that holds the process together.
 #[derive(Debug)]
 pub enum Report {
-    /// The listener is bound and the reactor turns.
+    /// The listener is bound.
+    Bound {
+        /// Its address; a port that was 0 is the real one.
+        address: std::net::SocketAddr,
+    },
+    /// The reactor turns.
     Ready {
         /// Which.
         reactor: ReactorId,

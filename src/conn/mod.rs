@@ -2,4 +2,5 @@
 
 pub mod carry;
 pub mod connection;
+pub mod send_queue;
 pub mod timers;

@@ -57,6 +57,19 @@ impl Verifier {
     /// # Errors
     /// [`AuthError::Expired`] only if the token is good in every other way, so that a forger learns nothing from it.
     pub fn verify(&self, token: &str, device: &str, now_unix_ms: u64) -> Result<Identity, AuthError> {
+        self.verify_for(token, |named| named == device, now_unix_ms)
+    }
+
+    /// As [`Verifier::verify`]; `device_fits` judges the device a token is bound to, if it is bound to one.
+    ///
+    /// # Errors
+    /// As [`Verifier::verify`].
+    pub fn verify_for(
+        &self,
+        token: &str,
+        device_fits: impl FnOnce(&str) -> bool,
+        now_unix_ms: u64,
+    ) -> Result<Identity, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Invalid);
         }
@@ -66,7 +79,7 @@ impl Verifier {
             return Err(AuthError::Invalid);
         }
         let claims = token.claims;
-        let device_fits = claims.dev.as_deref().is_none_or(|named| named == device);
+        let device_fits = claims.dev.as_deref().is_none_or(device_fits);
         if !is_user(&claims.sub) || !device_fits || claims.exp > EXPIRY_UNIX_S_MAX {
             return Err(AuthError::Invalid);
         }

@@ -39,6 +39,8 @@ pub enum Endpoint {
 pub enum Origins<'p> {
     /// All: whoever has a token may use it from anywhere.
     Any,
+    /// Pages that came from this machine: `http://localhost`, `127.0.0.1` or `[::1]`, any port. For a listener on loopback.
+    Loopback,
     /// These, compared without regard to ASCII case.
     Listed(&'p [String]),
 }
@@ -322,9 +324,20 @@ impl Origins<'_> {
     fn allow(self, origin: Option<&str>) -> bool {
         match (self, origin) {
             (Self::Any, _) | (_, None) => true,
+            (Self::Loopback, Some(origin)) => is_loopback(origin),
             (Self::Listed(listed), Some(origin)) => listed.iter().any(|one| one.eq_ignore_ascii_case(origin)),
         }
     }
+}
+
+/// Whether a serialised origin (RFC 6454 6.2) names this machine.
+fn is_loopback(origin: &str) -> bool {
+    let Some(authority) = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) else { return false };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (authority, "80"),
+    };
+    matches!(host, "localhost" | "127.0.0.1" | "[::1]") && port.parse::<u16>().is_ok()
 }
 
 /// The headers that are judged, each at most once, and the two lists by what is asked of them.
@@ -638,5 +651,24 @@ mod tests {
         let mut out = Vec::new();
         Refusal::Overloaded.write(Some(7), &mut out);
         assert!(String::from_utf8(out).expect("ASCII").contains("\r\nRetry-After: 7\r\n"));
+    }
+
+    /// On a loopback listener pages of this machine may connect, and names that only look like it may not.
+    #[test]
+    fn loopback_means_this_machine() {
+        for ours in ["http://localhost", "http://localhost:3000", "http://127.0.0.1:8081", "https://[::1]:1", "http://[::1]"] {
+            assert!(Origins::Loopback.allow(Some(ours)), "{ours}");
+        }
+        for strange in [
+            "http://localhost.example.org",
+            "http://127.0.0.1.example.org",
+            "http://example.org",
+            "null",
+            "http://localhost:x",
+            "",
+        ] {
+            assert!(!Origins::Loopback.allow(Some(strange)), "{strange}");
+        }
+        assert!(Origins::Loopback.allow(None));
     }
 }

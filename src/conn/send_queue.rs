@@ -1,0 +1,449 @@
+//! What waits to be sent, for all connections of one core.
+//!
+//! A *frame* is built once per core, encoding and variant and shared by a plain count; a *node* is its place in one connection's
+//! queue. DELIVER differs per receiver only in its head (WebSocket header, frame header, `pos`), which is written when the
+//! connection is flushed:
+//!
+//! ```text
+//!  node ─► frame ─► bytes        pos = 0: [ws header][ bytes ]
+//!   │next                        pos > 0: [ws header][ deliver head with pos ][ bytes = tail shared by all receivers ]
+//!   ▼
+//!  node ─► ...
+//! ```
+//!
+//! Blocks and nodes are recycled, so that a core at rest allocates nothing. Trimmed by [`SendPool::trim`].
+
+use crate::wire::envelope::{self, Encoding};
+use crate::wire::frame::{self, Opcode};
+
+/// A frame in the pool; 0 is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameIndex(u32);
+
+/// The queue of one connection: 16 bytes of its hot entry.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct SendQueue {
+    head: u32,
+    tail: u32,
+    /// Bytes of the head node already taken by the kernel.
+    head_sent: u32,
+    /// Bytes not yet taken by the kernel, without heads.
+    bytes: u32,
+}
+
+impl SendQueue {
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.head == NONE
+    }
+
+    /// Bytes that wait, not counting heads written at flush.
+    #[must_use]
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+}
+
+/// What stands around the bytes of a frame on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wrap {
+    /// Nothing: an HTTP answer.
+    Raw,
+    /// A WebSocket header with this opcode.
+    Frame(Opcode),
+}
+
+/// Frames and nodes of one core.
+#[derive(Debug, Default)]
+pub struct SendPool {
+    frames: Vec<Frame>,
+    free_frames: Vec<u32>,
+    nodes: Vec<Node>,
+    free_node: u32,
+    /// Bytes queued on all connections, shared frames counted once per receiver.
+    pub queued_bytes: u64,
+    /// Bytes kept by free blocks for the next frame.
+    free_bytes: usize,
+}
+
+impl SendPool {
+    /// An empty pool. Index 0 is reserved in both tables.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut pool = Self::default();
+        pool.frames.push(Frame { bytes: Vec::new(), count: 1, wrap: Wrap::Raw });
+        pool.nodes.push(Node { frame: 0, next: NONE, pos: 0 });
+        pool
+    }
+
+    /// Builds a frame with count 1: the caller's own, to be given back by [`SendPool::release`] after queueing.
+    ///
+    /// # Panics
+    /// If the frame is longer than `u32::MAX / 2`; every message is bounded far below.
+    pub fn build(&mut self, wrap: Wrap, write: impl FnOnce(&mut Vec<u8>)) -> FrameIndex {
+        let index = self.free_frames.pop().unwrap_or_else(|| {
+            self.frames.push(Frame { bytes: Vec::new(), count: 0, wrap });
+            u32::try_from(self.frames.len() - 1).expect("four billion frames do not fit the byte budget")
+        });
+        let frame = &mut self.frames[index as usize];
+        assert!(frame.count == 0);
+        self.free_bytes -= frame.bytes.capacity();
+        frame.count = 1;
+        frame.wrap = wrap;
+        frame.bytes.clear();
+        write(&mut frame.bytes);
+        assert!(frame.bytes.len() < (u32::MAX / 2) as usize);
+        FrameIndex(index)
+    }
+
+    /// Gives back one count; the last one frees the block for the next frame.
+    pub fn release(&mut self, index: FrameIndex) {
+        let frame = &mut self.frames[index.0 as usize];
+        assert!(frame.count > 0);
+        frame.count -= 1;
+        if frame.count > 0 {
+            return;
+        }
+        if frame.bytes.capacity() > KEPT_BLOCK_BYTES_MAX || self.free_bytes > FREE_BYTES_MAX {
+            frame.bytes = Vec::new();
+        }
+        self.free_bytes += frame.bytes.capacity();
+        self.free_frames.push(index.0);
+    }
+
+    /// Length of a frame without any head, bytes.
+    #[must_use]
+    pub fn frame_len(&self, index: FrameIndex) -> u32 {
+        self.frames[index.0 as usize].len()
+    }
+
+    /// Queues a frame behind everything else. `pos` > 0 makes it a DELIVER whose head carries `pos`.
+    pub fn push(&mut self, queue: &mut SendQueue, index: FrameIndex, pos: u64) {
+        let node = self.take_node(queue, index, pos);
+        if queue.head == NONE {
+            queue.head = node;
+        } else {
+            self.nodes[queue.tail as usize].next = node;
+        }
+        queue.tail = node;
+    }
+
+    /// Queues a control frame before all data that has not begun to leave; a frame is never split.
+    pub fn push_control(&mut self, queue: &mut SendQueue, index: FrameIndex) {
+        if queue.head == NONE {
+            return self.push(queue, index, 0);
+        }
+        let node = self.take_node(queue, index, 0);
+        if queue.head_sent == 0 {
+            self.nodes[node as usize].next = queue.head;
+            queue.head = node;
+            return;
+        }
+        let head = queue.head as usize;
+        self.nodes[node as usize].next = self.nodes[head].next;
+        self.nodes[head].next = node;
+        if queue.tail == queue.head {
+            queue.tail = node;
+        }
+    }
+
+    /// Drops everything that waits; the connection is gone.
+    pub fn clear(&mut self, queue: &mut SendQueue) {
+        while queue.head != NONE {
+            self.pop_head(queue);
+        }
+        assert!(queue.bytes == 0);
+        *queue = SendQueue::default();
+    }
+
+    /// Lays out the front of the queue: heads and frames up to [`GATHERED_FRAME_BYTES_MAX`] are copied into `batch.scratch`, longer
+    /// frames stay where they are. At most [`crate::limits::WRITE_BYTES_MAX`] bytes and `WRITE_SEGMENTS_MAX` segments.
+    pub fn gather(&self, queue: &SendQueue, encoding: Encoding, batch: &mut Batch) {
+        batch.clear();
+        let mut node = queue.head;
+        let mut skip = queue.head_sent as usize;
+        while node != NONE && batch.has_room() {
+            let Node { frame, next, pos } = self.nodes[node as usize];
+            let frame_index = frame;
+            let frame = &self.frames[frame as usize];
+            let mut head = [0; HEAD_BYTES_MAX];
+            let head_len = write_head(frame, pos, encoding, &mut head);
+            let head_skip = skip.min(head_len);
+            batch.copy(&head[head_skip..head_len]);
+            let body_skip = skip - head_skip;
+            if frame.bytes.len() <= GATHERED_FRAME_BYTES_MAX {
+                batch.copy(&frame.bytes[body_skip..]);
+            } else {
+                batch.refer(frame_index, body_skip, frame.bytes.len());
+            }
+            skip = 0;
+            node = next;
+        }
+    }
+
+    /// The bytes of a segment of `batch`.
+    #[must_use]
+    pub fn segment<'a>(&'a self, batch: &'a Batch, segment: &Segment) -> &'a [u8] {
+        match *segment {
+            Segment::Scratch { start, end } => &batch.scratch[start..end],
+            Segment::Frame { index, start, end } => &self.frames[index as usize].bytes[start..end],
+        }
+    }
+
+    /// The kernel took `taken` bytes of what [`SendPool::gather`] laid out.
+    ///
+    /// # Panics
+    /// If more is reported than was queued.
+    pub fn advance(&mut self, queue: &mut SendQueue, encoding: Encoding, taken: usize) {
+        let mut left = taken;
+        while left > 0 {
+            assert!(queue.head != NONE);
+            let Node { frame, pos, .. } = self.nodes[queue.head as usize];
+            let frame = &self.frames[frame as usize];
+            let mut head = [0; HEAD_BYTES_MAX];
+            let whole = write_head(frame, pos, encoding, &mut head) + frame.bytes.len();
+            let rest = whole - queue.head_sent as usize;
+            if left < rest {
+                queue.head_sent += u32::try_from(left).expect("shorter than one frame");
+                return;
+            }
+            left -= rest;
+            self.pop_head(queue);
+        }
+    }
+
+    /// Gives the memory of free blocks back to the allocator.
+    pub fn trim(&mut self) {
+        for &index in &self.free_frames {
+            let block = &mut self.frames[index as usize].bytes;
+            self.free_bytes -= block.capacity();
+            *block = Vec::new();
+        }
+    }
+
+    fn take_node(&mut self, queue: &mut SendQueue, index: FrameIndex, pos: u64) -> u32 {
+        let frame = &mut self.frames[index.0 as usize];
+        assert!(frame.count > 0);
+        frame.count += 1;
+        let bytes = frame.len();
+        queue.bytes += bytes;
+        self.queued_bytes += u64::from(bytes);
+        let node = Node { frame: index.0, next: NONE, pos };
+        let free = self.free_node;
+        if free != NONE {
+            self.free_node = self.nodes[free as usize].next;
+            self.nodes[free as usize] = node;
+            return free;
+        }
+        self.nodes.push(node);
+        u32::try_from(self.nodes.len() - 1).expect("four billion nodes do not fit the byte budget")
+    }
+
+    fn pop_head(&mut self, queue: &mut SendQueue) {
+        let index = queue.head;
+        let Node { frame, next, .. } = self.nodes[index as usize];
+        let bytes = self.frames[frame as usize].len();
+        queue.bytes -= bytes;
+        self.queued_bytes -= u64::from(bytes);
+        queue.head = next;
+        queue.head_sent = 0;
+        if next == NONE {
+            queue.tail = NONE;
+        }
+        self.nodes[index as usize] = Node { frame: 0, next: self.free_node, pos: 0 };
+        self.free_node = index;
+        self.release(FrameIndex(frame));
+    }
+}
+
+/// One gathered write, reused for every flush of a core.
+#[derive(Debug, Default)]
+pub struct Batch {
+    scratch: Vec<u8>,
+    /// What leaves, in order.
+    pub segments: Vec<Segment>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Bytes laid out.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn clear(&mut self) {
+        self.scratch.clear();
+        self.segments.clear();
+        self.bytes = 0;
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes < crate::limits::WRITE_BYTES_MAX && self.segments.len() + 2 <= crate::limits::WRITE_SEGMENTS_MAX
+    }
+
+    fn copy(&mut self, bytes: &[u8]) {
+        let start = self.scratch.len();
+        self.scratch.extend_from_slice(bytes);
+        self.bytes += bytes.len();
+        match self.segments.last_mut() {
+            Some(Segment::Scratch { end, .. }) => *end = self.scratch.len(),
+            _ => self.segments.push(Segment::Scratch { start, end: self.scratch.len() }),
+        }
+    }
+
+    fn refer(&mut self, index: u32, start: usize, end: usize) {
+        let end = end.min(start + crate::limits::WRITE_BYTES_MAX);
+        self.bytes += end - start;
+        self.segments.push(Segment::Frame { index, start, end });
+    }
+}
+
+/// A stretch of one gathered write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Segment {
+    /// Of the scratch block.
+    Scratch {
+        /// First byte.
+        start: usize,
+        /// After the last byte.
+        end: usize,
+    },
+    /// Of a long frame.
+    Frame {
+        /// In the pool.
+        index: u32,
+        /// First byte.
+        start: usize,
+        /// After the last byte.
+        end: usize,
+    },
+}
+
+#[derive(Debug)]
+struct Frame {
+    bytes: Vec<u8>,
+    count: u32,
+    wrap: Wrap,
+}
+
+impl Frame {
+    fn len(&self) -> u32 {
+        u32::try_from(self.bytes.len()).expect("asserted when built")
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    frame: u32,
+    next: u32,
+    pos: u64,
+}
+
+const _: () = assert!(size_of::<Node>() == 16);
+const _: () = assert!(size_of::<SendQueue>() == 16);
+
+fn write_head(frame: &Frame, pos: u64, encoding: Encoding, out: &mut [u8; HEAD_BYTES_MAX]) -> usize {
+    let Wrap::Frame(opcode) = frame.wrap else { return 0 };
+    let mut deliver = [0; envelope::DELIVER_HEAD_BYTES_MAX];
+    let deliver_len = if pos > 0 { envelope::deliver_head(encoding, pos, frame.bytes.len(), &mut deliver) } else { 0 };
+    let mut header = [0; frame::SERVER_HEADER_BYTES_MAX];
+    let header_len = frame::encode_server(&mut header, opcode, deliver_len + frame.bytes.len());
+    out[..header_len].copy_from_slice(&header[..header_len]);
+    out[header_len..header_len + deliver_len].copy_from_slice(&deliver[..deliver_len]);
+    header_len + deliver_len
+}
+
+const NONE: u32 = 0;
+/// WebSocket header and the longest head of DELIVER.
+const HEAD_BYTES_MAX: usize = frame::SERVER_HEADER_BYTES_MAX + envelope::DELIVER_HEAD_BYTES_MAX;
+/// Frames up to this length are copied together and leave in one contiguous write: 1.3 times faster for sixteen of 114 bytes.
+const GATHERED_FRAME_BYTES_MAX: usize = 1024;
+/// Longer blocks go back to the allocator at once.
+const KEPT_BLOCK_BYTES_MAX: usize = 8 * 1024;
+/// Free blocks of one core keep at most this much.
+const FREE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Reads everything that waits, `step` bytes at a time, as a kernel would take it.
+    fn take_all(pool: &mut SendPool, queue: &mut SendQueue, step: usize) -> Vec<u8> {
+        let (mut out, mut batch) = (Vec::new(), Batch::default());
+        while !queue.is_empty() {
+            pool.gather(queue, Encoding::Binary, &mut batch);
+            let bytes: Vec<u8> = batch.segments.iter().flat_map(|segment| pool.segment(&batch, segment).to_vec()).collect();
+            assert_eq!(bytes.len(), batch.bytes());
+            let taken = step.min(bytes.len());
+            out.extend_from_slice(&bytes[..taken]);
+            pool.advance(queue, Encoding::Binary, taken);
+        }
+        out
+    }
+
+    fn data(pool: &mut SendPool, queue: &mut SendQueue, len: usize, pos: u64) {
+        let frame = pool.build(Wrap::Frame(Opcode::Binary), |out| out.resize(len, u8::try_from(len % 251).unwrap()));
+        pool.push(queue, frame, pos);
+        pool.release(frame);
+    }
+
+    proptest! {
+        /// However many bytes the kernel takes at a time, the same bytes leave, and nothing is left behind in the pool.
+        #[test]
+        fn any_pace_sends_the_same_bytes(
+            frames in prop::collection::vec((0usize..3000, 0u64..3), 1..20),
+            step in 1usize..5000,
+        ) {
+            let mut pool = SendPool::new();
+            let (mut slow, mut fast) = (SendQueue::default(), SendQueue::default());
+            for &(len, pos) in &frames {
+                data(&mut pool, &mut slow, len, pos);
+                data(&mut pool, &mut fast, len, pos);
+            }
+            let expected = take_all(&mut pool, &mut fast, usize::MAX);
+            prop_assert_eq!(take_all(&mut pool, &mut slow, step), expected);
+            prop_assert_eq!((slow.bytes(), pool.queued_bytes), (0, 0));
+            prop_assert_eq!(pool.free_frames.len(), pool.frames.len() - 1);
+        }
+    }
+
+    /// A ping passes what has not begun to leave, and waits for a frame that has.
+    #[test]
+    fn control_frames_go_first_but_split_nothing() {
+        let mut pool = SendPool::new();
+        let mut queue = SendQueue::default();
+        data(&mut pool, &mut queue, 10, 0);
+        data(&mut pool, &mut queue, 10, 0);
+        pool.advance(&mut queue, Encoding::Binary, 3);
+        let ping = pool.build(Wrap::Frame(Opcode::Ping), |_| {});
+        pool.push_control(&mut queue, ping);
+        pool.release(ping);
+        let bytes = take_all(&mut pool, &mut queue, usize::MAX);
+        assert_eq!(bytes.len(), 9 + 2 + 12);
+        assert_eq!(bytes[9..11], [0x89, 0]);
+    }
+
+    /// One frame for many receivers is one block; the last receiver frees it for the next frame, without allocating.
+    #[test]
+    fn a_shared_frame_is_freed_by_its_last_receiver() {
+        let mut pool = SendPool::new();
+        let mut queues = [SendQueue::default(); 3];
+        let frame = pool.build(Wrap::Frame(Opcode::Binary), |out| out.resize(100, 1));
+        for (queue, pos) in queues.iter_mut().zip(1..) {
+            pool.push(queue, frame, pos);
+        }
+        pool.release(frame);
+        assert_eq!(pool.queued_bytes, 300);
+        for queue in &mut queues {
+            assert!(pool.free_frames.is_empty());
+            pool.clear(queue);
+        }
+        assert_eq!(pool.free_frames.len(), 1);
+        let again = pool.build(Wrap::Frame(Opcode::Text), |out| assert_eq!(out.capacity(), 100));
+        assert_eq!(again, frame);
+    }
+}

@@ -1,0 +1,87 @@
+//! Token buckets: so many per second, so many at once.
+
+/// One bucket, 8 bytes. Time is milliseconds of the core's own clock, wrapping.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bucket {
+    /// Thousandths of a token.
+    tokens_milli: u32,
+    stamp_ms: u32,
+}
+
+/// What a bucket allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rate {
+    /// Tokens that come back per second; 0: no limit.
+    pub per_second: u32,
+    /// Tokens in a full bucket.
+    pub burst: u32,
+}
+
+impl Bucket {
+    /// A full bucket.
+    #[must_use]
+    pub fn full(rate: Rate, now_ms: u32) -> Self {
+        Self { tokens_milli: rate.burst.saturating_mul(1000), stamp_ms: now_ms }
+    }
+
+    /// Takes one token, or says in how many milliseconds there will be one.
+    ///
+    /// # Errors
+    /// The time to wait, at least 1 ms.
+    pub fn take(&mut self, rate: Rate, now_ms: u32) -> Result<(), u32> {
+        if rate.per_second == 0 {
+            return Ok(());
+        }
+        let elapsed_ms = now_ms.wrapping_sub(self.stamp_ms);
+        let refill = u64::from(elapsed_ms) * u64::from(rate.per_second);
+        let full = u64::from(rate.burst) * 1000;
+        let tokens = (u64::from(self.tokens_milli) + refill).min(full);
+        self.stamp_ms = now_ms;
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        if tokens < 1000 {
+            self.tokens_milli = tokens;
+            return Err((1000 - tokens).div_ceil(rate.per_second).max(1));
+        }
+        self.tokens_milli = tokens - 1000;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate { per_second: 20, burst: 3 };
+
+    /// A burst passes, the next is told when, and at that time it passes.
+    #[test]
+    fn a_spent_bucket_says_when_to_come_back() {
+        let mut bucket = Bucket::full(RATE, 5);
+        for _ in 0..3 {
+            assert_eq!(bucket.take(RATE, 5), Ok(()));
+        }
+        assert_eq!(bucket.take(RATE, 5), Err(50));
+        assert_eq!(bucket.take(RATE, 54), Err(1));
+        assert_eq!(bucket.take(RATE, 55), Ok(()));
+        assert_eq!(bucket.take(RATE, 55), Err(50));
+    }
+
+    /// However long it rests, a bucket holds no more than its burst; the clock may wrap meanwhile.
+    #[test]
+    fn a_bucket_never_holds_more_than_its_burst() {
+        let mut bucket = Bucket::full(RATE, u32::MAX - 10);
+        let later = (u32::MAX - 10).wrapping_add(100_000);
+        for _ in 0..3 {
+            assert_eq!(bucket.take(RATE, later), Ok(()));
+        }
+        assert!(bucket.take(RATE, later).is_err());
+    }
+
+    /// Zero per second means no limit.
+    #[test]
+    fn zero_is_no_limit() {
+        let rate = Rate { per_second: 0, burst: 0 };
+        let mut bucket = Bucket::full(rate, 0);
+        assert!((0..1000).all(|_| bucket.take(rate, 0).is_ok()));
+    }
+}

@@ -1,1 +1,0 @@
-//! All that one core owns, pure: `handle_*` in, `poll_*` out.

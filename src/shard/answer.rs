@@ -1,0 +1,183 @@
+//! What a connection is told: frames into its queue, refusals, and the ways to end it.
+
+use super::{CLOSE_MS, Kind, STALL_CHECK_MS, Shard, State, flags};
+use crate::conn::send_queue::{FrameIndex, Wrap};
+use crate::ids::ConnectionId;
+use crate::mail::Submit;
+use crate::observe::counters::CloseCause;
+use crate::session::delivery::{Catchup, Session, Stage};
+use crate::wire::envelope::{Encoding, ErrorCode, ServerFrame, encode_server, page_flags};
+use crate::wire::frame::Opcode;
+
+impl Shard {
+    /// Queues a frame, and applies the bounds of the queue: over soft, reading pauses; over the core's share, the connection ends.
+    pub(super) fn push_frame(&mut self, id: ConnectionId, frame: FrameIndex, pos: u64) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if matches!(connection.state, State::Closing | State::Finished) {
+            return;
+        }
+        self.pool.push(&mut connection.queue, frame, pos);
+        self.counters.frames_sent_count += 1;
+        let over_soft = connection.queue.bytes() > self.rules.queue_soft_bytes;
+        if over_soft && connection.flags & flags::PAUSED == 0 {
+            connection.flags |= flags::PAUSED;
+            self.commands.push_back(super::Command::Pause(id));
+            if connection.flags & flags::STALLING == 0 {
+                connection.flags |= flags::STALLING;
+                connection.flags &= !flags::PROGRESS;
+                self.schedule(id, self.rules.stall_ms.min(STALL_CHECK_MS), Kind::Stall);
+            }
+        }
+        self.touch(id);
+        if self.pool.queued_bytes > self.rules.queued_bytes_max && over_soft {
+            self.counters.queued_bytes_full_count += 1;
+            self.close(id, 4503, CloseCause::Overloaded);
+        }
+    }
+
+    pub(super) fn push_control(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
+        let frame = self.pool.build(Wrap::Frame(opcode), |out| out.extend_from_slice(payload));
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        self.pool.push_control(&mut connection.queue, frame);
+        self.pool.release(frame);
+        self.counters.frames_sent_count += 1;
+        self.touch(id);
+    }
+
+    /// Queues one protocol frame of this connection's own.
+    pub(super) fn push_server(&mut self, id: ConnectionId, frame: &ServerFrame<'_>) {
+        let Some(encoding) = self.connections.get(id).and_then(|connection| connection.encoding) else { return };
+        let frame = self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, frame, out));
+        self.push_frame(id, frame, 0);
+        self.pool.release(frame);
+    }
+
+    pub(super) fn push_error(&mut self, id: ConnectionId, rid: u32, code: ErrorCode, retry_ms: u32, flags: u8, detail: &str) {
+        self.counters.count_error(code.value());
+        let retryable = if code.is_retryable() { page_flags::ERROR_RETRYABLE } else { 0 };
+        let flags = flags | retryable;
+        self.push_server(id, &ServerFrame::Error { rid, code: code.value(), flags, retry_ms, detail: detail.into() });
+    }
+
+    /// ERROR to one request; the connection lives.
+    pub(super) fn refuse(&mut self, id: ConnectionId, rid: u32, code: ErrorCode, retry_ms: u32, detail: &str) {
+        self.push_error(id, rid, code, retry_ms, 0, detail);
+    }
+
+    /// ERROR with CLOSING, then the close code that belongs to it.
+    pub(super) fn fail(&mut self, id: ConnectionId, rid: u32, code: ErrorCode, detail: &str) {
+        self.push_error(id, rid, code, 0, page_flags::ERROR_CLOSING, detail);
+        let cause = match code {
+            ErrorCode::TokenInvalid => CloseCause::TokenInvalid,
+            ErrorCode::TokenExpired => CloseCause::TokenExpired,
+            ErrorCode::Banned | ErrorCode::TooManyDevices => CloseCause::Forbidden,
+            ErrorCode::FrameTooLarge => CloseCause::FrameTooLarge,
+            _ => CloseCause::ProtocolError,
+        };
+        self.close(id, code.close_code().unwrap_or(4400), cause);
+    }
+
+    /// Begins the close handshake: what is queued still leaves, then a close frame, then FIN.
+    pub(super) fn close(&mut self, id: ConnectionId, code: u16, cause: CloseCause) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if matches!(connection.state, State::Closing | State::Finished) {
+            return;
+        }
+        if connection.state == State::Upgrade {
+            return self.abort(id, cause);
+        }
+        let frame = self.pool.build(Wrap::Frame(Opcode::Close), |out| out.extend_from_slice(&code.to_be_bytes()));
+        let connection = self.connections.get_mut(id).expect("looked up above");
+        self.pool.push(&mut connection.queue, frame, 0);
+        self.pool.release(frame);
+        self.begin_closing(id, cause);
+    }
+
+    /// From here on what comes is dropped, what is queued still leaves, and nothing more is queued.
+    pub(super) fn begin_closing(&mut self, id: ConnectionId, cause: CloseCause) {
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        connection.state = State::Closing;
+        connection.flags &= !flags::PAUSED;
+        self.cold[id.index as usize].cause.get_or_insert(cause);
+        self.forget_session(id);
+        self.schedule(id, CLOSE_MS, Kind::Close);
+        self.touch(id);
+    }
+
+    /// The connection carries its session no longer; the store is told, and the slot waits for its answer.
+    pub(super) fn forget_session(&mut self, id: ConnectionId) {
+        let Some(session_id) = self.session_id(id) else { return };
+        self.connections.get_mut(id).expect("has a session").session = 0;
+        let cold = &mut self.cold[id.index as usize];
+        cold.sends_unanswered = 0;
+        cold.reads_waiting = 0;
+        if let Some(extra) = &mut cold.extra {
+            extra.pages.clear();
+            extra.joining = None;
+        }
+        self.drop_empty_extra(id);
+        let session = self.session_ref(session_id);
+        let Some(line) = self.sessions.get_mut(session_id) else { return };
+        line.stage = Stage::Leaving;
+        line.backlog = None;
+        line.unacknowledged = 0;
+        line.window_bytes = 0;
+        // While the attach is on its way the roster slot is not known: the answer to it brings the leave.
+        if let Some(roster) = line.roster {
+            self.leaves.push_back(Submit::Leave { session, roster });
+        }
+    }
+
+    /// Tells a session what it missed, as far as there is room now.
+    pub(super) fn catch_up(&mut self, id: ConnectionId) {
+        let window_bytes_max = self.rules.window_bytes_max;
+        let Some(connection) = self.connections.get(id) else { return };
+        if connection.queue.bytes() > self.rules.queue_soft_bytes {
+            return;
+        }
+        let Some(session) = self.session_mut(id) else { return };
+        if session.stage != Stage::Active || !session.has_room(0, window_bytes_max) {
+            return;
+        }
+        match session.take_marks() {
+            None => {}
+            Some(Catchup::Resync) => {
+                self.counters.resyncs_sent_count += 1;
+                self.push_server(id, &ServerFrame::Resync { reason: 1 });
+            }
+            Some(Catchup::Notices(marks)) => {
+                for mark in &marks {
+                    self.counters.notices_sent_count += 1;
+                    let conv = mark.conv.as_str().into();
+                    self.push_server(id, &ServerFrame::Notice { conv, head: mark.head, mid: mark.mid });
+                }
+            }
+        }
+    }
+
+    pub(super) fn session_id(&self, id: ConnectionId) -> Option<ConnectionId> {
+        let slot = self.connections.get(id)?.session.checked_sub(1)?;
+        self.sessions.at(slot).map(|(key, _)| ConnectionId::from(key))
+    }
+
+    pub(super) fn session_mut(&mut self, id: ConnectionId) -> Option<&mut Session> {
+        let session_id = self.session_id(id)?;
+        self.sessions.get_mut(session_id)
+    }
+
+    /// Sets the two timers of a token's life.
+    pub(super) fn watch_expiry(&mut self, id: ConnectionId, expires_s: u32) {
+        let left_ms = (u64::from(expires_s) * 1000).saturating_sub(self.now.unix_ms);
+        // The wheel reaches far enough for any token, but a timer beyond 2^31 ms is set again when it fires.
+        let left_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        self.schedule(id, left_ms.saturating_sub(self.rules.expiring_ms), Kind::Expiring);
+        self.schedule(id, left_ms, Kind::Expired);
+    }
+}
+
+pub(super) fn opcode_of(encoding: Encoding) -> Opcode {
+    match encoding {
+        Encoding::Binary => Opcode::Binary,
+        Encoding::Json => Opcode::Text,
+    }
+}

@@ -1,0 +1,490 @@
+//! All that one core owns, pure: `handle_*` for what happened, `poll_*` for what to do next.
+//!
+//! The reactor lends received bytes ([`Shard::handle_bytes`]), hands over mail ([`Shard::handle_group`]), tells the time
+//! ([`Shard::handle_time`]), and afterwards asks, in this order: [`Shard::poll_dirty`] with [`Shard::gather`] and
+//! [`Shard::handle_taken`] until nothing is left to send, then [`Shard::poll_command`] for what the driver has to do. Mail to other
+//! threads leaves through [`Outlet`] at once. Nothing here opens, waits, reads a clock or logs.
+//!
+//! ```text
+//!            bytes              frame            request             mail out (Outlet)
+//!  receive.rs ─────► connection ─────► request.rs ───────► session ──────────────────► store
+//!                                                             ▲
+//!  transmit.rs ◄──── send queue ◄──── answer.rs ◄─────────────┘ ◄───── mail.rs: one commit group, pages, peers
+//!                        ▲
+//!                    timing.rs: deadlines, liveness, drain
+//! ```
+
+mod answer;
+mod mail;
+mod receive;
+mod request;
+mod timing;
+mod transmit;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::clock::Moment;
+use crate::conn::carry::{HeadCarry, Stashes};
+use crate::conn::connection::Receive;
+use crate::conn::send_queue::{SendPool, SendQueue};
+use crate::conn::timers::{Liveness, Timer, Wheel};
+use crate::ids::{ConnectionId, ReactorId, SessionRef};
+use crate::io::driver::Close;
+use crate::mail::{PageMail, Peer, Submit};
+use crate::observe::counters::{CloseCause, ReactorCounters};
+use crate::session::auth::Verifier;
+use crate::session::delivery::Session;
+use crate::session::hold::Holds;
+use crate::session::rate::{Bucket, Rate};
+use crate::store::schema::Hashes;
+use crate::table::Table;
+use crate::wire::envelope::Encoding;
+use crate::wire::message::{Arena, Text};
+
+pub use mail::Latencies;
+
+#[expect(clippy::result_large_err, reason = "a full lane gives the value back, and nothing is allocated for it")]
+/// Where a shard's mail leaves. A lane that is full gives the value back; the shard decides what that means.
+pub trait Outlet {
+    /// To the store thread.
+    ///
+    /// # Errors
+    /// The value, when the lane or its byte credit is full.
+    fn submit(&mut self, mail: Submit) -> Result<(), Submit>;
+
+    /// To another core.
+    ///
+    /// # Errors
+    /// The value, when the lane is full.
+    fn peer(&mut self, to: ReactorId, mail: Peer) -> Result<(), Peer>;
+}
+
+/// What the shard needs of the configuration, already a share of one core where a bound is the node's.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "named and documented as the configuration keys they come from")]
+pub struct Rules {
+    pub node: String,
+    pub path: String,
+    pub origins: Option<Vec<String>>,
+    pub loopback: bool,
+    /// Answer every message with itself, for conformance suites and measurements; no sessions then.
+    pub echo: bool,
+    pub level: u8,
+    pub connections_max: usize,
+    pub max_frame: u32,
+    pub max_payload: u32,
+    pub window_default: u16,
+    pub window_max: u16,
+    pub window_bytes_max: u32,
+    pub send_window: u16,
+    pub send_rate: Rate,
+    pub read_rate: Rate,
+    pub ping_ms: u32,
+    pub hello_ms: u32,
+    pub upgrade_ms: u32,
+    pub message_ms: u32,
+    pub ack_timeout_ms: u32,
+    pub expiring_ms: u32,
+    pub dedup_s: u32,
+    pub queue_soft_bytes: u32,
+    pub queue_hard_bytes: u32,
+    pub queued_bytes_max: u64,
+    pub stall_ms: u32,
+    pub drain_grace_ms: u32,
+    /// Keyed by 128 bits from the system's generator, new at every start: session ids come from it, names are compared by it.
+    pub hashes: Hashes,
+}
+
+/// One core. See the module for the order of calls.
+pub struct Shard {
+    id: ReactorId,
+    rules: Arc<Rules>,
+    verifier: Arc<Verifier>,
+    connections: Table<Connection>,
+    cold: Vec<Cold>,
+    /// Tick of the last received byte, by slot: the only thing activity writes.
+    liveness: Liveness,
+    sessions: Table<Session>,
+    pool: SendPool,
+    arena: Arena,
+    wheel: Wheel,
+    /// Deadlines and silent slots of this turn; reused.
+    fired: Vec<Timer>,
+    silent: Vec<u32>,
+    dirty: VecDeque<ConnectionId>,
+    commands: VecDeque<Command>,
+    /// Cursors merged by max until the next hand-over to the store.
+    cursors: HashMap<(SessionRef, Text), u64>,
+    cursors_due_ms: Option<u64>,
+    /// Mail that found its lane full and must not be lost.
+    leaves: VecDeque<Submit>,
+    peers: VecDeque<(ReactorId, Peer)>,
+    drain: Option<Drain>,
+    session_turn: u64,
+    now: Moment,
+    /// Plain counts, published by the reactor once a turn.
+    pub counters: ReactorCounters,
+    /// Latencies recorded since the reactor last took them.
+    pub latencies: Latencies,
+}
+
+/// What the driver has to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// End the connection.
+    Close(ConnectionId, Close),
+    /// No more bytes.
+    Pause(ConnectionId),
+    /// Bytes again.
+    Resume(ConnectionId),
+}
+
+impl Shard {
+    /// An empty core. Tables reserve address space for `connections_max` once; untouched pages cost nothing.
+    #[must_use]
+    pub fn new(id: ReactorId, rules: Arc<Rules>, verifier: Arc<Verifier>, now: Moment) -> Self {
+        let connections_max = rules.connections_max;
+        Self {
+            id,
+            verifier,
+            connections: Table::with_capacity(connections_max),
+            cold: Vec::with_capacity(connections_max),
+            liveness: Liveness::new(connections_max, now.tick()),
+            sessions: Table::with_capacity(connections_max),
+            pool: SendPool::new(),
+            arena: Arena::new(crate::limits::ARENA_CHUNK_BYTES),
+            wheel: Wheel::new(now.tick()),
+            fired: Vec::new(),
+            silent: Vec::new(),
+            dirty: VecDeque::new(),
+            commands: VecDeque::new(),
+            cursors: HashMap::new(),
+            cursors_due_ms: None,
+            leaves: VecDeque::new(),
+            peers: VecDeque::new(),
+            drain: None,
+            session_turn: 0,
+            now,
+            counters: ReactorCounters::default(),
+            latencies: Latencies::default(),
+            rules,
+        }
+    }
+
+    /// A connection was accepted: a slot for it, or `None` when the core is full or draining and the socket is to be dropped.
+    pub fn handle_accept(&mut self, _peer: Option<IpAddr>) -> Option<ConnectionId> {
+        if self.connections.len() >= self.rules.connections_max {
+            self.counters.accepts_refused_count += 1;
+            return None;
+        }
+        self.counters.connections_accepted_count += 1;
+        let id = ConnectionId::from(self.connections.insert(Connection::default()).ok()?);
+        let slot = id.index as usize;
+        if self.cold.len() <= slot {
+            self.cold.resize_with(slot + 1, Cold::default);
+        }
+        let now_ms = self.now_ms();
+        self.cold[slot] = Cold {
+            extra: None,
+            sends: Bucket::full(self.rules.send_rate, now_ms),
+            reads: Bucket::full(self.rules.read_rate, now_ms),
+            ..Cold::default()
+        };
+        self.liveness.touch(id.index, self.now.tick());
+        self.schedule(id, self.rules.upgrade_ms, Kind::Upgrade);
+        Some(id)
+    }
+
+    /// The peer will send nothing more.
+    pub fn handle_eof(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(id) else { return self.stale() };
+        if connection.state != State::Closing {
+            self.cold[id.index as usize].cause.get_or_insert(CloseCause::ClientGone);
+        }
+        // What is queued (an answer, a close frame) still leaves; then FIN.
+        self.forget_session(id);
+        let connection = self.connections.get_mut(id).expect("looked up above");
+        connection.state = State::Closing;
+        self.schedule(id, CLOSE_MS, Kind::Close);
+        self.touch(id);
+    }
+
+    /// The connection failed below us.
+    pub fn handle_failed(&mut self, id: ConnectionId) {
+        self.abort(id, CloseCause::ClientGone);
+    }
+
+    /// The handling of its bytes panicked: whatever state it left, this connection ends, with 1011.
+    pub fn handle_panic(&mut self, id: ConnectionId) {
+        self.close(id, 1011, CloseCause::InternalError);
+    }
+
+    /// Chunks the arena has asked of the allocator.
+    #[must_use]
+    pub fn arena_chunks_count(&self) -> u64 {
+        self.arena.chunks_count
+    }
+
+    /// Last word of the driver: the slot is free.
+    pub fn handle_closed(&mut self, id: ConnectionId, stashes: &mut Stashes) {
+        let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
+        self.pool.clear(&mut connection.queue);
+        connection.receive.stop(stashes);
+        self.forget_session(id);
+        let cold = std::mem::take(&mut self.cold[id.index as usize]);
+        let cause = cold.cause.unwrap_or(CloseCause::ClientGone);
+        self.counters.closes_count[cause.index()] += 1;
+        self.liveness.clear(id.index);
+        self.connections.remove(id);
+    }
+
+    /// What the driver has to do next.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// Whether the drain has been asked for and nobody is left.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.drain.is_some() && self.connections.is_empty() && self.leaves.is_empty() && self.peers.is_empty()
+    }
+
+    /// Whether there is work that needs no event: the next wait must not sleep.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.dirty.is_empty() || !self.commands.is_empty()
+    }
+
+    /// Open connections.
+    #[must_use]
+    pub fn connections_count(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Sessions in every stage.
+    #[must_use]
+    pub fn sessions_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Bytes waiting to be sent.
+    #[must_use]
+    pub fn queued_bytes(&self) -> u64 {
+        self.pool.queued_bytes
+    }
+
+    /// Milliseconds of this core's clock, wrapping after 49 days: for buckets.
+    #[expect(clippy::cast_possible_truncation, reason = "wraps, and differences still hold")]
+    fn now_ms(&self) -> u32 {
+        (self.now.mono_ns / 1_000_000) as u32
+    }
+
+    fn schedule(&mut self, id: ConnectionId, after_ms: u32, kind: Kind) {
+        let ticks = after_ms.div_ceil(100).max(1);
+        let timer = Timer { index: id.index, generation: id.generation, kind: kind as u8 };
+        self.wheel.insert(timer, self.now.tick().wrapping_add(ticks));
+    }
+
+    /// Puts a connection on the dirty list, once.
+    fn touch(&mut self, id: ConnectionId) {
+        let connection = self.connections.get_mut(id).expect("the caller has looked it up");
+        if connection.flags & flags::DIRTY == 0 {
+            connection.flags |= flags::DIRTY;
+            self.dirty.push_back(id);
+        }
+    }
+
+    fn stale(&mut self) {
+        self.counters.stale_events_count += 1;
+    }
+
+    /// Ends a connection without a word on the wire.
+    fn abort(&mut self, id: ConnectionId, cause: CloseCause) {
+        let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
+        if connection.state == State::Finished {
+            return;
+        }
+        connection.state = State::Finished;
+        self.pool.clear(&mut connection.queue);
+        self.cold[id.index as usize].cause.get_or_insert(cause);
+        self.forget_session(id);
+        self.commands.push_back(Command::Close(id, Close::Abort));
+    }
+
+    fn session_ref(&self, id: ConnectionId) -> SessionRef {
+        SessionRef { reactor: self.id, index: id.index, generation: id.generation }
+    }
+}
+
+/// The hot line of a connection: 64 bytes with the generation that the table keeps.
+#[derive(Debug, Default)]
+struct Connection {
+    receive: Receive,
+    queue: SendQueue,
+    /// Slot of its session, counted from 1; 0: none.
+    session: u32,
+    /// Tick at which the unfinished message began.
+    message_tick: u32,
+    state: State,
+    encoding: Option<Encoding>,
+    flags: u8,
+}
+
+const _: () = assert!(size_of::<Connection>() <= 60);
+
+/// Where a connection stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum State {
+    /// Collecting the request head.
+    #[default]
+    Upgrade,
+    /// Every message comes back.
+    Echo,
+    /// Only HELLO may come.
+    WaitHello,
+    /// HELLO was good, the store is asked.
+    Joining,
+    /// Every frame but HELLO.
+    Active,
+    /// GOAWAY is written.
+    Draining,
+    /// A close frame or a refusal is queued or written; what still comes is dropped.
+    Closing,
+    /// The driver was told to close.
+    Finished,
+}
+
+mod flags {
+    /// On the dirty list.
+    pub const DIRTY: u8 = 1;
+    /// A send is with the kernel, or it said "not now".
+    pub const SENDING: u8 = 2;
+    /// Reading is paused because too much waits to be sent.
+    pub const PAUSED: u8 = 4;
+    /// A ping was sent since the last byte came.
+    pub const PINGED: u8 = 8;
+    /// The kernel took bytes since the stall clock was last looked at.
+    pub const PROGRESS: u8 = 16;
+    /// The stall clock runs.
+    pub const STALLING: u8 = 32;
+}
+
+/// The cold line of a connection, a parallel array: 32 bytes.
+#[derive(Debug, Default)]
+struct Cold {
+    extra: Option<Box<Extra>>,
+    sends: Bucket,
+    reads: Bucket,
+    sends_unanswered: u16,
+    reads_waiting: u8,
+    cause: Option<CloseCause>,
+}
+
+const _: () = assert!(size_of::<Cold>() <= 32);
+
+/// What a connection has only at times: during the handshake, while something is held, while reads wait.
+#[derive(Debug, Default)]
+struct Extra {
+    /// Request head so far.
+    head: HeadCarry,
+    /// `Authorization: Bearer` of the upgrade, until HELLO.
+    bearer: Option<String>,
+    /// Between HELLO and WELCOME.
+    joining: Option<Joining>,
+    holds: Holds,
+    pages: VecDeque<PageMail>,
+}
+
+impl Extra {
+    fn is_empty(&self) -> bool {
+        receive::is_empty(&self.head)
+            && self.bearer.is_none()
+            && self.joining.is_none()
+            && self.holds.is_empty()
+            && self.pages.is_empty()
+    }
+}
+
+/// What WELCOME needs and nothing later.
+#[derive(Debug)]
+struct Joining {
+    user: Text,
+    minor: u8,
+    /// The store has answered.
+    attached: bool,
+    /// Who had the device before and has not yet said that it is done.
+    awaits: Option<SessionRef>,
+    /// The former owner said so before the store's answer came.
+    gone: bool,
+}
+
+/// What a timer is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Kind {
+    /// Request head complete?
+    Upgrade,
+    /// HELLO seen?
+    Hello,
+    /// Store answered the attach?
+    Attach,
+    /// Former owner of the device done?
+    Gone,
+    /// Close handshake done?
+    Close,
+    /// Acknowledgements moved while the window is full?
+    Acknowledge,
+    /// Token about to end: EXPIRING.
+    Expiring,
+    /// Token ended.
+    Expired,
+    /// Bytes moved while too many wait?
+    Stall,
+    /// This connection's turn to leave in a drain.
+    Goaway,
+    /// Its time after GOAWAY is over.
+    Grace,
+    /// A message begun long ago must be complete.
+    Message,
+}
+
+impl Kind {
+    /// By number, as the wheel keeps it.
+    const ALL: [Kind; 12] = [
+        Kind::Upgrade,
+        Kind::Hello,
+        Kind::Attach,
+        Kind::Gone,
+        Kind::Close,
+        Kind::Acknowledge,
+        Kind::Expiring,
+        Kind::Expired,
+        Kind::Stall,
+        Kind::Goaway,
+        Kind::Grace,
+        Kind::Message,
+    ];
+}
+const _: () = assert!(Kind::Message as usize + 1 == Kind::ALL.len());
+
+#[derive(Clone, Copy, Debug)]
+struct Drain {
+    close_code: u16,
+}
+
+/// The close handshake must be over after this long.
+const CLOSE_MS: u32 = 5_000;
+/// An attach that the store has not answered after this long ends with 4503, never with 4408.
+const ATTACH_MS: u32 = 10_000;
+/// How long the new owner of a device waits for the former one.
+const GONE_MS: u32 = 5_000;
+/// FETCH and SYNC that may wait on one connection beside the one in progress.
+const READS_WAITING_MAX: u8 = 8;
+/// Cursors go to the store after this long, or when there are [`CURSORS_MAX`].
+const CURSORS_MS: u64 = 100;
+/// See [`CURSORS_MS`].
+const CURSORS_MAX: usize = 1_024;
+/// The stall clock looks this often at the longest.
+const STALL_CHECK_MS: u32 = 10_000;

@@ -1,0 +1,231 @@
+//! From lent bytes to whole messages: the upgrade, then RFC 6455.
+
+use super::{CLOSE_MS, Kind, Outlet, Shard, State, flags};
+use crate::clock::Moment;
+use crate::conn::carry::{HeadCarry, Stashes};
+use crate::conn::connection::{Event, Kinds, Reader, ReceiveLimits, Stop};
+use crate::conn::send_queue::Wrap;
+use crate::ids::ConnectionId;
+use crate::io::driver::Flow;
+use crate::limits;
+use crate::observe::counters::CloseCause;
+use crate::wire::envelope::Encoding;
+use crate::wire::frame::Opcode;
+use crate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal, Request};
+use crate::wire::violation::Violation;
+
+impl Shard {
+    /// Bytes arrived. Everything they mean is done before this returns; what must be answered is queued.
+    ///
+    /// `stashes` is this core's; it is lent beside the shard because messages borrow from it while the shard acts on them.
+    pub fn handle_bytes(
+        &mut self,
+        now: Moment,
+        id: ConnectionId,
+        bytes: &mut [u8],
+        stashes: &mut Stashes,
+        outlet: &mut impl Outlet,
+    ) -> Flow {
+        self.now = now;
+        let Some(connection) = self.connections.get_mut(id) else {
+            self.stale();
+            return Flow::Close;
+        };
+        connection.flags &= !flags::PINGED;
+        self.liveness.touch(id.index, now.tick());
+        self.counters.bytes_received_count += bytes.len() as u64;
+        match connection.state {
+            State::Upgrade => self.receive_head(id, bytes, stashes, outlet),
+            State::Closing | State::Finished => {}
+            _ => self.receive_frames(id, bytes, stashes, outlet),
+        }
+        match self.connections.get(id) {
+            Some(connection) if connection.state == State::Finished => Flow::Close,
+            Some(connection) if connection.flags & flags::PAUSED != 0 => Flow::Pause,
+            Some(_) => Flow::Continue,
+            None => Flow::Close,
+        }
+    }
+
+    /// Collects the request head; at its end answers 101 or refuses, and goes on with what was pipelined behind it.
+    fn receive_head(&mut self, id: ConnectionId, bytes: &mut [u8], stashes: &mut Stashes, outlet: &mut impl Outlet) {
+        let extra = self.cold[id.index as usize].extra.get_or_insert_default();
+        let mut carry = std::mem::take(&mut extra.head);
+        let rules = self.rules.clone();
+        let policy = Policy {
+            path: &rules.path,
+            endpoint: if rules.echo { Endpoint::Echo } else { Endpoint::Gateway },
+            origins: match &rules.origins {
+                Some(listed) => Origins::Listed(listed),
+                None if rules.loopback => Origins::Loopback,
+                None => Origins::Listed(&[]),
+            },
+        };
+        let consumed = match carry.push(bytes) {
+            Err(refusal) => return self.refuse_upgrade(id, refusal, CloseCause::UpgradeRefused),
+            Ok(None) => {
+                self.cold[id.index as usize].extra.get_or_insert_default().head = carry;
+                return;
+            }
+            Ok(Some(head)) => match upgrade::parse(head.bytes, &policy) {
+                Err(refusal) => return self.refuse_upgrade(id, refusal, CloseCause::UpgradeRefused),
+                Ok(request) => {
+                    self.accept_upgrade(id, &request);
+                    head.consumed_bytes
+                }
+            },
+        };
+        let pipelined = &mut bytes[consumed..];
+        let accepted = self.connections.get(id).is_some_and(|connection| Self::reads_frames(connection.state));
+        if accepted && !pipelined.is_empty() {
+            self.receive_frames(id, pipelined, stashes, outlet);
+        }
+    }
+
+    fn accept_upgrade(&mut self, id: ConnectionId, request: &Request<'_>) {
+        if self.drain.is_some() {
+            return self.refuse_upgrade(id, Refusal::Overloaded, CloseCause::Drain);
+        }
+        self.counters.upgrades_accepted_count += 1;
+        let frame = self.pool.build(Wrap::Raw, |out| request.write_accept(out));
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        self.pool.push(&mut connection.queue, frame, 0);
+        self.pool.release(frame);
+        connection.encoding = request.encoding;
+        if self.rules.echo {
+            connection.state = State::Echo;
+        } else {
+            connection.state = State::WaitHello;
+            if let Some(bearer) = request.bearer {
+                self.cold[id.index as usize].extra.get_or_insert_default().bearer = Some(bearer.to_owned());
+            }
+            self.schedule(id, self.rules.hello_ms, Kind::Hello);
+        }
+        self.drop_empty_extra(id);
+        self.touch(id);
+    }
+
+    /// Answers with plain HTTP and ends the connection.
+    pub(super) fn refuse_upgrade(&mut self, id: ConnectionId, refusal: Refusal, cause: CloseCause) {
+        self.counters.count_upgrade_refused(refusal.status());
+        let retry_after_s = matches!(refusal, Refusal::Overloaded | Refusal::RateLimited).then_some(RETRY_AFTER_S);
+        let frame = self.pool.build(Wrap::Raw, |out| refusal.write(retry_after_s, out));
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        self.pool.push(&mut connection.queue, frame, 0);
+        self.pool.release(frame);
+        connection.state = State::Closing;
+        let cold = &mut self.cold[id.index as usize];
+        cold.cause.get_or_insert(cause);
+        cold.extra = None;
+        self.schedule(id, CLOSE_MS, Kind::Close);
+        self.touch(id);
+    }
+
+    /// Runs the frame decoder over the bytes and acts on each event.
+    fn receive_frames(&mut self, id: ConnectionId, bytes: &mut [u8], stashes: &mut Stashes, outlet: &mut impl Outlet) {
+        // The decoder leaves the shard for the length of the call, because events borrow from it.
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let mut receive = std::mem::take(&mut connection.receive);
+        let was_inside = receive.is_in_message();
+        let limits = self.receive_limits(id);
+        let mut reader = Reader::new(bytes, id.index);
+        loop {
+            match reader.next(&mut receive, stashes, &limits) {
+                Ok(None) => break,
+                Ok(Some(event)) => self.handle_event(id, event, outlet),
+                Err(stop) => {
+                    self.stop(id, stop);
+                    break;
+                }
+            }
+            if !self.connections.get(id).is_some_and(|connection| Self::reads_frames(connection.state)) {
+                break;
+            }
+        }
+        drop(reader);
+        let now_inside = receive.is_in_message();
+        let connection = self.connections.get_mut(id).expect("a slot is freed only by `closed`, never inside a call");
+        if !Self::reads_frames(connection.state) {
+            receive.stop(stashes);
+        }
+        connection.receive = receive;
+        if now_inside && !was_inside {
+            connection.message_tick = self.now.tick();
+            self.schedule(id, self.rules.message_ms, Kind::Message);
+        }
+    }
+
+    fn reads_frames(state: State) -> bool {
+        !matches!(state, State::Upgrade | State::Closing | State::Finished)
+    }
+
+    fn receive_limits(&self, id: ConnectionId) -> ReceiveLimits {
+        if self.rules.echo {
+            return ReceiveLimits { message_bytes_max: limits::ECHO_MESSAGE_BYTES_MAX, kinds: Kinds::Both };
+        }
+        let encoding = self.connections.get(id).and_then(|connection| connection.encoding);
+        let kinds = if encoding == Some(Encoding::Json) { Kinds::Text } else { Kinds::Binary };
+        ReceiveLimits { message_bytes_max: self.rules.max_frame, kinds }
+    }
+
+    fn handle_event(&mut self, id: ConnectionId, event: Event<'_>, outlet: &mut impl Outlet) {
+        self.counters.frames_received_count += 1;
+        match event {
+            Event::Text(payload) | Event::Binary(payload) => {
+                self.counters.messages_received_count += 1;
+                if self.rules.echo {
+                    let opcode = if matches!(event, Event::Text(_)) { Opcode::Text } else { Opcode::Binary };
+                    self.echo(id, opcode, payload);
+                } else {
+                    self.handle_message(id, payload, outlet);
+                }
+            }
+            Event::Ping(payload) => self.push_control(id, Opcode::Pong, payload),
+            Event::Pong(_) => {}
+            Event::Close { code, .. } => self.handle_close_frame(id, code),
+        }
+    }
+
+    fn echo(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
+        let frame = self.pool.build(Wrap::Frame(opcode), |out| out.extend_from_slice(payload));
+        self.push_frame(id, frame, 0);
+        self.pool.release(frame);
+    }
+
+    /// The peer closes: echo its code, then FIN.
+    fn handle_close_frame(&mut self, id: ConnectionId, code: Option<u16>) {
+        let code = code.map(u16::to_be_bytes);
+        let payload = code.as_ref().map_or(&[][..], |bytes| &bytes[..]);
+        self.push_control(id, Opcode::Close, payload);
+        self.begin_closing(id, CloseCause::ClientClosed);
+    }
+
+    fn stop(&mut self, id: ConnectionId, stop: Stop) {
+        let cause = match stop {
+            Stop::StashesFull => CloseCause::Overloaded,
+            Stop::Violation(violation) => {
+                self.counters.violations_count[violation.index()] += 1;
+                match violation {
+                    Violation::MessageTooLarge | Violation::TooManyFragments => CloseCause::FrameTooLarge,
+                    _ => CloseCause::ProtocolViolation,
+                }
+            }
+        };
+        self.close(id, stop.close_code(), cause);
+    }
+
+    pub(super) fn drop_empty_extra(&mut self, id: ConnectionId) {
+        let cold = &mut self.cold[id.index as usize];
+        if cold.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
+            cold.extra = None;
+        }
+    }
+}
+
+/// Whether a head carry holds nothing.
+pub(super) fn is_empty(head: &HeadCarry) -> bool {
+    head.held_bytes() == 0
+}
+
+/// `Retry-After` of a refused upgrade, seconds; clients add jitter.
+const RETRY_AFTER_S: u32 = 5;

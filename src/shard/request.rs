@@ -1,0 +1,387 @@
+//! What the frames of a client ask for.
+
+use super::{ATTACH_MS, Joining, Kind, Outlet, READS_WAITING_MAX, Shard, State};
+use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
+use crate::mail::{Attach, PageMail, PageRequest, SendMail, Sender, Submit};
+use crate::observe::counters::CloseCause;
+use crate::session::auth::AuthError;
+use crate::session::delivery::{Session, Stage};
+use crate::session::hold::Verdict;
+use crate::wire::envelope::{
+    ClientFrame, Cursors, Encoding, ErrorCode, Frames, Hello, Send, ServerFrame, page_flags, send_flags,
+};
+use crate::wire::message::Text;
+
+impl Shard {
+    /// One WebSocket message: its frames one by one, good ones before a bad one carried out first.
+    pub(super) fn handle_message(&mut self, id: ConnectionId, payload: &[u8], outlet: &mut impl Outlet) {
+        let Some(encoding) = self.connections.get(id).and_then(|connection| connection.encoding) else { return };
+        let mut frames = Frames::new(encoding, payload);
+        loop {
+            match frames.next_frame() {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.handle_frame(id, &frame, outlet),
+                Err(error) => {
+                    self.counters.protocol_errors_count += 1;
+                    return self.fail(id, error.rid, error.code, error.detail);
+                }
+            }
+            match self.connections.get(id) {
+                Some(connection) if !matches!(connection.state, State::Closing | State::Finished) => {}
+                _ => return,
+            }
+        }
+    }
+
+    fn handle_frame(&mut self, id: ConnectionId, frame: &ClientFrame<'_>, outlet: &mut impl Outlet) {
+        self.counters.requests_count[request_index(frame)] += 1;
+        let state = self.connections.get(id).expect("checked after every frame").state;
+        match (state, frame) {
+            (State::WaitHello, ClientFrame::Hello(hello)) => self.handle_hello(id, hello, outlet),
+            (State::Active, ClientFrame::Hello(_)) => self.fail(id, 0, ErrorCode::WrongState, "HELLO comes once"),
+            (State::Active | State::Draining, _) => self.handle_request(id, state, frame, outlet),
+            _ => self.fail(id, rid_of(frame), ErrorCode::WrongState, "send HELLO and wait for WELCOME first"),
+        }
+    }
+
+    fn handle_request(&mut self, id: ConnectionId, state: State, frame: &ClientFrame<'_>, outlet: &mut impl Outlet) {
+        let draining = state == State::Draining;
+        match frame {
+            ClientFrame::Hello(_) => self.fail(id, 0, ErrorCode::WrongState, "HELLO comes once"),
+            ClientFrame::Ping { pos } => {
+                self.take_pos(id, *pos);
+                let server_ms = self.now.unix_ms;
+                self.push_server(id, &ServerFrame::Pong { server_ms });
+            }
+            ClientFrame::Send(send) => self.handle_send(id, send, outlet),
+            ClientFrame::Ack { pos, cursors } => {
+                self.take_pos(id, *pos);
+                self.take_cursors(id, cursors, outlet);
+            }
+            ClientFrame::Fetch { rid, conv, from, to, limit, flags } => {
+                if ids::conversation_kind(conv).is_none() {
+                    return self.refuse(id, *rid, ErrorCode::NotMember, 0, "");
+                }
+                let conv = self.arena.text(conv);
+                let newest = flags & page_flags::FETCH_NEWEST != 0;
+                let request = PageRequest::Fetch { conv, from: *from, to: *to, limit: clamp_limit(*limit), newest };
+                self.handle_read(id, *rid, request, outlet);
+            }
+            ClientFrame::Nack { conv, .. } | ClientFrame::Signal { conv, .. } => {
+                if !draining {
+                    let detail = format!("{conv} not in this release");
+                    self.refuse(id, 0, ErrorCode::NotGranted, 0, &detail);
+                }
+            }
+            _ if draining => self.refuse(id, rid_of(frame), ErrorCode::ShuttingDown, 0, "reconnect"),
+            ClientFrame::Sync { rid, since, limit, cursor } => {
+                let cursor = self.arena.text(cursor);
+                self.handle_read(id, *rid, PageRequest::Sync { since: *since, limit: clamp_limit(*limit), cursor }, outlet);
+            }
+            ClientFrame::Auth { rid, token } => self.handle_auth(id, *rid, token),
+            ClientFrame::Read { rid, conv, seq } => {
+                if ids::conversation_kind(conv).is_none() {
+                    return self.refuse(id, *rid, ErrorCode::NotMember, 0, "");
+                }
+                let Some(from) = self.sender(id, *rid) else { return };
+                let conv = self.arena.text(conv);
+                if outlet.submit(Submit::Read { from, conv, seq: *seq }).is_err() {
+                    self.overloaded(id, *rid);
+                }
+            }
+            ClientFrame::Watch { rid, .. } => self.refuse(id, *rid, ErrorCode::NotGranted, 0, "presence is not in this release"),
+        }
+    }
+
+    fn handle_hello(&mut self, id: ConnectionId, hello: &Hello<'_>, outlet: &mut impl Outlet) {
+        let bearer = self.cold[id.index as usize].extra.as_mut().and_then(|extra| extra.bearer.take());
+        let token: &str = if hello.token.is_empty() { bearer.as_deref().unwrap_or("") } else { &hello.token };
+        if !ids::is_device(&hello.device) {
+            return self.fail(id, 0, ErrorCode::BadField, "device: 1 to 64 of [A-Za-z0-9_.:@-]");
+        }
+        let identity = match self.verifier.verify(token, &hello.device, self.now.unix_ms) {
+            Ok(identity) => identity,
+            Err(error) => return self.reject_token(id, error),
+        };
+        if self.drain.is_some() {
+            return self.turn_away(id);
+        }
+        let user = identity.user;
+        let window = if hello.window == 0 { self.rules.window_default } else { hello.window };
+        let connection = self.connections.get(id).expect("checked after every frame");
+        let encoding = connection.encoding.expect("set by the upgrade");
+        let session = Session {
+            user_hash: self.rules.hashes.user(&user).0,
+            device_hash: self.device_hash(&hello.device),
+            pos: 0,
+            connection: id,
+            roster: None,
+            window_bytes: 0,
+            unacknowledged: 0,
+            expires_s: expires_s(identity.expires_unix_s),
+            window: window.clamp(1, self.rules.window_max),
+            caps: 0,
+            stage: Stage::Joining,
+            encoding,
+            backlog: None,
+        };
+        let Ok(session_id) = self.sessions.insert(session).map(ConnectionId::from) else { return self.turn_away(id) };
+        let connection = self.connections.get_mut(id).expect("checked after every frame");
+        connection.session = session_id.index + 1;
+        connection.state = State::Joining;
+        let joining = Joining { user: user.clone(), minor: MINOR, attached: false, awaits: None, gone: false };
+        self.cold[id.index as usize].extra.get_or_insert_default().joining = Some(joining);
+        let device = Text::copy_from(&hello.device);
+        let attach = Attach { session: self.session_ref(session_id), user, device, platform: hello.platform };
+        if outlet.submit(Submit::Attach(attach)).is_err() {
+            self.sessions.remove(session_id);
+            self.connections.get_mut(id).expect("checked after every frame").session = 0;
+            return self.turn_away(id);
+        }
+        self.schedule(id, ATTACH_MS, Kind::Attach);
+    }
+
+    fn reject_token(&mut self, id: ConnectionId, error: AuthError) {
+        match error {
+            AuthError::Expired => self.fail(id, 0, ErrorCode::TokenExpired, "token expired"),
+            AuthError::Invalid => self.fail(id, 0, ErrorCode::TokenInvalid, "token missing or invalid"),
+        }
+    }
+
+    /// A HELLO refused by load or drain: 5002 and 4503, never a bad-token code.
+    pub(super) fn turn_away(&mut self, id: ConnectionId) {
+        self.push_error(id, 0, ErrorCode::StoreOverloaded, RETRY_LOAD_MS, page_flags::ERROR_CLOSING, "try again later");
+        self.close(id, 4503, CloseCause::Overloaded);
+    }
+
+    fn handle_auth(&mut self, id: ConnectionId, rid: u32, token: &str) {
+        let Some((user_hash, device_hash)) = self.session_mut(id).map(|it| (it.user_hash, it.device_hash)) else { return };
+        let fits = |named: &str| self.device_hash(named) == device_hash;
+        let verified = self.verifier.verify_for(token, fits, self.now.unix_ms);
+        let hashes = self.rules.hashes;
+        let Some(session) = self.session_mut(id) else { return };
+        match verified {
+            Ok(identity) if hashes.user(&identity.user).0 == user_hash => {
+                session.expires_s = session.expires_s.max(expires_s(identity.expires_unix_s));
+                let expires_s = session.expires_s;
+                self.watch_expiry(id, expires_s);
+                self.push_server(id, &ServerFrame::Ok { rid, value: u64::from(expires_s) * 1000 });
+            }
+            Err(AuthError::Expired) => self.refuse(id, rid, ErrorCode::TokenExpired, 0, "token expired"),
+            Ok(_) | Err(AuthError::Invalid) => {
+                self.refuse(id, rid, ErrorCode::TokenInvalid, 0, "token of another user or invalid")
+            }
+        }
+    }
+
+    /// SEND. Order of checks: state, 1002, hold, 3001, 3002, 3003, 4001, 4002; the store does membership and dedup.
+    fn handle_send(&mut self, id: ConnectionId, send: &Send<'_>, outlet: &mut impl Outlet) {
+        let Some(from) = self.sender(id, send.rid) else { return };
+        let transient = send.flags & send_flags::TRANSIENT != 0;
+        if transient && send.flags & send_flags::RETRY != 0 {
+            return self.fail(id, send.rid, ErrorCode::BadField, "TRANSIENT is never retried");
+        }
+        let slot = id.index as usize;
+        if let Some(extra) = &mut self.cold[slot].extra {
+            let release = send.flags & send_flags::RELEASE != 0;
+            if extra.holds.check(&send.conv, send.cmid, release) == Verdict::Held {
+                return self.refuse(id, send.rid, ErrorCode::Held, RETRY_HELD_MS, "repeat the failed one first");
+            }
+            self.drop_empty_extra(id);
+        }
+        if transient {
+            return self.refuse_send(id, send, ErrorCode::NotGranted, 0);
+        }
+        if !self.may_name(&send.conv) {
+            return self.refuse_send(id, send, ErrorCode::NotMember, 0);
+        }
+        if send.payload.len() > self.rules.max_payload as usize {
+            return self.refuse_send(id, send, ErrorCode::PayloadTooLarge, 0);
+        }
+        let now_ms = self.now_ms();
+        if let Err(retry_ms) = self.cold[slot].sends.take(self.rules.send_rate, now_ms) {
+            return self.refuse_send(id, send, ErrorCode::RateLimited, retry_ms);
+        }
+        if self.cold[slot].sends_unanswered >= self.rules.send_window {
+            return self.refuse_send(id, send, ErrorCode::WindowExceeded, RETRY_HELD_MS);
+        }
+        let mail = SendMail {
+            from,
+            cmid: send.cmid,
+            flags: send.flags & (send_flags::RETRY | send_flags::QUIET),
+            kind: send.kind,
+            ttl_s: send.ttl_s,
+            trace: None,
+            conv: self.arena.text(&send.conv),
+            payload: self.arena.body(&send.payload),
+            received: self.now,
+        };
+        match outlet.submit(Submit::Send(mail)) {
+            Ok(()) => self.cold[slot].sends_unanswered += 1,
+            Err(_) => self.refuse_send(id, send, ErrorCode::StoreOverloaded, RETRY_LOAD_MS),
+        }
+    }
+
+    /// Whether the id is of a known form; that the user is one of a direct pair, and members of groups, is the store's to judge.
+    fn may_name(&self, conv: &str) -> bool {
+        matches!(
+            ids::conversation_kind(conv),
+            Some(ConversationKind::Direct(..) | ConversationKind::Group | ConversationKind::Channel)
+        )
+    }
+
+    /// Answers a SEND that goes no further, and starts the hold where the contract says so.
+    fn refuse_send(&mut self, id: ConnectionId, send: &Send<'_>, code: ErrorCode, retry_ms: u32) {
+        self.hold_or_settle(id, &send.conv, send.cmid, code);
+        self.refuse(id, send.rid, code, retry_ms, "");
+    }
+
+    pub(super) fn hold_or_settle(&mut self, id: ConnectionId, conv: &str, cmid: Cmid, code: ErrorCode) {
+        let starts_hold = code.is_retryable() && !matches!(code, ErrorCode::Held | ErrorCode::ShuttingDown);
+        let cold = &mut self.cold[id.index as usize];
+        if starts_hold {
+            if !cold.extra.get_or_insert_default().holds.hold(conv, cmid) {
+                self.close(id, 4429, CloseCause::RateLimited);
+            }
+        } else if let Some(extra) = &mut cold.extra {
+            extra.holds.settle(cmid);
+            self.drop_empty_extra(id);
+        }
+    }
+
+    /// FETCH and SYNC: one in progress, a few waiting.
+    fn handle_read(&mut self, id: ConnectionId, rid: u32, request: PageRequest, outlet: &mut impl Outlet) {
+        let Some(from) = self.sender(id, rid) else { return };
+        let slot = id.index as usize;
+        let now_ms = self.now_ms();
+        if let Err(retry_ms) = self.cold[slot].reads.take(self.rules.read_rate, now_ms) {
+            return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
+        }
+        let encoding = self.connections.get(id).and_then(|connection| connection.encoding).unwrap_or(Encoding::Binary);
+        let page = PageMail { from, encoding, max_frame: self.rules.max_frame, request };
+        let cold = &mut self.cold[slot];
+        match cold.reads_waiting {
+            0 => {
+                cold.reads_waiting = 1;
+                self.submit_page(id, page, outlet);
+            }
+            waiting if waiting <= READS_WAITING_MAX => {
+                cold.reads_waiting += 1;
+                cold.extra.get_or_insert_default().pages.push_back(page);
+            }
+            _ => self.refuse(id, rid, ErrorCode::WindowExceeded, RETRY_HELD_MS, "more than 8 FETCH and SYNC wait"),
+        }
+    }
+
+    fn submit_page(&mut self, id: ConnectionId, page: PageMail, outlet: &mut impl Outlet) {
+        let rid = page.from.rid;
+        if outlet.submit(Submit::Page(page)).is_err() {
+            self.overloaded(id, rid);
+            self.next_page(id, outlet);
+        }
+    }
+
+    /// One read is answered: the next one of this connection starts.
+    pub(super) fn next_page(&mut self, id: ConnectionId, outlet: &mut impl Outlet) {
+        let cold = &mut self.cold[id.index as usize];
+        assert!(cold.reads_waiting > 0);
+        cold.reads_waiting -= 1;
+        let Some(page) = cold.extra.as_mut().and_then(|extra| extra.pages.pop_front()) else { return };
+        self.drop_empty_extra(id);
+        self.submit_page(id, page, outlet);
+    }
+
+    fn overloaded(&mut self, id: ConnectionId, rid: u32) {
+        self.refuse(id, rid, ErrorCode::StoreOverloaded, RETRY_LOAD_MS, "");
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "half of a keyed hash is a keyed hash")]
+    fn device_hash(&self, device: &str) -> u32 {
+        self.rules.hashes.device(device).0 as u32
+    }
+
+    /// The session of an active connection as the store knows it.
+    fn sender(&mut self, id: ConnectionId, rid: u32) -> Option<Sender> {
+        let session_id = self.session_id(id)?;
+        let roster = self.sessions.get(session_id)?.roster?;
+        Some(Sender { session: self.session_ref(session_id), roster, rid })
+    }
+
+    /// A cumulative acknowledgement by `pos`: the window opens.
+    fn take_pos(&mut self, id: ConnectionId, pos: u64) {
+        let Some(session) = self.session_mut(id) else { return };
+        match session.acknowledge(pos) {
+            None => self.refuse(id, 0, ErrorCode::BeyondHead, 0, "pos was never given out"),
+            Some(true) => self.catch_up(id),
+            Some(false) => {}
+        }
+    }
+
+    fn take_cursors(&mut self, id: ConnectionId, cursors: &Cursors<'_>, outlet: &mut impl Outlet) {
+        let Some(session_id) = self.session_id(id) else { return };
+        let session = self.session_ref(session_id);
+        for cursor in cursors.iter() {
+            if ids::conversation_kind(&cursor.conv).is_none() {
+                continue;
+            }
+            let conv = self.arena.text(&cursor.conv);
+            let seq = self.cursors.entry((session, conv)).or_default();
+            *seq = (*seq).max(cursor.seq);
+        }
+        let now_ms = self.now.mono_ns / 1_000_000;
+        self.cursors_due_ms.get_or_insert(now_ms + super::CURSORS_MS);
+        if self.cursors.len() >= super::CURSORS_MAX {
+            self.submit_cursors(outlet);
+        }
+    }
+}
+
+/// Seconds of an expiry in 32 bits: tokens beyond the year 2106 end then.
+fn expires_s(unix_s: u64) -> u32 {
+    u32::try_from(unix_s).unwrap_or(u32::MAX)
+}
+
+fn clamp_limit(limit: u16) -> u16 {
+    if limit == 0 { 100 } else { limit.min(256) }
+}
+
+/// `rid` of a request; 0 for frames without one.
+fn rid_of(frame: &ClientFrame<'_>) -> u32 {
+    match frame {
+        ClientFrame::Auth { rid, .. }
+        | ClientFrame::Sync { rid, .. }
+        | ClientFrame::Fetch { rid, .. }
+        | ClientFrame::Read { rid, .. }
+        | ClientFrame::Watch { rid, .. } => *rid,
+        ClientFrame::Send(send) => send.rid,
+        ClientFrame::Hello(_)
+        | ClientFrame::Ping { .. }
+        | ClientFrame::Ack { .. }
+        | ClientFrame::Nack { .. }
+        | ClientFrame::Signal { .. } => 0,
+    }
+}
+
+/// Place of a frame type in `ReactorCounters::requests_count`.
+fn request_index(frame: &ClientFrame<'_>) -> usize {
+    match frame {
+        ClientFrame::Hello(_) => 0,
+        ClientFrame::Ping { .. } => 1,
+        ClientFrame::Auth { .. } => 2,
+        ClientFrame::Send(_) => 3,
+        ClientFrame::Ack { .. } => 4,
+        ClientFrame::Nack { .. } => 5,
+        ClientFrame::Sync { .. } => 6,
+        ClientFrame::Fetch { .. } => 7,
+        ClientFrame::Read { .. } => 8,
+        ClientFrame::Watch { .. } => 9,
+        ClientFrame::Signal { .. } => 10,
+    }
+}
+
+/// Minor version of the protocol spoken here; the lower of the two applies, and there is none below.
+pub(super) const MINOR: u8 = 0;
+/// Hint with refusals by load, milliseconds; clients add jitter.
+const RETRY_LOAD_MS: u32 = 250;
+/// Hint where the client has to wait for answers of its own.
+const RETRY_HELD_MS: u32 = 50;

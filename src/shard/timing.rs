@@ -1,0 +1,171 @@
+//! Time: deadlines from the wheel, and the striped scan for silent peers.
+
+use super::{Command, Kind, Outlet, STALL_CHECK_MS, Shard, State, flags};
+use crate::clock::Moment;
+use crate::conn::timers;
+use crate::ids::ConnectionId;
+use crate::io::driver::Close;
+use crate::limits;
+use crate::observe::counters::CloseCause;
+use crate::session::delivery::Stage;
+use crate::wire::envelope::{ErrorCode, ServerFrame, page_flags};
+use crate::wire::frame::Opcode;
+use crate::wire::upgrade::Refusal;
+
+impl Shard {
+    /// Fires what is due, looks at the next liveness stripes, and sends mail that waited.
+    pub fn handle_time(&mut self, now: Moment, outlet: &mut impl Outlet) {
+        self.now = now;
+        let mut fired = std::mem::take(&mut self.fired);
+        self.wheel.advance(now.tick(), limits::EXPIRIES_PER_TURN_MAX, |timer| fired.push(timer));
+        for timer in fired.drain(..) {
+            let id = ConnectionId { index: timer.index, generation: timer.generation };
+            self.handle_deadline(id, Kind::ALL[usize::from(timer.kind)]);
+        }
+        self.fired = fired;
+        let ping_ticks = (self.rules.ping_ms / 100).max(1);
+        let mut silent = std::mem::take(&mut self.silent);
+        self.liveness.scan(now.tick(), (ping_ticks / 4).max(1), limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
+        for slot in silent.drain(..) {
+            self.check_silent(slot, ping_ticks);
+        }
+        self.silent = silent;
+        self.flush_mail(now, outlet);
+    }
+
+    /// How long the next wait may last, milliseconds.
+    #[must_use]
+    pub fn wait_ms_max(&self) -> u64 {
+        if !self.leaves.is_empty() || !self.peers.is_empty() { 1 } else { 100 }
+    }
+
+    fn handle_deadline(&mut self, id: ConnectionId, kind: Kind) {
+        let Some(connection) = self.connections.get(id) else { return };
+        let state = connection.state;
+        match kind {
+            Kind::Upgrade if state == State::Upgrade => {
+                self.refuse_upgrade(id, Refusal::HeadTimeout, CloseCause::UpgradeTimeout);
+            }
+            Kind::Hello if state == State::WaitHello => self.close(id, 4408, CloseCause::HelloTimeout),
+            Kind::Attach if state == State::Joining => {
+                let answered = self.session_mut(id).is_some_and(|session| session.roster.is_some());
+                if !answered {
+                    self.turn_away(id);
+                }
+            }
+            Kind::Gone if state == State::Joining => self.welcome(id),
+            Kind::Close => self.give_up(id),
+            Kind::Acknowledge => self.check_acknowledgements(id),
+            Kind::Expiring => self.say_expiring(id),
+            Kind::Expired => self.check_expired(id),
+            Kind::Stall => self.check_stall(id),
+            Kind::Goaway if self.drain.is_some() => self.say_goaway(id),
+            Kind::Grace => {
+                let code = self.drain.map_or(1001, |drain| drain.close_code);
+                self.close(id, code, CloseCause::Drain);
+            }
+            Kind::Message if connection.receive.is_in_message() => self.check_message(id),
+            _ => {}
+        }
+    }
+
+    /// The close handshake took too long.
+    fn give_up(&mut self, id: ConnectionId) {
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        if connection.state != State::Closing {
+            return;
+        }
+        connection.state = State::Finished;
+        let how = if connection.queue.is_empty() { Close::Graceful } else { Close::Abort };
+        self.pool.clear(&mut connection.queue);
+        self.commands.push_back(Command::Close(id, how));
+    }
+
+    /// No progress of acknowledgements for too long while something waits: 4410.
+    fn check_acknowledgements(&mut self, id: ConnectionId) {
+        let now_ms = self.now.mono_ns / 1_000_000;
+        let timeout_ms = u64::from(self.rules.ack_timeout_ms);
+        let Some(session) = self.session_mut(id) else { return };
+        let Some(since_ms) = session.backlog.as_ref().and_then(|backlog| backlog.full_since_ms) else { return };
+        let waited_ms = now_ms.saturating_sub(since_ms);
+        if waited_ms < timeout_ms {
+            let left_ms = u32::try_from(timeout_ms - waited_ms).unwrap_or(u32::MAX);
+            return self.schedule(id, left_ms, Kind::Acknowledge);
+        }
+        self.close(id, 4410, CloseCause::NotAcknowledging);
+    }
+
+    fn say_expiring(&mut self, id: ConnectionId) {
+        let (now_ms, expiring_ms) = (self.now.unix_ms, u64::from(self.rules.expiring_ms));
+        let Some(session) = self.session_mut(id) else { return };
+        let left_ms = (u64::from(session.expires_s) * 1000).saturating_sub(now_ms);
+        // AUTH may have extended the token meanwhile; the timer of the new end says so in its time.
+        if session.stage == Stage::Active && left_ms <= expiring_ms + 200 {
+            let in_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
+            self.push_server(id, &ServerFrame::Expiring { in_ms });
+        }
+    }
+
+    fn check_expired(&mut self, id: ConnectionId) {
+        let now_ms = self.now.unix_ms;
+        let Some(session) = self.session_mut(id) else { return };
+        let expires_s = session.expires_s;
+        let left_ms = (u64::from(expires_s) * 1000).saturating_sub(now_ms);
+        if left_ms > 0 {
+            if left_ms > u64::from(i32::MAX as u32) / 2 {
+                self.watch_expiry(id, expires_s);
+            } else {
+                self.schedule(id, u32::try_from(left_ms).unwrap_or(u32::MAX), Kind::Expired);
+            }
+            return;
+        }
+        self.push_error(id, 0, ErrorCode::TokenExpired, 0, page_flags::ERROR_CLOSING, "token expired");
+        self.close(id, 4401, CloseCause::TokenExpired);
+    }
+
+    /// Too much waits and the peer takes nothing: a slow reader.
+    fn check_stall(&mut self, id: ConnectionId) {
+        let (soft, stall_ms) = (self.rules.queue_soft_bytes, self.rules.stall_ms);
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let progressed = connection.flags & flags::PROGRESS != 0;
+        connection.flags &= !flags::PROGRESS;
+        if connection.queue.bytes() <= soft || matches!(connection.state, State::Closing | State::Finished) {
+            connection.flags &= !flags::STALLING;
+            return;
+        }
+        if progressed {
+            return self.schedule(id, stall_ms.min(STALL_CHECK_MS), Kind::Stall);
+        }
+        self.close(id, 4410, CloseCause::SlowReader);
+    }
+
+    fn check_message(&mut self, id: ConnectionId) {
+        let now_tick = self.now.tick();
+        let begun = self.connections.get(id).map_or(now_tick, |connection| connection.message_tick);
+        let left = u64::from(self.rules.message_ms / 100).saturating_sub(u64::from(now_tick.wrapping_sub(begun)));
+        if left > 0 {
+            return self.schedule(id, u32::try_from(left * 100).unwrap_or(u32::MAX), Kind::Message);
+        }
+        self.close(id, 1008, CloseCause::MessageTimeout);
+    }
+
+    /// Whoever has been silent for `ping_ms` is pinged, for 2.5 times as long is gone.
+    fn check_silent(&mut self, slot: u32, ping_ticks: u32) {
+        let Some(last) = self.liveness.last(slot) else { return };
+        let silent = self.now.tick().wrapping_sub(last);
+        let Some(id) = self.connections.at(slot).map(|(key, _)| ConnectionId::from(key)) else { return };
+        let connection = self.connections.get_mut(id).expect("just looked up");
+        if !matches!(connection.state, State::Echo | State::WaitHello | State::Joining | State::Active | State::Draining) {
+            return;
+        }
+        if silent >= ping_ticks * 5 / 2 {
+            return self.abort(id, CloseCause::LivenessTimeout);
+        }
+        // The first ping comes at a fraction of the interval that differs by slot, so that a wave of connects does not stay a wave.
+        if connection.flags & flags::PINGED == 0 && silent >= timers::first_ping_ticks(slot, ping_ticks) {
+            connection.flags |= flags::PINGED;
+            self.counters.pings_sent_count += 1;
+            self.push_control(id, Opcode::Ping, &[]);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What leaves: the dirty list, gathered writes, and what their progress means.
+
+use super::{Command, Shard, State, flags};
+use crate::conn::send_queue::Batch;
+use crate::ids::ConnectionId;
+use crate::io::driver::Close;
+use crate::wire::envelope::Encoding;
+
+impl Shard {
+    /// The next connection with something to send or to finish, each at most once per flush.
+    pub fn poll_dirty(&mut self) -> Option<ConnectionId> {
+        let id = self.dirty.pop_front()?;
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.flags &= !flags::DIRTY;
+        }
+        Some(id)
+    }
+
+    /// Connections with something to send.
+    #[must_use]
+    pub fn dirty_count(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Lays out the next write of a connection; `false` when there is none now.
+    pub fn gather(&mut self, id: ConnectionId, batch: &mut Batch) -> bool {
+        let Some(connection) = self.connections.get(id) else { return false };
+        if connection.flags & flags::SENDING != 0 || connection.state == State::Finished {
+            return false;
+        }
+        if connection.queue.is_empty() {
+            self.finish_if_done(id);
+            return false;
+        }
+        self.pool.gather(&connection.queue, connection.encoding.unwrap_or(Encoding::Binary), batch);
+        true
+    }
+
+    /// The bytes of one segment of what [`Shard::gather`] laid out.
+    #[must_use]
+    pub fn segment<'a>(&'a self, batch: &'a Batch, index: usize) -> &'a [u8] {
+        self.pool.segment(batch, &batch.segments[index])
+    }
+
+    /// The kernel took `taken` bytes at once.
+    pub fn handle_taken(&mut self, id: ConnectionId, taken: usize) {
+        let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
+        connection.flags &= !flags::SENDING;
+        if taken > 0 {
+            connection.flags |= flags::PROGRESS;
+        }
+        self.counters.bytes_sent_count += taken as u64;
+        self.pool.advance(&mut connection.queue, connection.encoding.unwrap_or(Encoding::Binary), taken);
+        let soft = self.rules.queue_soft_bytes;
+        if connection.flags & flags::PAUSED != 0 && connection.queue.bytes() <= soft / 2 {
+            connection.flags &= !flags::PAUSED;
+            self.commands.push_back(Command::Resume(id));
+        }
+        let behind = connection.session != 0 && connection.queue.bytes() <= soft;
+        if behind && self.session_mut(id).is_some_and(|session| session.is_behind()) {
+            self.catch_up(id);
+        }
+    }
+
+    /// The kernel keeps the bytes, or will say when it takes more: no other write until then.
+    pub fn handle_waiting(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
+        connection.flags |= flags::SENDING;
+    }
+
+    /// The kernel takes bytes again.
+    pub fn handle_writable(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
+        connection.flags &= !flags::SENDING;
+        self.touch(id);
+    }
+
+    /// A closing connection whose queue is empty: the driver sends FIN, waits for the peer's, and says `closed`.
+    fn finish_if_done(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if connection.state == State::Closing {
+            connection.state = State::Finished;
+            self.commands.push_back(Command::Close(id, Close::Graceful));
+        }
+    }
+}
