@@ -108,9 +108,14 @@ impl<T> LaneReceiver<T> {
     }
 
     /// Waits for a value. For threads with one lane and nothing else to do; they need no waker, and theirs is never asleep.
-    #[must_use]
-    pub fn recv_within(&self, patience: Duration) -> Option<T> {
-        self.channel.recv_timeout(patience).ok()
+    ///
+    /// # Errors
+    /// [`NoMail`].
+    pub fn recv_within(&self, patience: Duration) -> Result<T, NoMail> {
+        self.channel.recv_timeout(patience).map_err(|error| match error {
+            channel::RecvTimeoutError::Timeout => NoMail::Yet,
+            channel::RecvTimeoutError::Disconnected => NoMail::Ever,
+        })
     }
 
     /// Values waiting.
@@ -124,12 +129,15 @@ impl<T> LaneReceiver<T> {
     pub fn is_empty(&self) -> bool {
         self.channel.is_empty()
     }
+}
 
-    /// Whether all senders are gone and nothing waits: nothing will ever come.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        matches!(self.channel.is_empty().then(|| self.channel.try_recv()), Some(Err(channel::TryRecvError::Disconnected)))
-    }
+/// Why [`LaneReceiver::recv_within`] has no value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoMail {
+    /// None has come; wait again.
+    Yet,
+    /// All senders are gone and everything they gave has been taken.
+    Ever,
 }
 
 /// Everything a reactor is told by other threads. Owned by the reactor; the gateway makes it and gives [`Post`] to the others.
@@ -230,9 +238,34 @@ mod tests {
         assert_eq!((sender.len(), sender.bound()), (3, 3));
         assert_eq!(receiver.drain(2).collect::<Vec<_>>(), [0, 1]);
         assert_eq!(receiver.drain(2).collect::<Vec<_>>(), [2]);
-        assert!(!receiver.is_over());
+        assert_eq!(receiver.recv_within(Duration::ZERO), Err(NoMail::Yet));
         drop(sender);
-        assert!(receiver.is_over());
+        assert_eq!(receiver.recv_within(Duration::ZERO), Err(NoMail::Ever));
+    }
+
+    /// A receiver that asks without a pause loses no value, and hears of the end only after the last one.
+    #[test]
+    fn the_end_comes_after_the_last_value() {
+        const VALUES: u32 = 20_000;
+        let (sender, receiver) = lane(1_024, &Waker::for_thread());
+        let giving = thread::spawn(move || {
+            for value in 0..VALUES {
+                sender.send(value).unwrap();
+                // Slower than the receiver, so that values meet it between two questions.
+                (0..500).for_each(|_| std::hint::spin_loop());
+            }
+        });
+        let mut taken = Vec::new();
+        let end = loop {
+            match receiver.recv_within(Duration::ZERO) {
+                Ok(value) => taken.push(value),
+                Err(NoMail::Yet) => {}
+                Err(end) => break end,
+            }
+        };
+        giving.join().unwrap();
+        assert_eq!(end, NoMail::Ever);
+        assert_eq!(taken, (0..VALUES).collect::<Vec<_>>());
     }
 
     /// Any lane that holds something keeps the reactor from sleeping.

@@ -72,7 +72,7 @@ impl Node {
     ) -> (T, MemberChange) {
         std::thread::scope(|scope| {
             let call = scope.spawn(call);
-            let Some(Submit::Member(MemberMail { conv, change, reply })) = self.mail.recv_within(Duration::from_secs(5)) else {
+            let Ok(Submit::Member(MemberMail { conv, change, reply })) = self.mail.recv_within(Duration::from_secs(5)) else {
                 panic!("no change reached the store")
             };
             assert_eq!(&*conv, "g:team");

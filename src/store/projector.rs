@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Engine, EngineError};
 use super::job::{Progress, Projection};
-use crate::mailbox::LaneReceiver;
+use crate::mailbox::{LaneReceiver, NoMail};
 
 /// When the projector makes a checkpoint.
 #[derive(Clone, Copy, Debug)]
@@ -33,16 +33,20 @@ pub fn run(
     let mut unsynced = false;
     let mut synced_at = Instant::now();
     loop {
-        if let Some(mut projection) = groups.recv_within(PATIENCE) {
-            let bytes = projection.batch.len_bytes() as u64;
-            engine.write(&mut projection.batch)?;
-            progress.written(projection.number, bytes);
-            written_bytes += bytes;
-            unsynced = true;
-        } else if groups.is_over() {
-            let position = engine.checkpoint(true)?;
-            progress.checkpoint(position.group);
-            return Ok(());
+        match groups.recv_within(PATIENCE) {
+            Ok(mut projection) => {
+                let bytes = projection.batch.len_bytes() as u64;
+                engine.write(&mut projection.batch)?;
+                progress.written(projection.number, bytes);
+                written_bytes += bytes;
+                unsynced = true;
+            }
+            Err(NoMail::Yet) => {}
+            Err(NoMail::Ever) => {
+                let position = engine.checkpoint(true)?;
+                progress.checkpoint(position.group);
+                return Ok(());
+            }
         }
         if written_bytes >= checkpoints.flush_bytes {
             let position = engine.checkpoint(true)?;

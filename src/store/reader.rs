@@ -9,7 +9,7 @@ use super::job::{Answer, Job, JobFault, Progress};
 use super::schema::Hashes;
 use crate::clock::Clock;
 use crate::mail::{PageMail, PageReply};
-use crate::mailbox::{LaneReceiver, LaneSender};
+use crate::mailbox::{LaneReceiver, LaneSender, NoMail};
 use crate::wire::envelope::ErrorCode;
 
 /// Where a reader's answers go.
@@ -25,9 +25,9 @@ pub struct Answers {
 pub fn run(engine: &Engine, hashes: Hashes, jobs: &LaneReceiver<Job>, progress: &Arc<Progress>, clock: Clock, answers: &Answers) {
     loop {
         match jobs.recv_within(PATIENCE) {
-            Some(job) => answer(engine, hashes, job, progress, clock, answers),
-            None if jobs.is_over() => return,
-            None => {}
+            Ok(job) => answer(engine, hashes, job, progress, clock, answers),
+            Err(NoMail::Yet) => {}
+            Err(NoMail::Ever) => return,
         }
     }
 }

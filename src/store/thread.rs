@@ -231,7 +231,7 @@ mod tests {
             assert!(matches!(attached.events[..], [Event::Attached { roster: RosterId(0), .. }]));
             assert!(credit.take(send(1).body_bytes()));
             submit.try_send(send(1)).unwrap();
-            let Some(Job::Load { conv, after: 0 }) = jobs.recv_within(patience) else { panic!("the conversation is cold") };
+            let Ok(Job::Load { conv, after: 0 }) = jobs.recv_within(patience) else { panic!("the conversation is cold") };
             if fails {
                 disk.set_faults(Faults { syncs_left: Some(0), ..Faults::default() });
             }
