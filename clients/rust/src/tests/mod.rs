@@ -2,6 +2,7 @@
 
 mod gateway;
 mod rules;
+mod socket;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
