@@ -262,6 +262,8 @@ pub enum Event {
     Sent {
         /// The sender.
         session: SessionRef,
+        /// The sender's id for the message: it ends an ordering hold.
+        cmid: Cmid,
         /// `rid` of the SEND.
         rid: u32,
         /// Durability reached: 0 memory, 1 written, 2 synced, 3 replicated.

@@ -46,10 +46,11 @@ impl Shard {
             }
             Event::Evict { session, by } => self.handle_evict(*session, *by, outlet),
             Event::Left { session } => self.drop_session(*session),
-            Event::Sent { session, rid, level, flags, seq, mid, received } => {
+            Event::Sent { session, cmid, rid, level, flags, seq, mid, received } => {
                 self.latencies.acknowledged.push(self.now.since(*received));
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
                 self.answered(id);
+                self.settle(id, *cmid);
                 self.counters.sents_count += 1;
                 self.push_server(id, &ServerFrame::Sent { rid: *rid, level: *level, flags: *flags, seq: *seq, mid: *mid });
             }
@@ -59,11 +60,16 @@ impl Shard {
             }
             Event::Failed { session, rid, code, retry_ms, send } => {
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
-                if let Some((conv, cmid)) = send {
-                    self.answered(id);
-                    self.hold_or_settle(id, conv, *cmid, *code);
+                // A frame without rid names its conversation in the detail; a SEND is told by its rid.
+                match send {
+                    Some((conv, _)) if *rid == 0 => self.refuse(id, 0, *code, 0, &format!("{} position", conv.as_str())),
+                    Some((conv, cmid)) => {
+                        self.answered(id);
+                        self.hold_or_settle(id, conv, *cmid, *code);
+                        self.refuse(id, *rid, *code, *retry_ms, "");
+                    }
+                    None => self.refuse(id, *rid, *code, *retry_ms, ""),
                 }
-                self.refuse(id, *rid, *code, *retry_ms, "");
             }
             Event::Deliver { message, first, count } => {
                 self.deliver(message, &targets[*first as usize..][..*count as usize]);
@@ -257,6 +263,7 @@ impl Shard {
                 self.push_frame(id, frame, 0);
                 self.pool.release(frame);
             }
+            Err(code) if code.close_code().is_some() => self.fail(id, reply.rid, code, "cursor is not one of ours"),
             Err(code) => self.refuse(id, reply.rid, code, if code.is_retryable() { RETRY_PAGE_MS } else { 0 }, ""),
         }
         if self.session_id(id).is_some() {

@@ -243,7 +243,14 @@ impl Shard {
             if !cold.extra.get_or_insert_default().holds.hold(conv, cmid) {
                 self.close(id, 4429, CloseCause::RateLimited);
             }
-        } else if let Some(extra) = &mut cold.extra {
+        } else {
+            self.settle(id, cmid);
+        }
+    }
+
+    /// A SEND was answered for good: what it held is free.
+    pub(super) fn settle(&mut self, id: ConnectionId, cmid: Cmid) {
+        if let Some(extra) = &mut self.cold[id.index as usize].extra {
             extra.holds.settle(cmid);
             self.drop_empty_extra(id);
         }

@@ -65,12 +65,21 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Mid, ReactorId, SessionRef};
+    use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
     use crate::wire::message::Text;
 
     fn group(number: u64) -> Group {
         let session = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
-        let sent = Event::Sent { session, rid: 1, level: 2, flags: 0, seq: number, mid: Mid(1), received: Moment::default() };
+        let sent = Event::Sent {
+            session,
+            cmid: Cmid::default(),
+            rid: 1,
+            level: 2,
+            flags: 0,
+            seq: number,
+            mid: Mid(1),
+            received: Moment::default(),
+        };
         let conv = Event::Conv { conv: Text::from("g:x"), event: 3, version: 1, first: 0, count: 2 };
         Group { number, events: vec![sent, conv], ..Group::default() }
     }

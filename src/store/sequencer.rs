@@ -552,7 +552,7 @@ impl<D: Disk> Sequencer<D> {
 
     fn sent(&mut self, mail: &SendMail, level: u8, flags: u8, seq: u64, mid: Mid) {
         let Sender { session, rid, .. } = mail.from;
-        let event = Event::Sent { session, rid, level, flags, seq, mid, received: mail.received };
+        let event = Event::Sent { session, cmid: mail.cmid, rid, level, flags, seq, mid, received: mail.received };
         self.fanout.push(session.reactor, event);
     }
 
