@@ -55,7 +55,9 @@ pub fn find(settings: &Settings, missing: Missing) -> Result<Found, String> {
     if !path.exists() {
         if missing == Missing::Refuse {
             let path = path.display();
-            return Err(format!("no secret in {path}; start the gateway there once, or name one with --auth-secret-file"));
+            return Err(format!(
+                "no secret in {path}; start the gateway there once, or name the gateway's own with --secret-file or --config"
+            ));
         }
         create(&settings.data_dir, &path).map_err(|error| {
             format!("cannot make a secret in {}: {error}; check that the directory may be written", path.display())
