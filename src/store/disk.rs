@@ -54,7 +54,7 @@ pub trait Disk {
     /// The kernel's. A failed sync is final: the kernel may have dropped what it could not write.
     fn sync(&mut self, file: &Self::File) -> io::Result<()>;
 
-    /// Removes a file.
+    /// Removes a file, durably: of several removals none is undone by a crash unless all later ones are.
     ///
     /// # Errors
     /// The kernel's.
@@ -71,6 +71,9 @@ pub trait Disk {
     /// # Errors
     /// The kernel's.
     fn replace_small(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
+
+    /// A number that nobody outside can guess; another one each time.
+    fn salt(&mut self) -> u32;
 
     /// Room on the file system.
     ///

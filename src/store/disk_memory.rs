@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::disk::{Disk, Space};
 
@@ -23,6 +24,8 @@ pub struct Faults {
     pub room_bytes: Option<u64>,
     /// What the file system reports as free. `None`: plenty.
     pub free_bytes: Option<u64>,
+    /// How long a sync takes.
+    pub sync_takes: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +38,7 @@ struct State {
     pending: Vec<(String, u64, Vec<u8>)>,
     faults: Faults,
     syncs_count: u64,
+    salts_count: u32,
 }
 
 impl MemoryDisk {
@@ -66,11 +70,27 @@ impl MemoryDisk {
         self.state().files.clone()
     }
 
+    /// Damages a file, or puts it right again, behind everybody's back. A file that does not exist is made.
+    pub fn edit(&self, name: &str, change: impl Fn(&mut Vec<u8>)) {
+        let mut state = self.state();
+        change(state.files.entry(name.to_owned()).or_default());
+        change(state.durable.entry(name.to_owned()).or_default());
+    }
+
     /// The image after a power cut: what was synced, and of each later write whatever `keep` says, in 512-byte sectors.
     ///
     /// `keep(n)` is asked once per unsynced sector, counted from 0.
     #[must_use]
-    pub fn power_cut(&self, mut keep: impl FnMut(u64) -> bool) -> BTreeMap<String, Vec<u8>> {
+    pub fn power_cut(&self, keep: impl FnMut(u64) -> bool) -> BTreeMap<String, Vec<u8>> {
+        self.power_cut_by(SECTOR_BYTES, keep)
+    }
+
+    /// As [`MemoryDisk::power_cut`], on a disk that tears its writes at any multiple of `unit` bytes.
+    ///
+    /// # Panics
+    /// If `unit` is 0.
+    #[must_use]
+    pub fn power_cut_by(&self, unit: usize, mut keep: impl FnMut(u64) -> bool) -> BTreeMap<String, Vec<u8>> {
         let state = self.state();
         let mut files = state.durable.clone();
         let mut asked = 0;
@@ -79,8 +99,8 @@ impl MemoryDisk {
             let mut at = usize::try_from(*offset).expect("files fit memory");
             let mut rest = &bytes[..];
             while !rest.is_empty() {
-                let sector_end = (at / SECTOR_BYTES + 1) * SECTOR_BYTES;
-                let step = rest.len().min(sector_end - at);
+                let unit_end = (at / unit + 1) * unit;
+                let step = rest.len().min(unit_end - at);
                 if keep(asked) {
                     file[at..at + step].copy_from_slice(&rest[..step]);
                 }
@@ -148,6 +168,9 @@ impl Disk for MemoryDisk {
     fn sync(&mut self, file: &String) -> io::Result<()> {
         let mut state = self.state();
         state.syncs_count += 1;
+        if !state.faults.sync_takes.is_zero() {
+            std::thread::sleep(state.faults.sync_takes);
+        }
         if let Some(left) = &mut state.faults.syncs_left {
             if *left == 0 {
                 return Err(io::Error::other("EIO by order of the test"));
@@ -157,9 +180,15 @@ impl Disk for MemoryDisk {
         if state.faults.sync_lies {
             return Ok(());
         }
-        let contents = state.files.get(file).ok_or(ErrorKind::NotFound)?.clone();
-        state.durable.insert(file.clone(), contents);
-        state.pending.retain(|(name, ..)| name != file);
+        let State { durable, pending, .. } = &mut *state;
+        let contents = durable.get_mut(file).ok_or(ErrorKind::NotFound)?;
+        pending.retain(|(name, offset, bytes)| {
+            if name == file {
+                let start = usize::try_from(*offset).expect("files fit memory");
+                contents[start..start + bytes.len()].copy_from_slice(bytes);
+            }
+            name != file
+        });
         Ok(())
     }
 
@@ -179,6 +208,12 @@ impl Disk for MemoryDisk {
         state.files.insert(name.to_owned(), bytes.to_vec());
         state.durable.insert(name.to_owned(), bytes.to_vec());
         Ok(())
+    }
+
+    fn salt(&mut self) -> u32 {
+        let mut state = self.state();
+        state.salts_count += 1;
+        state.salts_count.wrapping_mul(0x9E37_79B9)
     }
 
     fn space(&mut self) -> io::Result<Space> {

@@ -1,6 +1,7 @@
 //! The disk of the machine: one directory, plain files.
 
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -94,7 +95,8 @@ impl Disk for RealDisk {
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.path(name))
+        fs::remove_file(self.path(name))?;
+        self.handle.sync_all()
     }
 
     fn read_small(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
@@ -114,9 +116,22 @@ impl Disk for RealDisk {
         self.handle.sync_all()
     }
 
+    fn salt(&mut self) -> u32 {
+        // The standard library seeds its hash tables from the kernel, per process and with every new state.
+        let bytes = RandomState::new().hash_one(std::process::id()).to_le_bytes();
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
     fn space(&mut self) -> io::Result<Space> {
         let (free_bytes, total_bytes) = crate::io::file::space(&self.handle)?;
         Ok(Space { free_bytes, total_bytes })
+    }
+}
+
+impl Drop for RealDisk {
+    /// The file of zeros must not be written on while the next owner of the directory makes a segment of it.
+    fn drop(&mut self) {
+        self.take_spare(0);
     }
 }
 

@@ -1,0 +1,245 @@
+//! Reading a log from its first group to the last valid one, and judging what lies behind that.
+
+use std::io;
+
+use crc32c::crc32c;
+
+use super::Segment;
+use super::format::{HEADER_BYTES, Header, MAGIC, header_crc};
+use crate::store::disk::Disk;
+
+/// Reads segment after segment, in order. The chain, the numbers and the checksums say where the valid groups end.
+#[derive(Debug)]
+pub(super) struct Scan {
+    /// Number that the next group must have.
+    pub next: u64,
+    /// CRC of the last group's header.
+    pub chain: u32,
+    /// Segment, by index, and offset in it where the last valid group ends.
+    pub end: (usize, u64),
+    /// The log does not go on as it should: what follows `end` is no part of it.
+    pub is_broken: bool,
+    /// The highest group that something behind `end` proves to have been on disk; 0: none.
+    pub known: u64,
+    /// The highest number that is used behind `end`; 0: none.
+    pub seen: u64,
+    /// The last valid group marks a loss that was accepted: the first and last group given up.
+    pub marker: Option<(u64, u64)>,
+    /// `chain` is known: not before the first group of a log whose beginning has been deleted.
+    begun: bool,
+    window: Window,
+}
+
+impl Scan {
+    /// Before the first segment, which begins with group `first`.
+    pub fn new(first: u64) -> Self {
+        Self {
+            next: first,
+            chain: 0,
+            end: (0, 0),
+            is_broken: false,
+            known: 0,
+            seen: 0,
+            marker: None,
+            begun: first == 1,
+            window: Window::default(),
+        }
+    }
+
+    /// Reads the next segment.
+    pub fn segment<D: Disk>(&mut self, disk: &mut D, index: usize, segment: &mut Segment<D::File>) -> io::Result<()> {
+        self.window.clear();
+        if self.is_broken && self.known == 0 && segment.first == self.next {
+            // Only unused bytes of the segment before are damaged: this one goes on where its groups end.
+            self.is_broken = false;
+        }
+        if !self.is_broken {
+            self.enter(disk, segment)?;
+        }
+        if self.is_broken {
+            return self.judge(disk, segment, 0);
+        }
+        let end = self.groups(disk, segment)?;
+        self.end = (index, end);
+        self.judge(disk, segment, end)
+    }
+
+    /// Whether the segment goes on where the one before ended.
+    fn enter<D: Disk>(&mut self, disk: &mut D, segment: &mut Segment<D::File>) -> io::Result<()> {
+        let head = self.window.at(disk, segment, 0, HEADER_BYTES)?;
+        if let Some(header) = Header::read(head, segment.salt)
+            && header.after_loss
+            && header.number == segment.first
+            && (!self.begun || (header.synced + 1 == self.next && header.previous == self.chain))
+        {
+            self.next = segment.first;
+            segment.before = header.synced;
+        }
+        self.is_broken = segment.first != self.next;
+        Ok(())
+    }
+
+    /// Reads the groups of one segment; returns where its last valid one ends.
+    fn groups<D: Disk>(&mut self, disk: &mut D, segment: &Segment<D::File>) -> io::Result<u64> {
+        let mut at = 0;
+        while let Some(header) = Header::read(self.window.at(disk, segment, at, HEADER_BYTES)?, segment.salt) {
+            let whole = HEADER_BYTES as u64 + u64::from(header.bytes);
+            let fits = header.number == self.next && (!self.begun || header.previous == self.chain);
+            if !fits || whole > segment.bytes - at {
+                break;
+            }
+            let group = self.window.at(disk, segment, at, usize::try_from(whole).expect("a group fits memory"))?;
+            if crc32c(&group[HEADER_BYTES..]) != header.body {
+                break;
+            }
+            self.chain = header_crc(group);
+            self.begun = true;
+            self.next += 1;
+            self.marker = header.after_loss.then(|| (header.synced + 1, header.number - 1));
+            at += whole;
+        }
+        Ok(at)
+    }
+
+    /// Looks at what lies in a segment from `from` on: zeros, or bytes that break the log and may prove that groups are missing.
+    ///
+    /// A later group says which groups it knew to be on disk. So does the name of a later segment, because the one before it is
+    /// synced first. Headers are looked for at every byte, since nothing says where they begin once one of them is damaged. The salt
+    /// keeps a header in the payload of a client from being taken for one of ours.
+    fn judge<D: Disk>(&mut self, disk: &mut D, segment: &Segment<D::File>, from: u64) -> io::Result<()> {
+        if self.is_broken && segment.first > self.next {
+            self.known = self.known.max(segment.first - 1);
+            self.seen = self.seen.max(segment.first - 1);
+        }
+        let mut at = from;
+        while at < segment.bytes {
+            let part = self.window.at(disk, segment, at, WINDOW_BYTES)?;
+            let part_bytes = part.len() as u64;
+            if !is_zero(part) {
+                self.is_broken = true;
+                for header in headers(part, segment.salt) {
+                    if header.number > self.next && (header.synced >= self.next || header.after_loss) {
+                        self.known = self.known.max(header.synced);
+                        self.seen = self.seen.max(header.number);
+                    }
+                }
+            }
+            if at + part_bytes >= segment.bytes {
+                break;
+            }
+            // A header may lie across the border of two parts.
+            at += part_bytes - (HEADER_BYTES as u64 - 1);
+        }
+        Ok(())
+    }
+}
+
+/// Hands every group of a segment from number `first` on to `take`; returns the number that must come next.
+///
+/// Opening has checked the groups. One that is not valid any more ends the reading early, which the caller sees by the number.
+pub(super) fn replay_segment<D: Disk, E: From<io::Error>>(
+    disk: &mut D,
+    segment: &Segment<D::File>,
+    first: u64,
+    window: &mut Window,
+    take: &mut impl FnMut(u64, u32, &[u8]) -> Result<(), E>,
+) -> Result<u64, E> {
+    window.clear();
+    let (mut at, mut next) = (0, segment.first);
+    while let Some(header) = Header::read(window.at(disk, segment, at, HEADER_BYTES)?, segment.salt) {
+        let whole = HEADER_BYTES as u64 + u64::from(header.bytes);
+        if header.number != next || whole > segment.bytes - at {
+            break;
+        }
+        if header.number >= first {
+            let group = window.at(disk, segment, at, usize::try_from(whole).expect("a group fits memory"))?;
+            if crc32c(&group[HEADER_BYTES..]) != header.body {
+                break;
+            }
+            take(header.number, header.count, &group[HEADER_BYTES..])?;
+        }
+        next += 1;
+        at += whole;
+    }
+    Ok(next)
+}
+
+/// The part of a segment that is in memory: a megabyte, or the longest group if that is longer.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// Forgets what was read: another file comes.
+    fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
+    /// The `wanted` bytes at `offset`, fewer if the segment ends before.
+    fn at<D: Disk>(&mut self, disk: &mut D, segment: &Segment<D::File>, offset: u64, wanted: usize) -> io::Result<&[u8]> {
+        let end = (offset + wanted as u64).min(segment.bytes).max(offset);
+        let window_end = self.start + self.bytes.len() as u64;
+        if offset < self.start || end > window_end {
+            let step = (wanted.max(WINDOW_BYTES) as u64).min(segment.bytes.saturating_sub(offset));
+            self.bytes.resize(usize::try_from(step).expect("a group fits memory"), 0);
+            self.start = offset;
+            disk.read_at(&segment.file, offset, &mut self.bytes)
+                .map_err(|error| io::Error::new(error.kind(), format!("reading log segment {}: {error}", segment.name)))?;
+        }
+        let index = |at: u64| usize::try_from(at - self.start).expect("inside the window");
+        Ok(&self.bytes[index(offset)..index(end)])
+    }
+}
+
+/// Every header in `bytes` whose checksum holds.
+fn headers(bytes: &[u8], salt: u32) -> impl Iterator<Item = Header> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while let Some(window) = bytes[at..].first_chunk::<4>() {
+            let start = at;
+            // The last byte of the window says how far the next possible beginning of "TGLG" is: most bytes are never looked at.
+            at += match window[3] {
+                b'T' => 3,
+                b'G' => 2,
+                b'L' => 1,
+                _ => 4,
+            };
+            at = at.min(bytes.len());
+            if u32::from_le_bytes(*window) == MAGIC
+                && let Some(header) = Header::read(&bytes[start..], salt)
+            {
+                return Some(header);
+            }
+        }
+        None
+    })
+}
+
+/// Whether `bytes` are all zero, 32 at a time: the unused part of a segment is read at every start.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (chunks, rest) = bytes.as_chunks::<32>();
+    chunks.iter().all(|chunk| *chunk == [0; 32]) && rest.iter().all(|&byte| byte == 0)
+}
+
+const WINDOW_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Headers are found at every offset, one right behind another, and not where only their magic stands.
+    #[test]
+    fn headers_are_found_at_every_offset() {
+        for offset in 0..70 {
+            let mut bytes: Vec<u8> = (0..offset).map(|at| b"TGLG."[at % 5]).collect();
+            for number in [3, 4] {
+                let header = Header { number, synced: 1, bytes: 0, count: 0, previous: 0, body: 0, after_loss: false };
+                header.write(9, &mut bytes);
+            }
+            bytes.extend_from_slice(b"TGLGTGL");
+            assert_eq!(headers(&bytes, 9).map(|header| header.number).collect::<Vec<_>>(), [3, 4], "{offset}");
+        }
+    }
+}
