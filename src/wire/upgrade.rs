@@ -193,8 +193,10 @@ pub struct HeadScan {
 /// Where a head stands after its latest byte.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 enum At {
-    /// Inside a line.
+    /// Inside the first line: visible ASCII and spaces, so that a stray WebSocket frame does not pass for its beginning.
     #[default]
+    Request,
+    /// Inside a header line.
     Line,
     /// After the CR of a line.
     LineReturn,
@@ -216,10 +218,11 @@ impl HeadScan {
                 return Err(Refusal::HeadTooLarge);
             }
             self.at = match (self.at, byte) {
-                (At::Line, b'\r') => At::LineReturn,
+                (At::Request | At::Line, b'\r') => At::LineReturn,
                 (At::Start, b'\r') => At::BlankReturn,
                 (At::LineReturn, b'\n') => At::Start,
                 (At::BlankReturn, b'\n') => return Ok(Some(index + 1)),
+                (At::Request, b' '..=b'~') => At::Request,
                 (At::Line | At::Start, b'\t' | b' '..=b'~' | 0x80..) => At::Line,
                 _ => return Err(Refusal::BadSyntax),
             };
@@ -625,7 +628,15 @@ mod tests {
     /// What is not a head is refused at its first impossible byte, without waiting for more.
     #[test]
     fn another_protocol_is_refused_at_once() {
-        for wrong in [&b"\x16\x03\x01\x02"[..], b"GET /ws HTTP/1.1\nHost", b"GET /\rws", b"GET /ws HTTP/1.1\r\n\rX", b"GET /\0"] {
+        for wrong in [
+            &b"\x16\x03\x01\x02"[..],
+            b"GET /ws HTTP/1.1\nHost",
+            b"GET /\rws",
+            b"GET /ws HTTP/1.1\r\n\rX",
+            b"GET /\0",
+            b"GET /\xc3\xa9",
+            b"\x81\x85",
+        ] {
             assert_eq!(HeadScan::default().push(wrong), Err(Refusal::BadSyntax), "{wrong:?}");
         }
     }

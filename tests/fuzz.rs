@@ -1,0 +1,162 @@
+//! Bad input: a table of malformed requests and frames with the answer of each, and a seeded fuzzer of the same two doors.
+//!
+//! `TIDEGATE_FUZZ_SECONDS` (default 2) is the time per target, `TIDEGATE_FUZZ_SEED` repeats a run. An input that breaks a promise
+//! is saved and named; moved into `tests/fuzz/corpus/`, it is tried first by every later run.
+
+#[path = "support/malformed.rs"]
+mod malformed;
+#[path = "fuzz/mutator.rs"]
+mod mutator;
+#[path = "fuzz/targets.rs"]
+mod targets;
+#[path = "support/websocket.rs"]
+mod websocket;
+
+use std::collections::HashSet;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use malformed::{Case, Expected, On};
+use mutator::{INPUT_BYTES_MAX, Random, mutate};
+use tidegate::conn::carry::HeadCarry;
+use tidegate::conn::connection::{Kinds, ReceiveLimits};
+use tidegate::limits::{MESSAGE_BYTES_MAX, STASH_BYTES_MAX};
+use tidegate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal};
+use tidegate::wire::violation::Violation;
+use websocket::{Seen, receive};
+
+/// Every case of the table gets its documented answer, at once and byte by byte.
+#[test]
+fn every_malformed_input_gets_its_documented_answer() {
+    for case in malformed::cases() {
+        for chunk in [usize::MAX, 1, 7, 4096] {
+            assert_eq!(answer(&case, chunk).0, case.expected, "{} in chunks of {chunk}", case.name);
+        }
+    }
+}
+
+/// The table leaves out no rule that a client can break: only what a server does, and what depends on time, load or settings.
+#[test]
+fn the_table_breaks_every_rule() {
+    let reached: HashSet<String> = malformed::cases().iter().filter_map(|case| answer(case, usize::MAX).1).collect();
+    let elsewhere = [Refusal::OriginNotAllowed, Refusal::HeadTimeout, Refusal::RateLimited, Refusal::Overloaded];
+    for rule in Violation::ALL.into_iter().filter(|rule| *rule != Violation::Masked) {
+        assert!(reached.contains(rule.name()), "no case for {}", rule.name());
+    }
+    for refusal in Refusal::ALL.into_iter().filter(|refusal| !elsewhere.contains(refusal)) {
+        assert!(reached.contains(refusal.name()), "no case for {}", refusal.name());
+    }
+}
+
+#[test]
+fn fuzz_upgrade() {
+    let seeds = malformed::cases().into_iter().filter(|case| case.on == On::Connect);
+    fuzz("upgrade", targets::upgrade, &targets::UPGRADE_WORDS, seeds);
+}
+
+#[test]
+fn fuzz_frame_message() {
+    let seeds = malformed::cases().into_iter().filter(|case| case.on != On::Connect);
+    fuzz("frame", targets::frame_message, &targets::FRAME_WORDS, seeds);
+}
+
+/// What the pure parts answer, and the name of the rule behind it.
+fn answer(case: &Case, chunk: usize) -> (Expected, Option<String>) {
+    let kinds = match case.on {
+        On::Connect => return answer_to_request(&case.bytes, chunk),
+        On::Binary => Kinds::Binary,
+        On::Json => Kinds::Text,
+    };
+    let limits = ReceiveLimits { message_bytes_max: MESSAGE_BYTES_MAX, kinds };
+    let seen = receive(&case.bytes, &[chunk], limits, STASH_BYTES_MAX);
+    match seen.as_slice() {
+        [] | [Seen::Pong(_)] => (Expected::Silence, None),
+        [Seen::Broken(rule)] => (Expected::Close(rule.close_code()), Some(rule.name().to_owned())),
+        other => panic!("{}: {other:?}", case.name),
+    }
+}
+
+fn answer_to_request(bytes: &[u8], chunk: usize) -> (Expected, Option<String>) {
+    let policy = Policy { path: "/ws", endpoint: Endpoint::Gateway, origins: Origins::Any };
+    let mut carry = HeadCarry::default();
+    for piece in bytes.chunks(chunk) {
+        let judged = match carry.push(piece) {
+            Ok(None) => continue,
+            Ok(Some(head)) => upgrade::parse(head.bytes, &policy).map(|_| ()),
+            Err(refusal) => Err(refusal),
+        };
+        return match judged {
+            Ok(()) => (Expected::Status(101), None),
+            Err(refusal) => (Expected::Status(refusal.status()), Some(refusal.name().to_owned())),
+        };
+    }
+    (Expected::Silence, None)
+}
+
+/// Runs a target over its corpus, then over mutations until the time is up.
+fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: impl Iterator<Item = Case>) {
+    let seconds: u64 = env("TIDEGATE_FUZZ_SECONDS").unwrap_or(2);
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos();
+    let seed: u64 = env("TIDEGATE_FUZZ_SEED").unwrap_or(u64::from(clock));
+    let mut pool = corpus(name);
+    let corpus_count = pool.len();
+    assert!(corpus_count > 0, "the corpus of {name} is missing");
+    pool.extend(seeds.map(|case| [&[0, 2, 10, 200][..], &case.bytes].concat()).filter(|bytes| bytes.len() <= INPUT_BYTES_MAX));
+    let mut kinds: HashSet<u64> = pool.iter().map(|input| run(name, target, input)).collect();
+    let first_count = pool.len();
+
+    let mut random = Random(seed);
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut executions_count = pool.len() as u64;
+    while Instant::now() < until {
+        for _ in 0..64 {
+            let input = mutate(&mut random, &pool, words);
+            executions_count += 1;
+            if kinds.insert(run(name, target, &input)) && pool.len() < POOL_MAX {
+                pool.push(input);
+            }
+        }
+    }
+    println!(
+        "fuzz {name}: seed {seed}, {executions_count} executions in {seconds} s from {corpus_count} corpus files and {} cases, \
+         {} kinds of outcome",
+        first_count - corpus_count,
+        kinds.len()
+    );
+}
+
+/// Runs one input; a panic saves it and fails the test with its name.
+fn run(name: &str, target: fn(&[u8]) -> u64, input: &[u8]) -> u64 {
+    let started = Instant::now();
+    let outcome = catch_unwind(AssertUnwindSafe(|| target(input)));
+    let slow = started.elapsed() > INPUT_TIME_MAX;
+    match outcome {
+        Ok(kind) if !slow => kind,
+        _ => {
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.bin", input.len()));
+            fs::write(&path, input).expect("the failing input is saved");
+            let why = if slow { "took too long" } else { "broke a promise" };
+            panic!("an input of {} bytes {why}; it is saved as {}", input.len(), path.display());
+        }
+    }
+}
+
+/// The files of a corpus, in the order of their names.
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
+    let mut paths: Vec<_> = fs::read_dir(&folder).expect("a corpus").map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    paths.iter().map(|path| fs::read(path).expect("a corpus file")).collect()
+}
+
+fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
+}
+
+/// Inputs kept for changing further. Full: new kinds of outcome are still counted, not kept.
+const POOL_MAX: usize = 4096;
+
+/// Time one input may take: far above what the largest needs on a busy machine.
+const INPUT_TIME_MAX: Duration = Duration::from_secs(5);

@@ -1,0 +1,184 @@
+//! What is fuzzed: plain functions of bytes that panic when a promise is broken. Each returns what kind of thing happened, so that
+//! inputs that make something new happen are kept and changed further.
+//!
+//! An input is one byte that chooses settings, one for the number of chunk sizes, the sizes, and then what the peer sends.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+use tidegate::conn::carry::HeadCarry;
+use tidegate::conn::connection::{Kinds, ReceiveLimits};
+use tidegate::limits::UPGRADE_HEAD_BYTES_MAX;
+use tidegate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal};
+
+use crate::websocket::{Seen, receive, receive_slowly};
+
+/// Words of HTTP.
+pub const UPGRADE_WORDS: [&[u8]; 24] = [
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\n",
+    b": ",
+    b", ",
+    b"GET ",
+    b"/ws",
+    b"?",
+    b"http://",
+    b" HTTP/1.1\r\n",
+    b" HTTP/1.0\r\n",
+    b"Host: h\r\n",
+    b"Upgrade: websocket\r\n",
+    b"Connection: Upgrade\r\n",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    b"Sec-WebSocket-Version: 13\r\n",
+    b"Sec-WebSocket-Protocol: tidegate.v1\r\n",
+    b"tidegate.v1.json",
+    b"Origin: https://chat.example\r\n",
+    b"Authorization: Bearer a.b.c\r\n",
+    b"Content-Length: 0\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"X-Forwarded-For: 1.2.3.4\r\n",
+    b"\xc3\xa9",
+];
+
+/// Words of RFC 6455: heads with a mask of zeros, sequences of UTF-8, close codes.
+pub const FRAME_WORDS: [&[u8]; 24] = [
+    b"\x81\x80\0\0\0\0",
+    b"\x82\x81\0\0\0\0",
+    b"\x01\x83\0\0\0\0",
+    b"\x02\x84\0\0\0\0",
+    b"\x00\x81\0\0\0\0",
+    b"\x80\x80\0\0\0\0",
+    b"\x89\x80\0\0\0\0",
+    b"\x8a\x82\0\0\0\0",
+    b"\x88\x80\0\0\0\0",
+    b"\x88\x82\0\0\0\0\x03\xe8",
+    b"\x88\x86\0\0\0\0\x0f\xa0gone",
+    b"\x89\xfd\0\0\0\0",
+    b"\x82\xfe\0\x7e\0\0\0\0",
+    b"\x82\xfe\x04\0\0\0\0\0",
+    b"\x81\xfe\xff\xff\0\0\0\0",
+    b"\x82\xff\0\0\0\0\0\x01\0\0\0\0\0\0",
+    b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58",
+    b"\xce\xba",
+    b"\xe2\x82\xac",
+    b"\xf0\x9f\x8c\x8a",
+    b"\xed\xa0\x80",
+    b"\xf4\x90",
+    b"\xe2\x82",
+    b"\x40",
+];
+
+/// A request head in any chunks: found at the same place, judged the same, never held beyond its bound; the answer is one response.
+pub fn upgrade(input: &[u8]) -> u64 {
+    let (settings, chunks, stream) = split(input);
+    let found = find_head(stream, &[usize::MAX]);
+    assert_eq!(found, find_head(stream, &chunks), "chunks {chunks:?} find another head");
+    let listed = ["https://chat.example".to_owned()];
+    let policy = Policy {
+        path: "/ws",
+        endpoint: if settings & 1 == 0 { Endpoint::Gateway } else { Endpoint::Echo },
+        origins: if settings & 2 == 0 { Origins::Any } else { Origins::Listed(&listed) },
+    };
+    let refusal = match found {
+        Ok(None) => return 0,
+        Ok(Some(end)) => match upgrade::parse(&stream[..end], &policy) {
+            Ok(request) => {
+                check_lawful(&stream[..end]);
+                assert_eq!(request.encoding.is_some(), policy.endpoint == Endpoint::Gateway);
+                let mut out = Vec::new();
+                request.write_accept(&mut out);
+                let lines = out.split(|&byte| byte == b'\n').count();
+                assert_eq!(lines, 6 + usize::from(request.subprotocol.is_some()), "the answer has other lines than ours");
+                return hash(&(request.encoding.map(|one| one as u8), request.bearer.is_some(), request.origin.is_some()));
+            }
+            Err(refusal) => refusal,
+        },
+        Err(refusal) => refusal,
+    };
+    let mut out = Vec::new();
+    refusal.write((settings & 4 != 0).then_some(30), &mut out);
+    assert!(out.starts_with(format!("HTTP/1.1 {} ", refusal.status()).as_bytes()));
+    hash(&refusal)
+}
+
+/// Frames in any chunks: the same events and the same broken rule as at once, and as a slow decoder sees them.
+pub fn frame_message(input: &[u8]) -> u64 {
+    let (settings, chunks, stream) = split(input);
+    let limits = ReceiveLimits {
+        message_bytes_max: [100, 1000, 128 * 1024, 16 * 1024 * 1024][usize::from(settings >> 2 & 3)],
+        kinds: [Kinds::Both, Kinds::Text, Kinds::Binary, Kinds::Both][usize::from(settings & 3)],
+    };
+    let at_once = receive(stream, &[usize::MAX], limits, usize::MAX >> 1);
+    assert_eq!(at_once, receive_slowly(stream, limits), "the slow decoder sees something else");
+    assert_eq!(at_once, receive(stream, &chunks, limits, usize::MAX >> 1), "chunks {chunks:?} give other events");
+    let scarce = receive(stream, &chunks, limits, 2048);
+    match scarce.split_last() {
+        Some((Seen::Full, before)) => assert_eq!(before, &at_once[..before.len()], "scarce memory changes events"),
+        _ => assert_eq!(scarce, at_once, "scarce memory changes events"),
+    }
+    for event in &at_once {
+        if let Seen::Text(text) = event {
+            assert!(std::str::from_utf8(text).is_ok(), "a text that is not UTF-8 was handed out");
+        }
+    }
+    hash(&at_once.iter().map(sort_of).collect::<Vec<_>>())
+}
+
+fn sort_of(event: &Seen) -> (u8, usize) {
+    let steps = |len: usize| len.min(127) / 25 + usize::from(len > 65_535);
+    match event {
+        Seen::Text(payload) => (0, steps(payload.len())),
+        Seen::Binary(payload) => (1, steps(payload.len())),
+        Seen::Ping(payload) => (2, usize::from(payload.is_empty())),
+        Seen::Pong(payload) => (3, usize::from(payload.is_empty())),
+        Seen::Close(code, _) => (4, usize::from(code.is_some())),
+        Seen::Broken(rule) => (5, rule.index()),
+        Seen::Full => (6, 0),
+    }
+}
+
+/// Where the head ends in `stream`.
+fn find_head(stream: &[u8], chunks: &[usize]) -> Result<Option<usize>, Refusal> {
+    let mut carry = HeadCarry::default();
+    let mut sizes = chunks.iter().cycle();
+    let mut at = 0;
+    while at < stream.len() {
+        let size = (*sizes.next().expect("a size")).clamp(1, stream.len() - at);
+        if let Some(head) = carry.push(&stream[at..at + size])? {
+            let end = at + head.consumed_bytes;
+            assert_eq!(head.bytes, &stream[..end]);
+            return Ok(Some(end));
+        }
+        at += size;
+        assert!(carry.held_bytes() <= UPGRADE_HEAD_BYTES_MAX, "{} bytes of a head are held", carry.held_bytes());
+    }
+    Ok(None)
+}
+
+/// What an accepted head must look like to another reader.
+fn check_lawful(head: &[u8]) {
+    let text = String::from_utf8_lossy(head).to_ascii_lowercase();
+    assert!(head.len() <= UPGRADE_HEAD_BYTES_MAX);
+    assert!(!text.replace("\r\n", "").contains(['\r', '\n', '\0']));
+    let count = |name: &str| text.split("\r\n").skip(1).filter(|line| line.split(':').next() == Some(name)).count();
+    assert_eq!((count("host"), count("sec-websocket-key"), count("sec-websocket-version")), (1, 1, 1));
+    assert_eq!(count("transfer-encoding"), 0);
+    assert!(count("content-length") <= 1 && count("origin") <= 1 && count("authorization") <= 1);
+    assert!(text.trim_start().starts_with("get ") && text.contains("/ws"));
+}
+
+/// Settings, chunk sizes, and what the peer sends.
+fn split(input: &[u8]) -> (u8, Vec<usize>, &[u8]) {
+    let (&settings, rest) = input.split_first().unwrap_or((&0, &[]));
+    let (&count, rest) = rest.split_first().unwrap_or((&0, &[]));
+    let (sizes, stream) = rest.split_at(usize::from(count % 8).min(rest.len()));
+    let sizes: Vec<usize> = sizes.iter().map(|&size| usize::from(size) + 1).collect();
+    (settings, if sizes.is_empty() { vec![1] } else { sizes }, stream)
+}
+
+fn hash(what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
