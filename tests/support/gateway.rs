@@ -1,0 +1,229 @@
+//! The real binary: started on free ports with a data directory of its own, stopped, killed and started again.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tidegate::config::Secret;
+use tidegate::session::auth::mint;
+use tidegate_client::{Client, Event, Options};
+
+use super::eventually;
+
+/// One gateway, over several lives.
+pub struct Gateway {
+    child: Option<Child>,
+    dir: PathBuf,
+    settings: Vec<(String, String)>,
+    pub listen: SocketAddr,
+    admin: SocketAddr,
+    secret: Arc<Secret>,
+    lives: u32,
+}
+
+impl Gateway {
+    /// Starts a gateway with the defaults and two reactors.
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts a gateway with these settings, such as `("protocol.ping_ms", "1000")`.
+    pub fn with(settings: &[(&str, &str)]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("gateway-{}-{number}", std::process::id()));
+        drop(fs::remove_dir_all(&dir));
+        fs::create_dir_all(&dir).expect("a directory for the test");
+        let secret = Secret::new(format!("secret of test {number} in process {}, long enough", std::process::id()).into_bytes());
+        let defaults =
+            [("reactors", "2"), ("drain.lead_ms", "0"), ("drain.window_ms", "500"), ("store.free_bytes_min", "1048576")];
+        let kept = defaults.iter().filter(|(key, _)| !settings.iter().any(|(other, _)| other == key));
+        let listen = free_address();
+        let mut gateway = Self {
+            child: None,
+            dir,
+            settings: kept.chain(settings).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            listen,
+            admin: listen,
+            secret: Arc::new(secret.expect("a good secret")),
+            lives: 0,
+        };
+        gateway.run();
+        gateway
+    }
+
+    /// Starts the process again on the same port and data. It must not be running.
+    pub fn run(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        let ready = self.dir.join("ready");
+        drop(fs::remove_file(&ready));
+        self.lives += 1;
+        let log = File::create(self.dir.join(format!("log-{}", self.lives))).expect("a log file");
+        let out = log.try_clone().expect("a log file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.arg("serve").arg("--ready-file").arg(&ready);
+        command.arg("--listen").arg(self.listen.to_string()).args(["--admin-listen", "127.0.0.1:0"]);
+        command.arg("--data-dir").arg(self.dir.join("data"));
+        for (key, value) in &self.settings {
+            command.arg(format!("--{}", key.replace(['.', '_'], "-"))).arg(value);
+        }
+        command.env("TIDEGATE_AUTH_SECRET", String::from_utf8_lossy(self.secret.as_bytes()).into_owned());
+        command.stdin(Stdio::null()).stdout(out).stderr(log);
+        self.child = Some(command.spawn().expect("the binary starts"));
+        let text = eventually("the ready file", || {
+            if let Ok(Some(status)) = self.child.as_mut()?.try_wait() {
+                panic!("the gateway ended at its start, {status}:\n{}", self.log());
+            }
+            fs::read_to_string(&ready).ok()
+        });
+        let told: serde_json::Value = serde_json::from_str(&text).expect("the ready file is JSON");
+        let address = |key: &str| -> SocketAddr { told[key].as_str().and_then(|text| text.parse().ok()).expect("an address") };
+        assert_eq!(address("listen"), self.listen);
+        self.admin = address("admin");
+    }
+
+    /// kill -9, and the end of the process is awaited.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let pid = self.pid().to_string();
+        let status = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        assert!(status.success(), "the process takes the signal");
+    }
+
+    /// Waits for the end of the process.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        eventually("the end of the gateway", || child.try_wait().expect("a child"))
+    }
+
+    /// Whether the process lives.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// What the process of this life wrote.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join(format!("log-{}", self.lives))).unwrap_or_default()
+    }
+
+    /// Memory in use, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux says it");
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
+        kib * 1024
+    }
+
+    /// A token for `user` that lives for an hour.
+    pub fn token(&self, user: &str) -> String {
+        token(&self.secret, user, None, 3600)
+    }
+
+    /// A token for `user`, and for `device` alone if named, that ends in so many seconds or ended before.
+    pub fn token_for(&self, user: &str, device: Option<&str>, seconds: i64) -> String {
+        token(&self.secret, user, device, seconds)
+    }
+
+    /// Options of a client that comes back quickly.
+    pub fn options(&self, user: &str, device: &str) -> Options {
+        let (secret, user) = (Arc::clone(&self.secret), user.to_owned());
+        let mut options = Options::new(device, move |_| Some(token(&secret, &user, None, 3600)));
+        options.settings.reconnect_base = Duration::from_millis(20);
+        options.settings.reconnect_cap = Duration::from_millis(200);
+        options
+    }
+
+    /// A client with these options.
+    pub fn client(&self, options: Options) -> (Client, std::sync::mpsc::Receiver<Event>) {
+        Client::connect(&format!("ws://{}/ws", self.listen), options).expect("a good URL")
+    }
+
+    /// One request to the admin listener: status and body.
+    pub fn admin(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.admin).expect("the admin listener");
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).expect("the admin listener reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the admin listener answers");
+        let status = answer.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a status line");
+        (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    }
+
+    /// Creates a group.
+    pub fn group(&self, conv: &str, members: &[&str]) {
+        let body = serde_json::json!({ "conv": conv, "members": members }).to_string();
+        let (status, answer) = self.admin("POST", "/v1/groups", &body);
+        assert_eq!(status, 201, "{answer}");
+    }
+
+    /// Changes the members of a group.
+    pub fn change_group(&self, conv: &str, add: &[&str], remove: &[&str]) {
+        let body = serde_json::json!({ "add": add, "remove": remove }).to_string();
+        let (status, answer) = self.admin("POST", &format!("/v1/groups/{conv}/members"), &body);
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    /// The sum of all samples of a metric, 0 if there is none.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (status, text) = self.admin("GET", "/metrics", "");
+        assert_eq!(status, 200);
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+        let values = text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.sum()
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if std::thread::panicking() {
+            eprintln!("the gateway's log:\n{}", self.log());
+        }
+        drop(fs::remove_dir_all(&self.dir));
+    }
+}
+
+/// Seconds since the Unix epoch.
+pub fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+fn token(secret: &Secret, user: &str, device: Option<&str>, seconds: i64) -> String {
+    mint(secret, user, device, unix_s().saturating_add_signed(seconds)).expect("good names")
+}
+
+/// A port that stays free over several lives of a gateway: below those the kernel gives out by itself, so that no connection of another
+/// test takes it while the gateway is dead.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() % 1000 * 10;
+    for _ in 0..10_000 {
+        let offset = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], 20_000 + u16::try_from(offset).expect("below 10000")));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+    panic!("no free port");
+}
