@@ -198,8 +198,8 @@ fn who_was_away_finds_everything() {
         let oldest = bo.fetch(DIRECT, 1, 2, 3, NEWEST);
         assert_eq!(oldest.flags, 0);
         assert_eq!(seqs(oldest), [1, 2]);
-        assert_eq!(seqs(bo.fetch(DIRECT, 5, 4, 0, 0)), []);
-        assert_eq!(seqs(bo.fetch(DIRECT, 9, 0, 0, 0)), []);
+        assert!(seqs(bo.fetch(DIRECT, 5, 4, 0, 0)).is_empty());
+        assert!(seqs(bo.fetch(DIRECT, 9, 0, 0, 0)).is_empty());
         assert_eq!(seqs(bo.fetch(DIRECT, 3, 3, 0, 0)), [3]);
     }
 }
@@ -310,7 +310,7 @@ fn reading_moves_unread() {
 /// A cursor is the device's own, shows as `mine`, only moves forward, and cannot pass the head.
 #[test]
 fn a_cursor_is_kept_for_its_device() {
-    let gateway = Gateway::start();
+    let gateway = Gateway::with(&[("protocol.fetch_rate", "1000")]);
     let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
     let mut bo = Raw::connect(&gateway, Encoding::Json, "bo", "1");
     for _ in 0..4 {
