@@ -1,0 +1,239 @@
+//! One gateway process under measurement, on an empty data directory of its own.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tidegate::config::Secret;
+use tidegate::session::auth;
+
+use crate::Common;
+
+/// A running gateway; killed, and its data removed, when dropped.
+pub struct Gateway {
+    child: Child,
+    data: PathBuf,
+    /// Where clients connect.
+    pub address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Gateway {
+    /// Starts it and waits until it is ready.
+    pub fn start(common: &Common, arguments: &[&str]) -> Result<Self, String> {
+        let data = common.data.join(format!("run-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&data);
+        fs::create_dir_all(&data).map_err(|error| format!("cannot make {}: {error}", data.display()))?;
+        let (address, admin) = (free_address()?, free_address()?);
+        let mut command = Command::new(&common.gateway);
+        command
+            .arg("serve")
+            .args(arguments)
+            .env("TIDEGATE_LISTEN", address.to_string())
+            .env("TIDEGATE_ADMIN_LISTEN", admin.to_string())
+            .env("TIDEGATE_DATA_DIR", &data)
+            .env("TIDEGATE_LOG_LEVEL", "warn")
+            // The bounds on one client are not what is measured.
+            .env("TIDEGATE_PROTOCOL_SEND_RATE", "65535")
+            .env("TIDEGATE_PROTOCOL_SEND_BURST", "65535")
+            .env("TIDEGATE_LIMITS_ACCEPT_RATE", "100000")
+            .stdin(Stdio::null());
+        for setting in &common.settings {
+            let (key, value) = setting.split_once('=').ok_or_else(|| format!("--set {setting}: expected key=value"))?;
+            command.env(format!("TIDEGATE_{}", key.replace('.', "_").to_uppercase()), value);
+        }
+        let child = command.spawn().map_err(|error| format!("cannot start {}: {error}", common.gateway.display()))?;
+        let mut gateway = Self { child, data, address, admin };
+        gateway.wait_until_ready()?;
+        Ok(gateway)
+    }
+
+    /// A good token of a user, signed with the key the gateway made.
+    pub fn minter(&self) -> Result<impl Fn(&str) -> String, String> {
+        let path = self.data.join("secret");
+        let mut key = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        while key.last().is_some_and(u8::is_ascii_whitespace) {
+            key.pop();
+        }
+        let secret = Secret::new(key).ok_or("the gateway's secret has an unexpected length")?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_err(|error| error.to_string())?;
+        let expires = now.as_secs() + 86_400;
+        Ok(move |user: &str| auth::mint(&secret, user, None, expires).expect("user ids of ours are good"))
+    }
+
+    /// Resident and proportional bytes of the process.
+    pub fn memory(&self) -> Result<Memory, String> {
+        let text = self.proc("smaps_rollup")?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+        };
+        match (field("Rss:"), field("Pss:"), field("Private_Dirty:")) {
+            (Some(rss), Some(pss), Some(private_dirty)) => Ok(Memory { rss, pss, private_dirty }),
+            _ => Err("smaps_rollup has no Rss, Pss or Private_Dirty".to_owned()),
+        }
+    }
+
+    /// CPU seconds used so far by each kind of thread: names without their numbers, from `/proc/PID/task`.
+    pub fn cpu(&self) -> Result<Vec<(String, f64)>, String> {
+        let mut kinds: Vec<(String, f64)> = Vec::new();
+        let tasks =
+            fs::read_dir(format!("/proc/{}/task", self.child.id())).map_err(|error| format!("cannot list tasks: {error}"))?;
+        for task in tasks.flatten() {
+            // A thread may end between the listing and the reading.
+            let Ok(stat) = fs::read_to_string(task.path().join("stat")) else { continue };
+            let Some((name, seconds)) = parse_stat(&stat) else { continue };
+            let kind = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-' || c == ' ').to_owned();
+            match kinds.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, sum)) => *sum += seconds,
+                None => kinds.push((kind, seconds)),
+            }
+        }
+        kinds.sort_by(|(left, _), (right, _)| left.cmp(right));
+        Ok(kinds)
+    }
+
+    /// CPU seconds of the whole process, threads that ended included.
+    pub fn cpu_total(&self) -> Result<f64, String> {
+        parse_stat(&self.proc("stat")?).map(|(_, seconds)| seconds).ok_or_else(|| "a strange /proc/PID/stat".to_owned())
+    }
+
+    /// The whole exposition.
+    pub fn metrics(&self) -> Result<String, String> {
+        let (status, body) = get(self.admin, "/metrics").map_err(|error| format!("GET /metrics: {error}"))?;
+        if status == 200 { Ok(body) } else { Err(format!("GET /metrics: status {status}")) }
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), String> {
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(30) {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(format!("the gateway ended at once: {status}"));
+            }
+            if get(self.admin, "/readyz").is_ok_and(|(status, _)| status == 200) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Err("the gateway was not ready within 30 s".to_owned())
+    }
+
+    fn proc(&self, name: &str) -> Result<String, String> {
+        let path = format!("/proc/{}/{name}", self.child.id());
+        fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}"))
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.data);
+    }
+}
+
+/// What `smaps_rollup` says, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    pub rss: u64,
+    pub pss: u64,
+    pub private_dirty: u64,
+}
+
+/// Upper bounds of the buckets of one stage in seconds, with counts up to each.
+pub fn stage_buckets(metrics: &str, stage: &str) -> Vec<(f64, u64)> {
+    let prefix = "tidegate_stage_seconds_bucket{";
+    let label = format!("stage=\"{stage}\"");
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix(prefix)?.split_once('}'));
+    let parse = |(labels, value): (&str, &str)| {
+        let bound = labels.split(',').find_map(|pair| pair.strip_prefix("le=\"")?.strip_suffix('"'))?;
+        let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().ok()? };
+        labels.split(',').any(|pair| pair == label).then_some(())?;
+        Some((bound, value.trim().parse().ok()?))
+    };
+    lines.filter_map(parse).collect()
+}
+
+/// The quantile of what was added between two scrapes, interpolated within its bucket. `None`: nothing was.
+pub fn stage_quantile(before: &[(f64, u64)], after: &[(f64, u64)], quantile: f64) -> Option<f64> {
+    let added: Vec<(f64, f64)> = after
+        .iter()
+        .map(|&(bound, count)| {
+            let earlier = before.iter().find(|(known, _)| *known == bound).map_or(0, |&(_, count)| count);
+            (bound, (count - earlier) as f64)
+        })
+        .collect();
+    let total = added.last().map(|&(_, count)| count).filter(|&count| count > 0.0)?;
+    let rank = quantile * total;
+    let (mut low, mut below) = (0.0, 0.0);
+    for (bound, count) in added {
+        if count >= rank && count > below {
+            let high = if bound.is_finite() { bound } else { low };
+            return Some(low + (high - low) * (rank - below) / (count - below));
+        }
+        (low, below) = (bound, count);
+    }
+    None
+}
+
+pub fn parse_stat(stat: &str) -> Option<(String, f64)> {
+    let (head, rest) = stat.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.to_owned();
+    let mut ticks = rest.split_ascii_whitespace().skip(11).map(str::parse::<u32>);
+    let (user, system) = (ticks.next()?.ok()?, ticks.next()?.ok()?);
+    Some((name, (f64::from(user) + f64::from(system)) / TICKS_PER_SECOND))
+}
+
+fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
+    Ok((status, body))
+}
+
+/// An address nobody listens on at this moment.
+fn free_address() -> Result<SocketAddr, String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    listener.map_err(|error| format!("no free port: {error}"))
+}
+
+/// `USER_HZ`, which Linux shows to user space as 100.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Buckets are read by stage and the quantile is taken of the difference alone.
+    #[test]
+    fn quantile_is_of_what_was_added() {
+        let text = |a, b, c| {
+            format!(
+                "tidegate_stage_seconds_bucket{{le=\"0.001\",stage=\"commit\"}} {a}\n\
+                 tidegate_stage_seconds_bucket{{stage=\"commit\",le=\"0.002\"}} {b}\n\
+                 tidegate_stage_seconds_bucket{{stage=\"sync\",le=\"0.002\"}} 99\n\
+                 tidegate_stage_seconds_bucket{{stage=\"commit\",le=\"+Inf\"}} {c}\n"
+            )
+        };
+        let before = stage_buckets(&text(100, 100, 100), "commit");
+        let after = stage_buckets(&text(100, 200, 200), "commit");
+        assert_eq!(before.len(), 3);
+        let half = stage_quantile(&before, &after, 0.5).unwrap();
+        assert!((half - 0.0015).abs() < 1e-9, "{half}");
+        assert_eq!(stage_quantile(&before, &before, 0.5), None);
+    }
+
+    /// The name may hold blanks and parentheses.
+    #[test]
+    fn stat_is_read_after_the_name() {
+        let stat = "7 (a (b) c) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0";
+        assert_eq!(parse_stat(stat), Some(("a (b) c".to_owned(), 2.0)));
+    }
+}

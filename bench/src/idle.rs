@@ -1,0 +1,107 @@
+//! User memory per idle authenticated connection: growth of the process divided by the connections that came.
+
+use std::time::{Duration, Instant};
+
+use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame, ServerFrames, encode_client};
+
+use crate::Common;
+use crate::client::{Outbox, Ready, Script, Swarm};
+use crate::gateway::Gateway;
+use crate::results::Run;
+
+/// One measurement. The first tenth of the connections pays for what is made once, so the marginal figure leaves it out.
+pub fn run(common: &Common) -> Result<Run, String> {
+    let gateway = Gateway::start(common, &[])?;
+    let mint = gateway.minter()?;
+    let mut script = Greeter::new(common.connections, mint);
+    let mut swarm = Swarm::new(gateway.address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
+    let empty = gateway.memory()?;
+    let first_count = common.connections / 10;
+    swarm.grow(first_count, &mut script)?;
+    rest(&mut swarm, &mut script, common.warm_up())?;
+    let first = gateway.memory()?;
+    let started = Instant::now();
+    swarm.grow(common.connections, &mut script)?;
+    let opened = started.elapsed();
+    rest(&mut swarm, &mut script, common.warm_up())?;
+    let cpu_before = gateway.cpu_total()?;
+    rest(&mut swarm, &mut script, common.duration())?;
+    let cpu_after = gateway.cpu_total()?;
+    let full = gateway.memory()?;
+
+    let per = |more: u64, less: u64, count: usize| (more as f64 - less as f64) / count as f64;
+    let added = common.connections - first_count;
+    let mut run = Run::default();
+    run.add("connections_count", common.connections as f64);
+    run.add("pss_bytes_per_connection", per(full.pss, empty.pss, common.connections));
+    run.add("rss_bytes_per_connection", per(full.rss, empty.rss, common.connections));
+    run.add("pss_bytes_per_connection_marginal", per(full.pss, first.pss, added));
+    run.add("private_dirty_bytes_per_connection", per(full.private_dirty, empty.private_dirty, common.connections));
+    run.add("rss_empty_bytes", empty.rss as f64);
+    run.add("rss_full_bytes", full.rss as f64);
+    run.add("opened_per_s", added as f64 / opened.as_secs_f64());
+    run.add("cpu_idle_percent", 100.0 * (cpu_after - cpu_before) / common.seconds);
+    Ok(run)
+}
+
+fn rest(swarm: &mut Swarm, script: &mut impl Script, duration: Duration) -> Result<(), String> {
+    let started = Instant::now();
+    while started.elapsed() < duration {
+        swarm.turn(Duration::from_millis(100), script)?;
+    }
+    Ok(())
+}
+
+/// Says HELLO and waits for WELCOME.
+pub struct Greeter {
+    tokens: Vec<String>,
+}
+
+impl Greeter {
+    /// Users [`user`]`(0)` to `count - 1`.
+    pub fn new(count: usize, mint: impl Fn(&str) -> String) -> Self {
+        Self { tokens: (0..count).map(|index| mint(&user(index))).collect() }
+    }
+
+    /// HELLO of a connection with this delivery window.
+    pub fn hello(&self, index: usize, window: u16, out: &mut Outbox<'_>) {
+        let hello = Hello {
+            minor: 0,
+            platform: 0,
+            window,
+            caps: 0,
+            last_pos: 0,
+            session: [0; 16],
+            device: "bench".into(),
+            client: "tidegate-bench".into(),
+            token: self.tokens[index].as_str().into(),
+        };
+        out.message(|bytes| encode_client(Encoding::Binary, &ClientFrame::Hello(hello), bytes));
+    }
+}
+
+/// Zero-padded, so that the byte order of names is the order of numbers.
+pub fn user(index: usize) -> String {
+    format!("user-{index:07}")
+}
+
+impl Script for Greeter {
+    fn opened(&mut self, index: usize, out: &mut Outbox<'_>) -> Ready {
+        self.hello(index, 0, out);
+        Ready::NotYet
+    }
+
+    fn message(&mut self, index: usize, payload: &[u8], _: &mut Outbox<'_>) -> Result<Ready, String> {
+        let mut ready = Ready::NotYet;
+        let mut frames = ServerFrames::new(Encoding::Binary, payload);
+        while let Some(frame) = frames.next_frame().map_err(|error| format!("connection {index}: {error:?}"))? {
+            match frame {
+                ServerFrame::Welcome(_) => ready = Ready::Yes,
+                ServerFrame::Error { code, detail, .. } => return Err(format!("connection {index}: ERROR {code} {detail}")),
+                ServerFrame::Goaway { code, .. } => return Err(format!("connection {index}: GOAWAY {code}")),
+                _ => {}
+            }
+        }
+        Ok(ready)
+    }
+}

@@ -1,0 +1,61 @@
+//! Figures with their spread, printed and kept.
+
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::{Common, machine};
+
+/// The figures of one run: name, with its unit at the end, and value.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    figures: Vec<(String, f64)>,
+}
+
+impl Run {
+    /// Adds a figure.
+    pub fn add(&mut self, name: impl Into<String>, value: f64) {
+        self.figures.push((name.into(), value));
+    }
+
+    fn value(&self, name: &str) -> Option<f64> {
+        self.figures.iter().find(|(known, _)| known == name).map(|&(_, value)| value)
+    }
+}
+
+/// Prints a line per figure and appends the record.
+pub fn report(subject: &str, common: &Common, runs: &[Run]) -> Result<(), String> {
+    let mut figures = serde_json::Map::new();
+    println!("{:<36} {:>12} {:>12} {:>12}", format!("{subject}, {} runs", runs.len()), "median", "least", "most");
+    for (name, _) in runs.first().map_or(&[][..], |run| &run.figures) {
+        let mut values: Vec<f64> = runs.iter().filter_map(|run| run.value(name)).collect();
+        let in_order = values.clone();
+        values.sort_by(f64::total_cmp);
+        let (least, median, most) = (values[0], values[values.len() / 2], values[values.len() - 1]);
+        println!("{name:<36} {median:>12.2} {least:>12.2} {most:>12.2}");
+        figures.insert(name.clone(), json!({ "median": median, "least": least, "most": most, "runs": in_order }));
+    }
+    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let record = json!({
+        "subject": subject,
+        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "note": common.note,
+        "unix_s": unix_s,
+        "machine": machine::facts(&common.data),
+        "figures": figures,
+    });
+    append(subject, common, record)
+}
+
+fn append(subject: &str, common: &Common, record: Value) -> Result<(), String> {
+    let path = common.results.join(format!("{subject}.json"));
+    let name = path.display();
+    let mut records: Vec<Value> = match fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map_err(|error| format!("{name} is not a list of results: {error}"))?,
+        Err(_) => Vec::new(),
+    };
+    records.push(record);
+    let text = serde_json::to_string_pretty(&records).map_err(|error| error.to_string())?;
+    fs::create_dir_all(&common.results).and_then(|()| fs::write(&path, text + "\n")).map_err(|error| format!("{name}: {error}"))
+}

@@ -1,0 +1,362 @@
+//! Durable messages between pairs of users: each sends to its partner, each receives its partner's, everything is acknowledged.
+//!
+//! Closed loop finds how much goes through; open loop (`--rate`) finds how long it takes, counted from the time at which a message
+//! was meant to leave, so that a stall counts for everyone who had to wait behind it.
+//!
+//! The run checks what it measures: on each connection the seqs of SENT and DELIVER grow by exactly one.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use tidegate::ids::Cmid;
+use tidegate::wire::envelope::{ClientFrame, Cursors, Encoding, Send, ServerFrame, ServerFrames, encode_client};
+
+use crate::client::{Outbox, Ready, Script, Swarm};
+use crate::gateway::{Gateway, stage_buckets, stage_quantile};
+use crate::idle::{Greeter, user};
+use crate::pace::{Pace, nanos};
+use crate::results::Run;
+use crate::{Common, SendOptions};
+
+/// One measurement.
+pub fn run(options: &SendOptions) -> Result<Run, String> {
+    let common = &options.common;
+    let gateway = Gateway::start(common, &[])?;
+    let mut load = Load::new(options, Greeter::new(common.connections, gateway.minter()?))?;
+    let mut swarm = Swarm::new(gateway.address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
+    swarm.grow(common.connections, &mut load)?;
+
+    let mut driver = Loop::new(options, &load, &mut swarm)?;
+    driver.start(&mut swarm, &mut load)?;
+    driver.turn_for(&mut swarm, &mut load, common.warm_up())?;
+    let before = Snapshot::take(&gateway, &mut load)?;
+    driver.turn_for(&mut swarm, &mut load, common.duration())?;
+    let after = Snapshot::take(&gateway, &mut load)?;
+    load.is_stopping = true;
+    drain(&mut swarm, &mut load)?;
+
+    Ok(figures(options, &load, &before, &after))
+}
+
+fn figures(options: &SendOptions, load: &Load, before: &Snapshot, after: &Snapshot) -> Run {
+    let seconds = (after.at - before.at).as_secs_f64();
+    let messages = (after.sent_count - before.sent_count) as f64;
+    let mut run = Run::default();
+    run.add("connections_count", options.common.connections as f64);
+    run.add("payload_bytes", load.payload.len() as f64);
+    run.add("rate_wanted_per_s", options.rate as f64);
+    run.add("messages_per_s", messages / seconds);
+    run.add("deliveries_per_s", (after.delivered_count - before.delivered_count) as f64 / seconds);
+    run.add("cpu_us_per_message", (after.cpu - before.cpu) * 1e6 / messages);
+    for (kind, used) in &after.cpu_kinds {
+        let earlier = before.cpu_kinds.iter().find(|(known, _)| known == kind).map_or(0.0, |&(_, used)| used);
+        run.add(format!("cpu_us_per_message_{kind}"), (used - earlier) * 1e6 / messages);
+    }
+    run.add("gateway_cpu_percent", (after.cpu - before.cpu) * 100.0 / seconds);
+    run.add("generator_cpu_percent", (after.own_cpu - before.own_cpu) * 100.0 / seconds);
+    for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
+        run.add(format!("sent_us_{name}"), after.sent_latency.value_at_quantile(quantile) as f64 / 1e3);
+        run.add(format!("deliver_us_{name}"), after.deliver_latency.value_at_quantile(quantile) as f64 / 1e3);
+    }
+    for stage in ["commit", "sync", "acknowledge", "delivery"] {
+        let (earlier, later) = (stage_buckets(&before.metrics, stage), stage_buckets(&after.metrics, stage));
+        for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+            if let Some(latency_s) = stage_quantile(&earlier, &later, quantile) {
+                run.add(format!("gateway_{stage}_us_{name}"), latency_s * 1e6);
+            }
+        }
+    }
+    run
+}
+
+/// Counters of both sides at one moment.
+struct Snapshot {
+    at: Instant,
+    sent_count: u64,
+    delivered_count: u64,
+    cpu: f64,
+    cpu_kinds: Vec<(String, f64)>,
+    own_cpu: f64,
+    metrics: String,
+    /// Since the snapshot before.
+    sent_latency: Histogram<u64>,
+    deliver_latency: Histogram<u64>,
+}
+
+impl Snapshot {
+    fn take(gateway: &Gateway, load: &mut Load) -> Result<Self, String> {
+        let snapshot = Self {
+            at: Instant::now(),
+            sent_count: load.sent_count,
+            delivered_count: load.delivered_count,
+            cpu: gateway.cpu_total()?,
+            cpu_kinds: gateway.cpu()?,
+            own_cpu: own_cpu()?,
+            metrics: gateway.metrics()?,
+            sent_latency: load.sent_latency.clone(),
+            deliver_latency: load.deliver_latency.clone(),
+        };
+        load.sent_latency.reset();
+        load.deliver_latency.reset();
+        Ok(snapshot)
+    }
+}
+
+/// Decides when messages leave.
+struct Loop {
+    pace: Option<Pace>,
+    in_flight: u32,
+    next: usize,
+    connections: usize,
+}
+
+impl Loop {
+    fn new(options: &SendOptions, load: &Load, swarm: &mut Swarm) -> Result<Self, String> {
+        let connections = options.common.connections;
+        let in_flight = options.in_flight;
+        if options.rate == 0 {
+            return Ok(Self { pace: None, in_flight, next: 0, connections });
+        }
+        let pace = Pace::new(options.rate, load.origin).and_then(|pace| swarm.watch(&pace).map(|()| pace));
+        Ok(Self { pace: Some(pace.map_err(|error| format!("timer: {error}"))?), in_flight, next: 0, connections })
+    }
+
+    /// Closed loop: the first messages; the answers bring the next ones.
+    fn start(&mut self, swarm: &mut Swarm, load: &mut Load) -> Result<(), String> {
+        if self.pace.is_some() {
+            return Ok(());
+        }
+        for index in 0..self.connections {
+            for _ in 0..self.in_flight {
+                let now = nanos(load.origin.elapsed());
+                swarm.send(index, |bytes| load.write_send(index, now, bytes))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn turn_for(&mut self, swarm: &mut Swarm, load: &mut Load, duration: Duration) -> Result<(), String> {
+        let started = Instant::now();
+        while started.elapsed() < duration {
+            let mut budget = SENDS_PER_TURN_MAX;
+            while let Some(intended) = self.pace.as_mut().filter(|_| budget > 0).and_then(Pace::due) {
+                let index = self.next;
+                self.next = (self.next + 1) % self.connections;
+                load.offer(index, intended);
+                if load.may_send(index) {
+                    swarm.send(index, |bytes| load.write_waiting(index, bytes))?;
+                }
+                budget -= 1;
+            }
+            let max_wait = if budget == 0 { Duration::ZERO } else { Duration::from_millis(100) };
+            if let Some(pace) = &self.pace {
+                pace.arm().map_err(|error| format!("timer: {error}"))?;
+            }
+            swarm.turn(max_wait, load)?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits for every answer and every delivery.
+fn drain(swarm: &mut Swarm, load: &mut Load) -> Result<(), String> {
+    let started = Instant::now();
+    while load.pairs.iter().any(|side| !side.in_flight.is_empty()) || load.delivered_count < load.sent_count {
+        if started.elapsed() > Duration::from_secs(20) {
+            let unanswered: usize = load.pairs.iter().map(|side| side.in_flight.len()).sum();
+            let undelivered = load.sent_count - load.delivered_count;
+            return Err(format!("{unanswered} messages were never answered, {undelivered} never delivered"));
+        }
+        swarm.turn(Duration::from_millis(100), load)?;
+    }
+    Ok(())
+}
+
+/// The script: who sends what to whom.
+struct Load {
+    greeter: Greeter,
+    pairs: Vec<Side>,
+    payload: Vec<u8>,
+    origin: Instant,
+    is_closed_loop: bool,
+    is_stopping: bool,
+    cmid: u128,
+    sent_count: u64,
+    delivered_count: u64,
+    sent_latency: Histogram<u64>,
+    deliver_latency: Histogram<u64>,
+}
+
+/// One of two users of a conversation.
+struct Side {
+    conv: String,
+    rid: u32,
+    /// `rid` and intended time of what is unanswered.
+    in_flight: VecDeque<(u32, u64)>,
+    /// Intended times of what waits for room in the send window.
+    waiting: VecDeque<u64>,
+    send_window: usize,
+    /// The highest seq below which nothing is missing.
+    have: u64,
+    unacked: u32,
+}
+
+impl Load {
+    fn new(options: &SendOptions, greeter: Greeter) -> Result<Self, String> {
+        let Common { connections, payload, .. } = options.common;
+        if connections % 2 != 0 {
+            return Err("users come in pairs: an even number of connections, please".to_owned());
+        }
+        let side = |index: usize| Side {
+            conv: format!("d:{}:{}", user(index & !1), user(index | 1)),
+            rid: 0,
+            in_flight: VecDeque::new(),
+            waiting: VecDeque::new(),
+            send_window: 1,
+            have: 0,
+            unacked: 0,
+        };
+        Ok(Self {
+            greeter,
+            pairs: (0..connections).map(side).collect(),
+            payload: filler(payload.unwrap_or(200).max(8)),
+            origin: Instant::now(),
+            is_closed_loop: options.rate == 0,
+            is_stopping: false,
+            cmid: 0,
+            sent_count: 0,
+            delivered_count: 0,
+            sent_latency: latency_histogram()?,
+            deliver_latency: latency_histogram()?,
+        })
+    }
+
+    fn offer(&mut self, index: usize, intended: u64) {
+        self.pairs[index].waiting.push_back(intended);
+    }
+
+    fn may_send(&self, index: usize) -> bool {
+        let side = &self.pairs[index];
+        !side.waiting.is_empty() && side.in_flight.len() < side.send_window
+    }
+
+    fn write_waiting(&mut self, index: usize, out: &mut Vec<u8>) {
+        if let Some(intended) = self.pairs[index].waiting.pop_front() {
+            self.write_send(index, intended, out);
+        }
+    }
+
+    fn write_send(&mut self, index: usize, intended: u64, out: &mut Vec<u8>) {
+        self.cmid += 1;
+        self.payload[..8].copy_from_slice(&intended.to_le_bytes());
+        let side = &mut self.pairs[index];
+        side.rid = side.rid.wrapping_add(1).max(1);
+        side.in_flight.push_back((side.rid, intended));
+        let send = Send {
+            rid: side.rid,
+            cmid: Cmid(self.cmid.to_be_bytes()),
+            flags: 0,
+            kind: 1,
+            ttl_s: 0,
+            trace: None,
+            conv: side.conv.as_str().into(),
+            payload: self.payload.as_slice().into(),
+        };
+        encode_client(Encoding::Binary, &ClientFrame::Send(send), out);
+    }
+
+    fn sent(&mut self, index: usize, rid: u32, seq: u64, out: &mut Outbox<'_>) -> Result<(), String> {
+        let now = nanos(self.origin.elapsed());
+        let side = &mut self.pairs[index];
+        side.follow(index, seq)?;
+        let at = side.in_flight.iter().position(|&(waiting, _)| waiting == rid);
+        let at = at.ok_or_else(|| format!("connection {index}: SENT for rid {rid}, which is not waited for"))?;
+        let (_, intended) = side.in_flight.remove(at).expect("its position was just found");
+        self.sent_latency.saturating_record(now.saturating_sub(intended));
+        self.sent_count += 1;
+        if self.is_stopping {
+            return Ok(());
+        }
+        if self.is_closed_loop {
+            out.message(|bytes| self.write_send(index, now, bytes));
+        } else if self.may_send(index) {
+            out.message(|bytes| self.write_waiting(index, bytes));
+        }
+        Ok(())
+    }
+
+    fn delivered(&mut self, index: usize, pos: u64, seq: u64, payload: &[u8], out: &mut Outbox<'_>) -> Result<(), String> {
+        let side = &mut self.pairs[index];
+        side.follow(index, seq)?;
+        side.unacked += 1;
+        let head = payload.first_chunk().ok_or_else(|| format!("connection {index}: a strange payload"))?;
+        let latency = nanos(self.origin.elapsed()).saturating_sub(u64::from_le_bytes(*head));
+        self.deliver_latency.saturating_record(latency);
+        self.delivered_count += 1;
+        if side.unacked >= ACK_EVERY {
+            side.unacked = 0;
+            let ack = ClientFrame::Ack { pos, cursors: Cursors::List(Vec::new()) };
+            out.message(|bytes| encode_client(Encoding::Binary, &ack, bytes));
+        }
+        Ok(())
+    }
+}
+
+impl Side {
+    fn follow(&mut self, index: usize, seq: u64) -> Result<(), String> {
+        if seq != self.have + 1 {
+            return Err(format!("connection {index}: seq {seq} after {}", self.have));
+        }
+        self.have = seq;
+        Ok(())
+    }
+}
+
+impl Script for Load {
+    fn opened(&mut self, index: usize, out: &mut Outbox<'_>) -> Ready {
+        self.greeter.hello(index, 4096, out);
+        Ready::NotYet
+    }
+
+    fn message(&mut self, index: usize, payload: &[u8], out: &mut Outbox<'_>) -> Result<Ready, String> {
+        let mut ready = Ready::NotYet;
+        let mut frames = ServerFrames::new(Encoding::Binary, payload);
+        while let Some(frame) = frames.next_frame().map_err(|error| format!("connection {index}: {error:?}"))? {
+            match frame {
+                ServerFrame::Sent { rid, seq, .. } => self.sent(index, rid, seq, out)?,
+                ServerFrame::Deliver(deliver) => self.delivered(index, deliver.pos, deliver.seq, &deliver.payload, out)?,
+                ServerFrame::Welcome(welcome) => {
+                    self.pairs[index].send_window = usize::from(welcome.send_window);
+                    ready = Ready::Yes;
+                }
+                other => return Err(format!("connection {index}: unexpected {other:?}")),
+            }
+        }
+        Ok(ready)
+    }
+}
+
+/// Bytes that look like text and do not repeat within a message.
+fn filler(count: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_u32;
+    let letter = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        b'a' + u8::try_from((state >> 24) % 26).expect("below 26")
+    };
+    (0..count).map(letter).collect()
+}
+
+/// From a microsecond to a minute, three digits, in nanoseconds.
+pub fn latency_histogram() -> Result<Histogram<u64>, String> {
+    Histogram::new_with_bounds(1_000, 60_000_000_000, 3).map_err(|error| format!("histogram: {error:?}"))
+}
+
+/// CPU seconds of this process: near 100 % of a core, it and not the gateway was measured.
+pub fn own_cpu() -> Result<f64, String> {
+    let stat = std::fs::read_to_string("/proc/self/stat").map_err(|error| format!("/proc/self/stat: {error}"))?;
+    crate::gateway::parse_stat(&stat).map(|(_, seconds)| seconds).ok_or_else(|| "a strange /proc/self/stat".to_owned())
+}
+
+const ACK_EVERY: u32 = 64;
+const SENDS_PER_TURN_MAX: u32 = 256;
