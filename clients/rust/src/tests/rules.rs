@@ -286,7 +286,7 @@ fn sent_counts_as_delivery() {
     send(&mut machine, 7, "g:a");
     let first = sends(&mut machine, ZERO);
     machine.handle_frame(ZERO, &sent(first[0].1, 2));
-    assert_eq!(seqs(&drain(&mut machine, ZERO)), []);
+    assert!(seqs(&drain(&mut machine, ZERO)).is_empty());
     machine.handle_frame(ZERO, &deliver(1, 1));
     let events = drain(&mut machine, ZERO);
     assert_eq!(seqs(&events), [1, 2]);
