@@ -28,7 +28,7 @@ impl Gateway {
         let _ = fs::remove_dir_all(&data);
         fs::create_dir_all(&data).map_err(|error| format!("cannot make {}: {error}", data.display()))?;
         let (address, admin) = (free_address()?, free_address()?);
-        let mut command = Command::new(&common.gateway);
+        let mut command = Command::new(common.gateway());
         command
             .arg("serve")
             .args(arguments)
@@ -45,7 +45,7 @@ impl Gateway {
             let (key, value) = setting.split_once('=').ok_or_else(|| format!("--set {setting}: expected key=value"))?;
             command.env(format!("TIDEGATE_{}", key.replace('.', "_").to_uppercase()), value);
         }
-        let child = command.spawn().map_err(|error| format!("cannot start {}: {error}", common.gateway.display()))?;
+        let child = command.spawn().map_err(|error| format!("cannot start {}: {error}", common.gateway().display()))?;
         let mut gateway = Self { child, data, address, admin };
         gateway.wait_until_ready()?;
         Ok(gateway)

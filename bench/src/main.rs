@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! cargo build --release --workspace
-//! target/release/tidegate-bench idle --connections 10000
-//! target/release/tidegate-bench send --connections 1000                  # as fast as it goes, one message in flight each
-//! target/release/tidegate-bench send --connections 1000 --rate 10000     # open loop: latency from the intended time
-//! target/release/tidegate-bench echo --connections 100
+//! tidegate-bench idle --connections 10000
+//! tidegate-bench send --connections 1000                  # as fast as it goes, one message in flight each
+//! tidegate-bench send --connections 1000 --rate 10000     # open loop: latency from the intended time
+//! tidegate-bench echo --connections 100
 //! ```
 //!
 //! Each run starts a gateway of its own on an empty data directory. A figure is printed with its spread over the runs and appended,
@@ -75,9 +75,9 @@ enum Subject {
 /// What every subject is told.
 #[derive(Clone, Debug, Args)]
 struct Common {
-    /// The binary to measure.
-    #[arg(long, default_value = "target/release/tidegate")]
-    gateway: PathBuf,
+    /// The binary to measure; by default the one beside this program.
+    #[arg(long)]
+    gateway: Option<PathBuf>,
     /// Where data directories are made, on the disk to be measured; removed after each run.
     #[arg(long, default_value = "target/bench-data")]
     data: PathBuf,
@@ -108,6 +108,11 @@ struct Common {
 }
 
 impl Common {
+    fn gateway(&self) -> PathBuf {
+        let beside = || std::env::current_exe().unwrap_or_default().with_file_name("tidegate");
+        self.gateway.clone().unwrap_or_else(beside)
+    }
+
     fn warm_up(&self) -> Duration {
         Duration::from_secs_f64(self.warm_up)
     }

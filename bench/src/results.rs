@@ -39,13 +39,18 @@ pub fn report(subject: &str, common: &Common, runs: &[Run]) -> Result<(), String
     let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let record = json!({
         "subject": subject,
-        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "command": command(),
         "note": common.note,
         "unix_s": unix_s,
         "machine": machine::facts(&common.data),
         "figures": figures,
     });
     append(subject, common, record)
+}
+
+/// The command line; of the program only its name, since where it stood says nothing.
+fn command() -> String {
+    std::iter::once("tidegate-bench".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
 }
 
 fn append(subject: &str, common: &Common, record: Value) -> Result<(), String> {
