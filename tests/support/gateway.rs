@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -107,6 +107,19 @@ impl Gateway {
         eventually("the end of the gateway", || child.try_wait().expect("a child"))
     }
 
+    /// Copies the data of a dead gateway aside.
+    pub fn copy_data(&self) {
+        assert!(self.child.is_none(), "it runs");
+        copy(&self.dir.join("data"), &self.dir.join("copy"));
+    }
+
+    /// Puts back what was copied aside, and forgets what came after.
+    pub fn forget_data(&self) {
+        assert!(self.child.is_none(), "it runs");
+        fs::remove_dir_all(self.dir.join("data")).expect("a directory of the test");
+        copy(&self.dir.join("copy"), &self.dir.join("data"));
+    }
+
     /// Whether the process lives.
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
@@ -201,6 +214,19 @@ impl Drop for Gateway {
             eprintln!("the gateway's log:\n{}", self.log());
         }
         drop(fs::remove_dir_all(&self.dir));
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory of the test");
+    for entry in fs::read_dir(from).expect("a directory of the test") {
+        let entry = entry.expect("a directory of the test");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a file of the test").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("a file of the test");
+        }
     }
 }
 

@@ -74,6 +74,11 @@ impl Ledger {
         self.histories.entry(conv.to_owned()).or_default().push((seq, origin));
     }
 
+    /// Takes over the histories that another ledger noted.
+    pub fn take_histories(&mut self, other: Self) {
+        self.histories = other.histories;
+    }
+
     /// How many acknowledgements and deliveries were noted.
     pub fn counts(&self) -> (usize, usize) {
         (self.acknowledged.len(), self.delivered.values().map(Vec::len).sum())
