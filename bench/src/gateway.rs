@@ -40,7 +40,8 @@ impl Gateway {
             .env("TIDEGATE_PROTOCOL_SEND_RATE", "65535")
             .env("TIDEGATE_PROTOCOL_SEND_BURST", "65535")
             .env("TIDEGATE_LIMITS_ACCEPT_RATE", "100000")
-            .stdin(Stdio::null());
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         for setting in &common.settings {
             let (key, value) = setting.split_once('=').ok_or_else(|| format!("--set {setting}: expected key=value"))?;
             command.env(format!("TIDEGATE_{}", key.replace('.', "_").to_uppercase()), value);

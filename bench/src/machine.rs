@@ -25,6 +25,8 @@ pub fn facts(data: &Path) -> Value {
         "processor": after("/proc/cpuinfo", "model name"),
         "cores": std::thread::available_parallelism().map(std::num::NonZero::get).ok(),
         "memory": after("/proc/meminfo", "MemTotal"),
+        // Measured beside other work, a latency says little; CPU per message says more.
+        "load_average": read("/proc/loadavg"),
         "open_files_limit": descriptors,
         "disk_sync_us_p50": disk_sync_us(data),
     })

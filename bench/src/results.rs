@@ -28,13 +28,13 @@ impl Run {
 pub fn report(subject: &str, common: &Common, runs: &[Run]) -> Result<(), String> {
     let mut figures = serde_json::Map::new();
     println!("{:<36} {:>12} {:>12} {:>12}", format!("{subject}, {} runs", runs.len()), "median", "least", "most");
-    for (name, _) in runs.first().map_or(&[][..], |run| &run.figures) {
-        let mut values: Vec<f64> = runs.iter().filter_map(|run| run.value(name)).collect();
+    for name in names(runs) {
+        let mut values: Vec<f64> = runs.iter().filter_map(|run| run.value(&name)).collect();
         let in_order = values.clone();
         values.sort_by(f64::total_cmp);
         let (least, median, most) = (values[0], values[values.len() / 2], values[values.len() - 1]);
         println!("{name:<36} {median:>12.2} {least:>12.2} {most:>12.2}");
-        figures.insert(name.clone(), json!({ "median": median, "least": least, "most": most, "runs": in_order }));
+        figures.insert(name, json!({ "median": median, "least": least, "most": most, "runs": in_order }));
     }
     let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let record = json!({
@@ -46,6 +46,17 @@ pub fn report(subject: &str, common: &Common, runs: &[Run]) -> Result<(), String
         "figures": figures,
     });
     append(subject, common, record)
+}
+
+/// Every figure of any run, in the order in which they first appear.
+fn names(runs: &[Run]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for (name, _) in runs.iter().flat_map(|run| &run.figures) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    names
 }
 
 /// The command line; of the program only its name, since where it stood says nothing.

@@ -51,7 +51,10 @@ fn figures(options: &SendOptions, load: &Load, before: &Snapshot, after: &Snapsh
     run.add("cpu_us_per_message", (after.cpu - before.cpu) * 1e6 / messages);
     for (kind, used) in &after.cpu_kinds {
         let earlier = before.cpu_kinds.iter().find(|(known, _)| known == kind).map_or(0.0, |&(_, used)| used);
-        run.add(format!("cpu_us_per_message_{kind}"), (used - earlier) * 1e6 / messages);
+        // Threads that only wait are not worth a line.
+        if used > &earlier {
+            run.add(format!("cpu_us_per_message_{kind}"), (used - earlier) * 1e6 / messages);
+        }
     }
     run.add("gateway_cpu_percent", (after.cpu - before.cpu) * 100.0 / seconds);
     run.add("generator_cpu_percent", (after.own_cpu - before.own_cpu) * 100.0 / seconds);
