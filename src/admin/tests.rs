@@ -186,3 +186,11 @@ fn a_store_that_does_not_answer_is_named() {
     assert!(begun.elapsed() >= Duration::from_secs(1));
     node.admin.stop();
 }
+
+/// The labels under which broken rules are counted are those of `wire`, in its order; `observe` stands below and cannot look.
+#[test]
+fn violations_are_counted_under_their_names() {
+    use crate::observe::counters::VIOLATION_NAMES;
+    use crate::wire::violation::Violation;
+    assert_eq!(VIOLATION_NAMES.to_vec(), Violation::ALL.map(Violation::name).to_vec());
+}
