@@ -582,7 +582,7 @@ fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, hash
         dedup_s: protocol.dedup_s,
         queue_soft_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_soft },
         queue_hard_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_hard },
-        queued_bytes_max: bounds.queue_bytes_per_reactor / cores as u64,
+        queued_bytes_max: bounds.queue_bytes_max / cores as u64,
         stall_ms: bounds.write_stall_ms,
         drain_grace_ms: drain.window_ms.min(DRAIN_GRACE_MS),
         hashes: Hashes::new(key),

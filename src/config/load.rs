@@ -298,15 +298,15 @@ mod tests {
     /// Each layer wins over those below it and leaves the rest alone.
     #[test]
     fn a_higher_layer_wins() {
-        let file = "node = \"f\"\n[store]\nreaders = 3\nlinger_us = 10\ncache_bytes = 2097152\n";
-        let environment = pairs(&[("TIDEGATE_STORE_READERS", "4"), ("TIDEGATE_STORE_LINGER_US", "20"), ("HOME", "/root")]);
-        let flags = [("store.linger_us", "30".to_owned())];
+        let file = "node = \"f\"\n[store]\nreaders = 3\nfree_percent_min = 10\ncache_bytes = 2097152\n";
+        let environment = pairs(&[("TIDEGATE_STORE_READERS", "4"), ("TIDEGATE_STORE_FREE_PERCENT_MIN", "20"), ("HOME", "/root")]);
+        let flags = [("store.free_percent_min", "30".to_owned())];
         let loaded = load(Layers { file: Some(("t", file)), environment: &environment, flags: &flags }).unwrap();
         let settings = loaded.settings;
         assert_eq!(settings.node, "f");
         assert_eq!(settings.store.cache_bytes, 2_097_152);
         assert_eq!(settings.store.readers, 4);
-        assert_eq!(settings.store.linger_us, 30);
+        assert_eq!(settings.store.free_percent_min, 30);
         assert_eq!(settings.store.level, 2);
         assert_eq!(loaded.warnings, Vec::<String>::new());
     }

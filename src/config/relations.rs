@@ -158,16 +158,10 @@ fn numbers(settings: &Settings) -> Vec<Conflict> {
             because: "it lies above limits.queue_bytes_soft",
         },
         AtLeast {
-            keys: &["limits.queue_bytes_per_reactor", "limits.queue_bytes_hard"],
-            value: limits.queue_bytes_per_reactor,
+            keys: &["limits.queue_bytes_max", "limits.queue_bytes_hard"],
+            value: limits.queue_bytes_max,
             least: u64::from(limits.queue_bytes_hard),
             because: "one connection may have limits.queue_bytes_hard",
-        },
-        AtLeast {
-            keys: &["limits.stash_bytes_per_reactor", "protocol.max_frame_bytes"],
-            value: limits.stash_bytes_per_reactor,
-            least: max_frame,
-            because: "one connection may have an unfinished message of protocol.max_frame_bytes",
         },
         AtLeast {
             keys: &["limits.submit_bytes_max", "protocol.max_frame_bytes"],
@@ -241,8 +235,8 @@ mod tests {
             ("limits.queue_bytes_hard = 65536", "t.toml:1:27: limits.queue_bytes_hard is 65536, too small", "deliverable"),
             ("limits.queue_bytes_soft = 262144", "t.toml:1:27: limits.queue_bytes_hard is 262144, too small", "lies above"),
             (
-                "limits.queue_bytes_hard = 2097152\nlimits.queue_bytes_per_reactor = 1048576",
-                "t.toml:2:34: limits.queue_bytes_per_reactor is 1048576, too small",
+                "limits.queue_bytes_hard = 2097152\nlimits.queue_bytes_max = 1048576",
+                "t.toml:2:26: limits.queue_bytes_max is 1048576, too small",
                 "one connection",
             ),
             ("store.segment_bytes = 131072", "t.toml:1:23: store.segment_bytes is 131072, too small", "one file"),
@@ -254,9 +248,8 @@ mod tests {
             assert!(problems[0].contains(remedy), "{problems:?}");
         }
         let long = "[protocol]\nmax_frame_bytes = 16777216\nwindow_bytes = 16777216\n[limits]\nqueue_bytes_hard = 16777216\n\
-            stash_bytes_per_reactor = 1048576\nsubmit_bytes_max = 1048576\n";
+            submit_bytes_max = 1048576\n";
         let problems = problems(long);
-        assert!(problems.iter().any(|line| line.contains("stash_bytes_per_reactor is 1048576, too small")), "{problems:?}");
         assert!(problems.iter().any(|line| line.contains("submit_bytes_max is 1048576, too small")), "{problems:?}");
     }
 

@@ -164,8 +164,6 @@ settings! {
     max_frame_bytes: u32 = 128 * KIB, Rule::Between(4_096, 16 << 20), Start;
     /// The longest payload of one message, in bytes.
     max_payload_bytes: u32 = 64 * KIB, Rule::Between(1_024, 8 << 20), Live;
-    /// Protocol frames in one WebSocket message.
-    frames_per_message_max: u16 = 512, Rule::Between(1, 4_096), Live;
     /// Silence after which the gateway pings, in milliseconds. It closes after 2.5 times this.
     ping_ms: u32 = 30_000, Rule::Between(1_000, HOUR_MS), Start;
     /// How long a connection may take to send a whole upgrade request, in milliseconds.
@@ -174,8 +172,6 @@ settings! {
     hello_ms: u32 = 5_000, Rule::Between(100, MINUTE_MS), Live;
     /// How long one message may take to arrive, in milliseconds.
     message_ms: u32 = 60_000, Rule::Between(1_000, HOUR_MS), Live;
-    /// How long a session outlives its connection, in milliseconds.
-    resume_ms: u32 = 120_000, Rule::Between(0, HOUR_MS), Live;
     /// How long a repeated message is recognised, in seconds.
     dedup_s: u32 = 86_400, Rule::Between(60, 30 * 86_400), Start;
     /// SENDs of one connection that may be unanswered.
@@ -194,30 +190,18 @@ settings! {
     send_burst: u16 = 128, Rule::Between(2, 65_535), Live;
     /// FETCH and SYNC per second of one connection.
     fetch_rate: u16 = 20, Rule::Between(1, 65_535), Live;
-    /// FETCH and SYNC of one connection that may wait.
-    fetch_waiting_max: u16 = 8, Rule::Between(1, 64), Live;
-    /// Devices of one user, connected or resumable.
-    devices_per_user: u16 = 16, Rule::Between(1, 1_024), Live;
 
     [limits: LimitSettings, "What one gateway may hold in memory. Full never means silence: the newcomer is refused, or the slowest is closed."]
     /// Connections of this gateway. 0: as many as the limit of open files allows.
     connections_max: u32 = 0, Rule::Between(0, 10_000_000), Start;
-    /// Connections of one reactor that may be between accept and the end of their upgrade.
-    handshakes_per_reactor: u32 = 1_024, Rule::Between(1, 1 << 20), Live;
-    /// Connections one reactor accepts per second; the rest waits in the kernel.
-    accept_rate: u32 = 2_000, Rule::Between(1, 1_000_000), Live;
-    /// Connections one reactor accepts at once.
-    accept_burst: u32 = 4_000, Rule::Between(1, 1_000_000), Live;
     /// Bytes waiting for one connection, above which the gateway stops reading from it.
     queue_bytes_soft: u32 = 64 * KIB, Rule::Between(4_096, 1 << 30), Live;
     /// Bytes waiting for one connection, above which deliveries become notices.
     queue_bytes_hard: u32 = 256 * KIB, Rule::Between(16_384, 1 << 30), Live;
     /// How long a connection over its soft limit may take no byte, in milliseconds.
     write_stall_ms: u32 = 10_000, Rule::Between(1_000, HOUR_MS), Live;
-    /// Bytes waiting for all connections of one reactor, above which the slowest are closed.
-    queue_bytes_per_reactor: u64 = 256 * MIB, Rule::Between(1 << 20, 1 << 40), Live;
-    /// Bytes of unfinished messages of one reactor, above which the largest are closed.
-    stash_bytes_per_reactor: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Live;
+    /// Bytes waiting for all connections of this gateway, above which the slowest are closed. Each reactor has an equal share.
+    queue_bytes_max: u64 = 256 * MIB, Rule::Between(1 << 20, 1 << 40), Live;
     /// Bytes of messages between the reactors and the store. Full: the sender is told to try again.
     submit_bytes_max: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
 
@@ -235,8 +219,6 @@ settings! {
     readers: u16 = 2, Rule::Between(1, 64), Start;
     /// Memory for blocks read from disk, in bytes.
     cache_bytes: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
-    /// How long a commit waits for company, in microseconds. More saves syncs and costs latency; used under load only.
-    linger_us: u32 = 0, Rule::Between(0, 2_000), Live;
 
     [drain: DrainSettings, "How the gateway leaves."]
     /// How long it is not ready before the first client is told, in milliseconds: for balancers to notice.
