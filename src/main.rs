@@ -17,7 +17,7 @@ use tidegate::gateway::{self, Options, Ready};
 use tidegate::observe::log::{Log, Shape};
 use tidegate::session::auth;
 
-/// Named here for the whole process; the reasons are in `docs/decisions/allocator.md`.
+/// Named here for the whole process; the reasons are in `docs/decisions/0002-one-static-binary.md`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
