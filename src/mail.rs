@@ -300,6 +300,17 @@ pub enum Event {
         /// conversation and a cmid of zeros.
         send: Option<(Text, Cmid)>,
     },
+    /// A SYNC or FETCH that no reader could be given: ERROR, and the next one of the connection starts.
+    PageRefused {
+        /// Who asked.
+        session: SessionRef,
+        /// `rid` of the request.
+        rid: u32,
+        /// Why.
+        code: ErrorCode,
+        /// When to try again.
+        retry_ms: u32,
+    },
     /// DELIVER, to `targets[first..first + count]` of the group.
     Deliver {
         /// The message, shared.

@@ -307,15 +307,15 @@ impl<D: Driver> Sink<D> for Hands {
     }
 
     fn bytes(&mut self, driver: &mut D, id: ConnectionId, bytes: &mut [u8]) -> Flow {
+        // Before, not after: what is said to the driver here must not be undone by the flow returned below.
+        self.flush_if_long(driver);
         let Self { shard, stashes, outbox, now, .. } = self;
         let handled = catch_unwind(AssertUnwindSafe(|| shard.handle_bytes(*now, id, bytes, stashes, outbox)));
-        let flow = handled.unwrap_or_else(|_| {
+        handled.unwrap_or_else(|_| {
             self.log_panic(id);
             self.shard.handle_panic(id);
             Flow::Close
-        });
-        self.flush_if_long(driver);
-        flow
+        })
     }
 
     fn eof(&mut self, _driver: &mut D, id: ConnectionId) {

@@ -35,6 +35,14 @@ impl Shard {
         }
     }
 
+    /// Queues a control frame in its place behind what it answers, under the bounds of the queue.
+    pub(super) fn push_own(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
+        let frame = self.pool.build(Wrap::Frame(opcode), |out| out.extend_from_slice(payload));
+        self.push_frame(id, frame, 0);
+        self.pool.release(frame);
+    }
+
+    /// Queues a ping of ours before all data that waits.
     pub(super) fn push_control(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
         let frame = self.pool.build(Wrap::Frame(opcode), |out| out.extend_from_slice(payload));
         let connection = self.connections.get_mut(id).expect("looked up by the caller");

@@ -71,12 +71,22 @@ impl Shard {
                     None => self.refuse(id, *rid, *code, *retry_ms, ""),
                 }
             }
+            Event::PageRefused { session, rid, code, retry_ms } => {
+                let Some(id) = self.connection_of(*session) else { return self.stale() };
+                self.refuse(id, *rid, *code, *retry_ms, "");
+                if self.session_id(id).is_some() {
+                    self.next_page(id, outlet);
+                }
+            }
             Event::Deliver { message, first, count } => {
                 self.deliver(message, &targets[*first as usize..][..*count as usize]);
             }
             Event::Conv { conv, event, version, first, count } => {
                 for target in &targets[*first as usize..][..*count as usize] {
-                    let Some(id) = self.connection_of(self.session_of(*target)) else { continue };
+                    // One that is joining runs SYNC after its WELCOME.
+                    let session = self.session_of(*target);
+                    let active = self.sessions.get(slot_of(session)).is_some_and(|line| line.stage == Stage::Active);
+                    let Some(id) = self.connection_of(session).filter(|_| active) else { continue };
                     let (conv, data) = (conv.as_str().into(), (&[] as &[u8]).into());
                     self.push_server(id, &ServerFrame::Conv { conv, event: *event, version: *version, data });
                 }
@@ -308,6 +318,10 @@ impl Shard {
     /// Sends what could not be sent before; lanes may have room again.
     pub fn flush_mail(&mut self, now: Moment, outlet: &mut impl Outlet) {
         self.now = now;
+        if !self.leaves.is_empty() {
+            // What a device acknowledged before it left counts: same lane, so it comes first.
+            self.submit_cursors(outlet);
+        }
         while let Some(leave) = self.leaves.pop_front() {
             if let Err(leave) = outlet.submit(leave) {
                 self.leaves.push_front(leave);

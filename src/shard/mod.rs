@@ -248,7 +248,7 @@ impl Shard {
     /// Whether the drain has been asked for and nobody is left.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.drain.is_some() && self.connections.is_empty() && self.leaves.is_empty() && self.peers.is_empty()
+        self.drain.is_some() && self.connections.is_empty() && self.sessions.is_empty() && self.leaves.is_empty()
     }
 
     /// Whether there is work that needs no event: the next wait must not sleep.
@@ -369,6 +369,8 @@ mod flags {
     pub const PROGRESS: u8 = 16;
     /// The stall clock runs.
     pub const STALLING: u8 = 32;
+    /// The clock of an unfinished message runs.
+    pub const MESSAGE_CLOCK: u8 = 64;
 }
 
 /// The cold line of a connection, a parallel array: 32 bytes.

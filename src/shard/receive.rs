@@ -129,10 +129,14 @@ impl Shard {
         let was_inside = receive.is_in_message();
         let limits = self.receive_limits(id);
         let mut reader = Reader::new(bytes, id.index);
+        let mut completed = false;
         loop {
             match reader.next(&mut receive, stashes, &limits) {
                 Ok(None) => break,
-                Ok(Some(event)) => self.handle_event(id, event, outlet),
+                Ok(Some(event)) => {
+                    completed |= matches!(event, Event::Text(_) | Event::Binary(_));
+                    self.handle_event(id, event, outlet);
+                }
                 Err(stop) => {
                     self.stop(id, stop);
                     break;
@@ -149,9 +153,12 @@ impl Shard {
             receive.stop(stashes);
         }
         connection.receive = receive;
-        if now_inside && !was_inside {
+        if now_inside && (!was_inside || completed) {
             connection.message_tick = self.now.tick();
-            self.schedule(id, self.rules.message_ms, Kind::Message);
+            if connection.flags & flags::MESSAGE_CLOCK == 0 {
+                connection.flags |= flags::MESSAGE_CLOCK;
+                self.schedule(id, self.rules.message_ms, Kind::Message);
+            }
         }
     }
 
@@ -180,7 +187,7 @@ impl Shard {
                     self.handle_message(id, payload, outlet);
                 }
             }
-            Event::Ping(payload) => self.push_control(id, Opcode::Pong, payload),
+            Event::Ping(payload) => self.push_own(id, Opcode::Pong, payload),
             Event::Pong(_) => {}
             Event::Close { code, .. } => self.handle_close_frame(id, code),
         }
@@ -196,7 +203,7 @@ impl Shard {
     fn handle_close_frame(&mut self, id: ConnectionId, code: Option<u16>) {
         let code = code.map(u16::to_be_bytes);
         let payload = code.as_ref().map_or(&[][..], |bytes| &bytes[..]);
-        self.push_control(id, Opcode::Close, payload);
+        self.push_own(id, Opcode::Close, payload);
         self.begin_closing(id, CloseCause::ClientClosed);
     }
 

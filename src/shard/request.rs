@@ -162,9 +162,12 @@ impl Shard {
         let Some(session) = self.session_mut(id) else { return };
         match verified {
             Ok(identity) if hashes.user(&identity.user).0 == user_hash => {
+                let later = expires_s(identity.expires_unix_s) > session.expires_s;
                 session.expires_s = session.expires_s.max(expires_s(identity.expires_unix_s));
                 let expires_s = session.expires_s;
-                self.watch_expiry(id, expires_s);
+                if later {
+                    self.watch_expiry(id, expires_s);
+                }
                 self.push_server(id, &ServerFrame::Ok { rid, value: u64::from(expires_s) * 1000 });
             }
             Err(AuthError::Expired) => self.refuse(id, rid, ErrorCode::TokenExpired, 0, "token expired"),
@@ -208,7 +211,7 @@ impl Shard {
         let mail = SendMail {
             from,
             cmid: send.cmid,
-            flags: send.flags & (send_flags::RETRY | send_flags::QUIET),
+            flags: send.flags & (send_flags::RETRY | send_flags::QUIET | send_flags::RELEASE),
             kind: send.kind,
             ttl_s: send.ttl_s,
             trace: None,
@@ -284,7 +287,9 @@ impl Shard {
         let rid = page.from.rid;
         if outlet.submit(Submit::Page(page)).is_err() {
             self.overloaded(id, rid);
-            self.next_page(id, outlet);
+            if self.session_id(id).is_some() {
+                self.next_page(id, outlet);
+            }
         }
     }
 

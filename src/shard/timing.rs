@@ -64,7 +64,7 @@ impl Shard {
                 let code = self.drain.map_or(1001, |drain| drain.close_code);
                 self.close(id, code, CloseCause::Drain);
             }
-            Kind::Message if connection.receive.is_in_message() => self.check_message(id),
+            Kind::Message => self.check_message(id),
             _ => {}
         }
     }
@@ -83,6 +83,8 @@ impl Shard {
 
     /// No progress of acknowledgements for too long while something waits: 4410.
     fn check_acknowledgements(&mut self, id: ConnectionId) {
+        // Marks for want of room in this core, not in the window: there may be room now.
+        self.catch_up(id);
         let now_ms = self.now.mono_ns / 1_000_000;
         let timeout_ms = u64::from(self.rules.ack_timeout_ms);
         let Some(session) = self.session_mut(id) else { return };
@@ -129,7 +131,9 @@ impl Shard {
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
         let progressed = connection.flags & flags::PROGRESS != 0;
         connection.flags &= !flags::PROGRESS;
-        if connection.queue.bytes() <= soft || matches!(connection.state, State::Closing | State::Finished) {
+        if connection.flags & flags::PAUSED == 0 && connection.queue.bytes() <= soft
+            || matches!(connection.state, State::Closing | State::Finished)
+        {
             connection.flags &= !flags::STALLING;
             return;
         }
@@ -141,7 +145,12 @@ impl Shard {
 
     fn check_message(&mut self, id: ConnectionId) {
         let now_tick = self.now.tick();
-        let begun = self.connections.get(id).map_or(now_tick, |connection| connection.message_tick);
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        if !connection.receive.is_in_message() {
+            connection.flags &= !flags::MESSAGE_CLOCK;
+            return;
+        }
+        let begun = connection.message_tick;
         let left = u64::from(self.rules.message_ms / 100).saturating_sub(u64::from(now_tick.wrapping_sub(begun)));
         if left > 0 {
             return self.schedule(id, u32::try_from(left * 100).unwrap_or(u32::MAX), Kind::Message);

@@ -48,6 +48,10 @@ impl Shard {
         connection.flags &= !flags::SENDING;
         if taken > 0 {
             connection.flags |= flags::PROGRESS;
+            if connection.flags & flags::PAUSED != 0 {
+                // We do not read it, so its pongs are not seen; that it takes bytes is as good a sign of life.
+                self.liveness.touch(id.index, self.now.tick());
+            }
         }
         self.counters.bytes_sent_count += taken as u64;
         self.pool.advance(&mut connection.queue, connection.encoding.unwrap_or(Encoding::Binary), taken);

@@ -40,8 +40,8 @@ fn answer(engine: &Engine, hashes: Hashes, job: Job, progress: &Arc<Progress>, c
                 history(after).map_err(|_| ErrorCode::Internal).and_then(|history| page(&history, &mail, &user, &device, clock));
             let reply = PageReply { session: mail.from.session, rid: mail.from.rid, result };
             let lane = &answers.pages[usize::from(mail.from.session.reactor.0)];
-            // A reactor that takes nothing for so long is stalled; its client asks again.
-            drop(lane.send_within(reply, PATIENCE_REACTOR));
+            // The reactor counts on an answer: the reader waits for room as long as the reactor lives.
+            drop(lane.send(reply));
             return;
         }
         Job::Load { conv, after } => Answer::Loaded { result: history(after).and_then(|history| history.load(&conv)), conv },
@@ -84,7 +84,5 @@ fn page(history: &History<'_>, mail: &PageMail, user: &str, device: &str, clock:
 
 /// How long a wait for jobs lasts before the end is looked for.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// How long a reader waits for a reactor to take a page.
-const PATIENCE_REACTOR: Duration = Duration::from_secs(5);
 /// How long a reader waits for the projector to reach the group a question follows.
 const PATIENCE_PROJECTOR: Duration = Duration::from_secs(5);

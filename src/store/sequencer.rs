@@ -316,7 +316,13 @@ impl<D: Disk> Sequencer<D> {
         let after = if self.open.has_read { self.open.number } else { self.log.last() };
         if !ports.send_job(Job::Page { mail, user, device, after }) {
             self.counters.jobs_full_count += 1;
-            self.fail(from.session, from.rid, ErrorCode::StoreOverloaded, None);
+            let refused = Event::PageRefused {
+                session: from.session,
+                rid: from.rid,
+                code: ErrorCode::StoreOverloaded,
+                retry_ms: PAGE_RETRY_MS,
+            };
+            self.fanout.push(from.session.reactor, refused);
         }
     }
 
@@ -835,6 +841,9 @@ const CONV_CHANGED: u8 = 3;
 
 // QUIET and TRACE have one value in SEND and in DELIVER: flags are masked, not translated.
 const _: () = assert!(send_flags::QUIET == deliver_flags::QUIET && send_flags::TRACE == deliver_flags::TRACE);
+
+/// Hint with a page that no reader has room for, milliseconds.
+const PAGE_RETRY_MS: u32 = 250;
 
 #[cfg(test)]
 #[path = "sequencer_tests.rs"]

@@ -158,6 +158,7 @@ impl World {
             Event::Sent { session, rid, flags, seq, .. } => format!("{} sent {rid} seq {seq} flags {flags}", session.index),
             Event::Deliver { message, .. } => format!("{targets:?} deliver {} seq {}", &*message.conv, message.seq),
             Event::Failed { session, rid, code, .. } => format!("{} failed {rid} {}", session.index, code.value()),
+            Event::PageRefused { session, rid, code, .. } => format!("{} page {rid} refused {}", session.index, code.value()),
             Event::Ok { session, rid, value } => format!("{} ok {rid} {value}", session.index),
             Event::Conv { event, version, .. } => format!("{targets:?} conv {event} version {version}"),
             Event::Evict { session, by } => format!("{} evicted by {}", session.index, by.index),
