@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 
@@ -126,16 +127,27 @@ impl Engine {
     /// Syncs everything. With `tables`, what is in memory goes to tables first, so that nothing rests on the engine's journal.
     /// Returns the position read back afterwards.
     ///
+    /// `meta` is the last table to be written: whatever becomes of the journal, the tables never hold a position that is ahead of
+    /// their rows.
+    ///
     /// # Errors
     /// [`EngineError`].
     pub fn checkpoint(&self, tables: bool) -> Result<Position, EngineError> {
+        const { assert!(matches!(Keyspace::ALL[Keyspace::ALL.len() - 1], Keyspace::Meta)) };
         let position = self.position()?;
         if tables {
             for table in &self.tables {
                 table.rotate_memtable_and_wait().map_err(failed("flushing"))?;
+                // It does not wait for what an earlier, automatic rotation has set aside when nothing was written since.
+                wait_for_tables(table)?;
             }
         }
         self.database.persist(PersistMode::SyncAll).map_err(failed("syncing"))?;
+        let stands = self.position()?;
+        if stands.group < position.group {
+            let reason = format!("the position read back is {}, it was {}", stands.group, position.group);
+            return Err(EngineError::Failed { operation: "syncing", reason });
+        }
         Ok(position)
     }
 
@@ -219,6 +231,17 @@ impl View<'_> {
     }
 }
 
+/// Waits until nothing of a table is in memory but what was written since.
+fn wait_for_tables(table: &fjall::Keyspace) -> Result<(), EngineError> {
+    for _ in 0..FLUSH_WAITS_MAX {
+        if table.sealed_memtable_count() == 0 {
+            return Ok(());
+        }
+        std::thread::sleep(FLUSH_WAIT);
+    }
+    Err(EngineError::Failed { operation: "flushing", reason: "a table was not written within a minute".to_owned() })
+}
+
 fn failed(operation: &'static str) -> impl Fn(fjall::Error) -> EngineError {
     move |error| EngineError::Failed { operation, reason: error.to_string() }
 }
@@ -227,6 +250,9 @@ fn failed(operation: &'static str) -> impl Fn(fjall::Error) -> EngineError {
 const MEMTABLE_BYTES_MAX: u64 = 16 << 20;
 /// The engine's own journal. With the log's segment it bounds the worst restart.
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
+/// How long a checkpoint waits for one table: a minute in all.
+const FLUSH_WAITS_MAX: u32 = 6_000;
+const FLUSH_WAIT: Duration = Duration::from_millis(10);
 /// Threads for flushing and compaction.
 const WORKERS: usize = 2;
 
