@@ -273,7 +273,7 @@ mod tests {
     /// The same batches leave the same rows here and in the obvious model: replaced, deleted, highest-wins and cleared ones.
     #[test]
     fn batches_leave_what_the_model_says() {
-        let dir = tempdir();
+        let dir = model::Dir::new("engine");
         let engine = Engine::open(dir.path(), 1 << 20).unwrap();
         let mut model = model::Engine::default();
         let cursor = Keyspace::Cursor;
@@ -310,7 +310,7 @@ mod tests {
     /// What was checkpointed is there after opening again, with the position that belongs to it; a second opener is told why not.
     #[test]
     fn a_checkpoint_survives_and_the_directory_is_ours_alone() {
-        let dir = tempdir();
+        let dir = model::Dir::new("engine");
         let engine = Engine::open(dir.path(), 1 << 20).unwrap();
         engine.write(&mut batch(7, &[(Keyspace::Cursor, Change::Max, b"a", 5)])).unwrap();
         assert_eq!(engine.checkpoint(true).unwrap().group, 7);
@@ -319,25 +319,5 @@ mod tests {
         let engine = Engine::open(dir.path(), 1 << 20).unwrap();
         assert_eq!(engine.position().unwrap(), Position { group: 7, changed: 7, epoch: 1 });
         assert!(engine.view().get(Keyspace::Cursor, b"a").unwrap().is_some());
-    }
-
-    fn tempdir() -> TempDir {
-        let dir = std::env::temp_dir().join(format!("tidegate-engine-{}-{:?}", std::process::id(), std::thread::current().id()));
-        drop(std::fs::remove_dir_all(&dir));
-        TempDir(dir)
-    }
-
-    struct TempDir(std::path::PathBuf);
-
-    impl TempDir {
-        fn path(&self) -> &Path {
-            &self.0
-        }
-    }
-
-    impl Drop for TempDir {
-        fn drop(&mut self) {
-            drop(std::fs::remove_dir_all(&self.0));
-        }
     }
 }

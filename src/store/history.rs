@@ -382,3 +382,7 @@ fn mismatch(_: record::BadValue) -> JobFault {
 
 /// `unread` is capped here.
 const UNREAD_MAX: u64 = 9_999;
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;

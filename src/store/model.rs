@@ -1,6 +1,8 @@
 //! A slow, obvious engine in memory, for tests: what readers and projector do to the real one.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::job::Loaded;
 use super::record::{self, Value};
@@ -90,5 +92,30 @@ impl Engine {
             .range((keyspace, prefix.to_vec())..)
             .take_while(move |((other, key), _)| *other == keyspace && key.starts_with(prefix))
             .map(|((_, key), value)| (key.as_slice(), value.as_slice()))
+    }
+}
+
+/// A directory of its own for one test, removed with it.
+#[derive(Debug)]
+pub struct Dir(PathBuf);
+
+impl Dir {
+    /// A fresh name under the temporary directory; `name` says whose it is.
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tidegate-{name}-{}-{number}", std::process::id()));
+        drop(std::fs::remove_dir_all(&path));
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
     }
 }
