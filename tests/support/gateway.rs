@@ -9,6 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::crypto::sign;
+use jsonwebtoken::{Algorithm, EncodingKey};
 use tidegate::config::Secret;
 use tidegate::session::auth::mint;
 use tidegate_client::{Client, Event, Options};
@@ -148,6 +152,13 @@ impl Gateway {
         token(&self.secret, user, device, seconds)
     }
 
+    /// A token of any header and claims, signed with the gateway's own key.
+    pub fn token_of(&self, header: &str, claims: &str) -> String {
+        let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+        let key = EncodingKey::from_secret(self.secret.as_bytes());
+        format!("{message}.{}", sign(message.as_bytes(), &key, Algorithm::HS256).expect("a key for this algorithm"))
+    }
+
     /// Options of a client that comes back quickly.
     pub fn options(&self, user: &str, device: &str) -> Options {
         let (secret, user) = (Arc::clone(&self.secret), user.to_owned());
@@ -190,7 +201,7 @@ impl Gateway {
         assert_eq!(status, 200, "{answer}");
     }
 
-    /// The sum of all samples of a metric, 0 if there is none.
+    /// The sum of all samples of a metric, 0 if there is none. A name may go on with its labels, such as `x_total{cause="y"}`.
     pub fn metric(&self, name: &str) -> f64 {
         let (status, text) = self.admin("GET", "/metrics", "");
         assert_eq!(status, 200);
