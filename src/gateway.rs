@@ -33,7 +33,7 @@ use crate::limits;
 use crate::mail::{Control, Report, Submit};
 use crate::mailbox::{self, Credit, LaneReceiver, LaneSender, lane};
 use crate::observe::counters::{ReactorBlock, StoreBlock};
-use crate::observe::histogram::ReactorHistograms;
+use crate::observe::histogram::{self, ReactorHistograms, StoreHistograms};
 use crate::reactor::{Outbox, Parts, Reactor};
 use crate::session::auth::Verifier;
 use crate::session::rate::Rate;
@@ -110,11 +110,11 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let wakers = wakers.map_err(|error| Fatal::new(Exit::Failed, format!("making an eventfd per reactor: {error}")))?;
     let (posts, inboxes): (Vec<_>, Vec<_>) = wakers.iter().map(mailbox::reactor_lanes).unzip();
 
-    let store = Store::start(&settings, options.accept_loss, clock, &posts, &events_in)?;
+    let (store, source) = Store::start(&settings, options.accept_loss, clock, &posts, &events_in)?;
     let rules = Arc::new(rules(&settings, options.echo, cores, connections_per_reactor, store.hash_key)?);
     let verifier = Arc::new(Verifier::new(&options.secret, settings.auth.leeway_s));
     let mut blocks = Vec::new();
-    let mut sources = Vec::new();
+    let mut sources = vec![source];
     let mut listen = settings.listen;
     let health = Arc::new(Health::new(u16::try_from(cores).expect("settings bound the number of reactors")));
     health.store_opened();
@@ -336,7 +336,7 @@ impl Store {
         clock: Clock,
         posts: &[mailbox::Post],
         events: &mpsc::Sender<Occurrence>,
-    ) -> Result<Self, Fatal> {
+    ) -> Result<(Self, histogram::Source), Fatal> {
         let dir = &settings.data_dir;
         let engine = open_engine(dir, settings)?;
         let store = engine.store().map_err(storage)?.expect("made when it was opened");
@@ -385,6 +385,7 @@ impl Store {
         let projector = spawn_projector(engine, projections, progress, checkpoints, events.clone())?;
         let stop = Arc::new(AtomicBool::new(false));
         let block = Arc::new(StoreBlock::default());
+        let (histograms, source) = StoreHistograms::new();
         let credit = Credit::new(settings.limits.submit_bytes_max);
         let lanes = Lanes {
             submit: submits,
@@ -397,9 +398,11 @@ impl Store {
             waker: waker.clone(),
             stop: stop.clone(),
             block: block.clone(),
+            histograms,
         };
         let ended = spawn_store(sequencer, lanes, events.clone())?;
-        Ok(Self { submit, credit, block, hash_key: store.hash_key, stop, waker, ended, projector })
+        let store = Self { submit, credit, block, hash_key: store.hash_key, stop, waker, ended, projector };
+        Ok((store, source))
     }
 
     /// Writes what rides, makes a checkpoint, ends the threads.

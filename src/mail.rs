@@ -218,8 +218,9 @@ pub enum MemberRefusal {
 pub struct Group {
     /// Number of the commit group.
     pub number: u64,
-    /// When the group was synced; for the latency histogram.
-    pub committed: Moment,
+    /// When the group reached the durability it promises, for the latency histograms; `None`: nothing was committed, this only
+    /// carries answers or RESYNC.
+    pub committed: Option<Moment>,
     /// What happened, in the order in which clients must see it.
     pub events: Vec<Event>,
     /// Receivers of the deliveries; [`Event::Deliver`] names a range of it.

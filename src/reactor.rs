@@ -25,7 +25,7 @@ use crate::limits;
 use crate::mail::{Control, Peer, Report, Submit};
 use crate::mailbox::{Credit, Inbox, LaneSender};
 use crate::observe::counters::ReactorBlock;
-use crate::observe::histogram::ReactorHistograms;
+use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
 use crate::shard::{Command, Outlet, Shard};
 
 /// What a reactor is made of; built by the gateway, taken to the reactor's own thread.
@@ -80,7 +80,6 @@ pub struct Reactor<D: Driver> {
     waker: Waker,
     reports: std::sync::mpsc::Sender<Report>,
     block: Arc<ReactorBlock>,
-    histograms: ReactorHistograms,
 }
 
 impl<D: Driver> Reactor<D> {
@@ -97,16 +96,12 @@ impl<D: Driver> Reactor<D> {
             id: parts.id,
             panics: Panics::default(),
             accept_error_logged: None,
-        };
-        Self {
-            driver,
-            hands,
-            inbox: parts.inbox,
-            waker: parts.waker,
-            reports: parts.reports,
-            block: parts.block,
+            has_slept: false,
             histograms: parts.histograms,
-        }
+            lends_count: 0,
+            committed: Vec::new(),
+        };
+        Self { driver, hands, inbox: parts.inbox, waker: parts.waker, reports: parts.reports, block: parts.block }
     }
 
     /// Turns until drained. Consumes the thread.
@@ -118,6 +113,7 @@ impl<D: Driver> Reactor<D> {
         let mut busy = false;
         loop {
             let max_wait = self.max_wait(busy);
+            self.hands.has_slept = !max_wait.is_zero();
             let turned = self.driver.turn(max_wait, &mut self.hands);
             self.waker.awake();
             turned?;
@@ -147,6 +143,10 @@ impl<D: Driver> Reactor<D> {
     fn take_mail(&mut self) -> bool {
         let Self { hands, inbox, driver, .. } = self;
         let now = hands.now;
+        let counters = &mut hands.shard.counters;
+        counters.group_lane_open = inbox.group.len() as u64;
+        counters.peer_lane_open = inbox.peer.len() as u64;
+        counters.page_lane_open = inbox.page.len() as u64;
         let mut budget = limits::MAIL_PER_TURN_MAX;
         while budget > 0
             && let Some(control) = inbox.control.try_recv()
@@ -165,6 +165,10 @@ impl<D: Driver> Reactor<D> {
         {
             budget -= 1;
             hands.shard.handle_group(now, &group, &mut hands.outbox);
+            if let Some(committed) = group.committed {
+                hands.committed.push(committed);
+                hands.histograms.delivered(hands.clock.now().since(committed));
+            }
             hands.flush_if_long(driver);
         }
         while budget > 0
@@ -184,7 +188,8 @@ impl<D: Driver> Reactor<D> {
 
     fn publish(&mut self, begun: Moment) {
         let hands = &mut self.hands;
-        let worked = hands.clock.now().since(begun);
+        let ended = hands.clock.now();
+        let worked = ended.since(begun);
         let counters = &mut hands.shard.counters;
         counters.turns_count += 1;
         counters.turns_over_5ms_count += u64::from(worked > TURN_LONG);
@@ -208,13 +213,11 @@ impl<D: Driver> Reactor<D> {
         counters.stash_bytes = stashed;
         counters.arena_chunks_count = arena_chunks;
         self.block.publish(counters);
-        for latency in hands.shard.latencies.acknowledged.drain(..) {
-            self.histograms.acknowledged(latency);
-        }
-        for latency in hands.shard.latencies.delivered.drain(..) {
-            self.histograms.delivered(latency);
-        }
-        self.histograms.publish(hands.now);
+        let histograms = &mut hands.histograms;
+        hands.shard.latencies.upgraded.drain(..).for_each(|latency| histograms.upgraded(latency));
+        hands.shard.latencies.acknowledged.drain(..).for_each(|latency| histograms.acknowledged(latency));
+        hands.committed.drain(..).for_each(|committed| histograms.written(ended.since(committed)));
+        histograms.publish(ended);
     }
 }
 
@@ -229,12 +232,28 @@ struct Hands {
     batch: Batch,
     panics: Panics,
     accept_error_logged: Option<Moment>,
+    /// The driver may sleep in this turn, so the first event must read the clock: the time of the last turn would be counted as
+    /// latency of this one.
+    has_slept: bool,
+    histograms: ReactorHistograms,
+    /// Lends of bytes; one in [`PARSE_SAMPLED_EVERY`] is measured.
+    lends_count: u32,
+    /// When the groups of this turn were committed.
+    committed: Vec<Moment>,
 }
 
 impl Hands {
     fn tell_time(&mut self) -> Moment {
         self.now = self.clock.now();
+        self.has_slept = false;
         self.now
+    }
+
+    /// An event: the first one after a wait reads the clock, the others of the turn count as simultaneous.
+    fn wake(&mut self) {
+        if self.has_slept {
+            self.tell_time();
+        }
     }
 
     /// Sends what waits, then does what the shard asked of the driver.
@@ -299,18 +318,28 @@ impl Hands {
 
 impl<D: Driver> Sink<D> for Hands {
     fn accepted(&mut self, driver: &mut D, socket: Socket) {
+        self.wake();
+        let accepted = self.clock.now();
         let peer: Option<IpAddr> = socket.peer_address().ok().map(|address| address.ip());
-        let Some(id) = self.shard.handle_accept(peer) else { return };
+        let Some(id) = self.shard.handle_accept(accepted, peer) else { return };
         if driver.attach(id, socket).is_err() {
-            self.shard.handle_closed(id, &mut self.stashes);
+            return self.shard.handle_closed(id, &mut self.stashes);
         }
+        self.histograms.accepted(self.clock.now().since(accepted));
     }
 
     fn bytes(&mut self, driver: &mut D, id: ConnectionId, bytes: &mut [u8]) -> Flow {
         // Before, not after: what is said to the driver here must not be undone by the flow returned below.
         self.flush_if_long(driver);
+        self.wake();
+        self.lends_count = self.lends_count.wrapping_add(1);
+        let lent = self.lends_count.is_multiple_of(PARSE_SAMPLED_EVERY).then(|| self.clock.now());
+        let messages_count = self.shard.counters.messages_received_count;
         let Self { shard, stashes, outbox, now, .. } = self;
         let handled = catch_unwind(AssertUnwindSafe(|| shard.handle_bytes(*now, id, bytes, stashes, outbox)));
+        if let Some(lent) = lent.filter(|_| self.shard.counters.messages_received_count > messages_count) {
+            self.histograms.parsed(self.clock.now().since(lent));
+        }
         handled.unwrap_or_else(|_| {
             self.log_panic(id);
             self.shard.handle_panic(id);
@@ -391,3 +420,98 @@ const TURN_STALLED: Duration = Duration::from_millis(50);
 const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(60);
 /// As many panics within a minute end the process.
 const PANICS_PER_MINUTE_MAX: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+    use crate::ids::SessionRef;
+    use crate::io::epoll::Epoll;
+    use crate::mail::{Group, PageReply};
+    use crate::mailbox::{lane, reactor_lanes};
+    use crate::session::auth::Verifier;
+    use crate::session::rate::Rate;
+    use crate::shard::Rules;
+    use crate::store::schema::Hashes;
+    use crate::wire::envelope::ErrorCode;
+
+    fn rules() -> Rules {
+        let rate = Rate { per_second: 20, burst: 128 };
+        Rules {
+            node: "n".to_owned(),
+            path: "/ws".to_owned(),
+            origins: None,
+            loopback: true,
+            echo: false,
+            level: 2,
+            connections_max: 8,
+            max_frame: 131_072,
+            max_payload: 65_536,
+            window_default: 256,
+            window_max: 4096,
+            window_bytes_max: 262_144,
+            send_window: 64,
+            send_rate: rate,
+            read_rate: rate,
+            ping_ms: 30_000,
+            hello_ms: 5_000,
+            upgrade_ms: 10_000,
+            message_ms: 60_000,
+            ack_timeout_ms: 60_000,
+            expiring_ms: 60_000,
+            dedup_s: 60,
+            queue_soft_bytes: 65_536,
+            queue_hard_bytes: 262_144,
+            queued_bytes_max: 1 << 20,
+            stall_ms: 10_000,
+            drain_grace_ms: 1_000,
+            hashes: Hashes::new([1; 16]),
+        }
+    }
+
+    /// The gauges of the lanes say what waited when a turn began to take its mail.
+    #[test]
+    fn lanes_show_what_waited() {
+        let waker = Waker::for_driver().unwrap();
+        let (post, inbox) = reactor_lanes(&waker);
+        let (submit, _submitted) = lane(8, &Waker::for_thread());
+        let clock = Clock::new();
+        let secret = Secret::new(vec![7; 32]).unwrap();
+        let shard = Shard::new(ReactorId(0), Arc::new(rules()), Arc::new(Verifier::new(&secret, 0)), clock.now());
+        let (reports, _reported) = std::sync::mpsc::channel();
+        let block = Arc::new(ReactorBlock::default());
+        let parts = Parts {
+            id: ReactorId(0),
+            inbox,
+            waker: waker.clone(),
+            outbox: Outbox { submit, credit: Credit::new(1), peers: Vec::new() },
+            clock,
+            block: Arc::clone(&block),
+            histograms: ReactorHistograms::new().0,
+            reports,
+        };
+        let mut reactor = Reactor::new(Epoll::new(8, None, waker).unwrap(), shard, 1 << 20, parts);
+        let stranger = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
+        let page = || PageReply { session: stranger, rid: 1, result: Err(ErrorCode::Internal) };
+        (0..3).for_each(|_| post.group.try_send(Group::default()).unwrap());
+        (0..2).for_each(|_| post.peer.try_send(Peer::Gone { to: stranger }).unwrap());
+        post.page.try_send(page()).unwrap();
+        let mut shown = || {
+            let begun = reactor.hands.tell_time();
+            assert!(!reactor.take_mail());
+            reactor.publish(begun);
+            ["group_lane_open", "peer_lane_open", "page_lane_open"].map(|name| block.value(name).unwrap())
+        };
+        assert_eq!(shown(), [3, 2, 1]);
+        assert_eq!(shown(), [0, 0, 0]);
+        // The time asleep is no latency of what ended the sleep: the first event after a wait reads the clock, later ones do not.
+        let Reactor { driver, hands, .. } = &mut reactor;
+        let (id, asleep) = (ConnectionId { index: 1, generation: 1 }, Moment::default());
+        (hands.now, hands.has_slept) = (asleep, true);
+        hands.bytes(driver, id, &mut []);
+        assert!(hands.now > asleep);
+        hands.now = asleep;
+        hands.bytes(driver, id, &mut []);
+        assert_eq!(hands.now, asleep);
+    }
+}

@@ -21,30 +21,40 @@ use crate::clock::Moment;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Stage {
+    /// Socket accepted to watched by the driver; on a reactor.
+    Accept,
     /// Connection accepted to 101 queued; on a reactor.
     Upgrade,
-    /// SEND read by a reactor to its group synced; on the store thread.
+    /// Bytes lent by the driver to the messages in them submitted; on a reactor, one lend in [`PARSE_SAMPLED_EVERY`].
+    Parse,
+    /// SEND read by a reactor to its group committed; on the store thread.
     Commit,
     /// One write and sync of the log; on the store thread.
     Sync,
-    /// Group synced to its deliveries queued for the socket; on a reactor.
+    /// Group committed to its deliveries queued for the socket; on a reactor.
     Delivery,
+    /// Group committed to the end of the turn in which all it means to a core was offered to the kernel; on a reactor.
+    Write,
     /// SEND read to SENT queued for the socket; on a reactor.
     Acknowledge,
 }
 
 impl Stage {
     /// Every stage, in the order of its index.
-    pub const ALL: [Self; 5] = [Self::Upgrade, Self::Commit, Self::Sync, Self::Delivery, Self::Acknowledge];
+    pub const ALL: [Self; 8] =
+        [Self::Accept, Self::Upgrade, Self::Parse, Self::Commit, Self::Sync, Self::Delivery, Self::Write, Self::Acknowledge];
 
     /// The label value.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Accept => "accept",
             Self::Upgrade => "upgrade",
+            Self::Parse => "parse",
             Self::Commit => "commit",
             Self::Sync => "sync",
             Self::Delivery => "delivery",
+            Self::Write => "write",
             Self::Acknowledge => "acknowledge",
         }
     }
@@ -52,29 +62,45 @@ impl Stage {
 
 /// The measuring side of one reactor.
 #[derive(Debug)]
-pub struct ReactorHistograms(Owner<3>);
+pub struct ReactorHistograms(Owner<6>);
 
 impl ReactorHistograms {
     /// The two ends: one for the reactor, one for the admin thread.
     #[must_use]
     pub fn new() -> (Self, Source) {
-        let (owner, source) = ends([Stage::Upgrade, Stage::Delivery, Stage::Acknowledge]);
+        let (owner, source) =
+            ends([Stage::Accept, Stage::Upgrade, Stage::Parse, Stage::Delivery, Stage::Write, Stage::Acknowledge]);
         (Self(owner), source)
+    }
+
+    /// A socket was watched this long after it was accepted.
+    pub fn accepted(&mut self, latency: Duration) {
+        self.0.record(0, latency);
     }
 
     /// An upgrade was answered this long after the accept.
     pub fn upgraded(&mut self, latency: Duration) {
-        self.0.record(0, latency);
+        self.0.record(1, latency);
     }
 
-    /// Deliveries were queued this long after the sync of their group.
+    /// Messages were submitted this long after their bytes were lent.
+    pub fn parsed(&mut self, latency: Duration) {
+        self.0.record(2, latency);
+    }
+
+    /// Deliveries were queued this long after the commit of their group.
     pub fn delivered(&mut self, latency: Duration) {
-        self.0.record(1, latency);
+        self.0.record(3, latency);
+    }
+
+    /// What a group meant was offered to the kernel this long after its commit.
+    pub fn written(&mut self, latency: Duration) {
+        self.0.record(4, latency);
     }
 
     /// A SENT was queued this long after its SEND was read.
     pub fn acknowledged(&mut self, latency: Duration) {
-        self.0.record(2, latency);
+        self.0.record(5, latency);
     }
 
     /// Gives what was recorded to the admin thread, once a second at most. To be called every turn; cost: one comparison.
@@ -95,7 +121,7 @@ impl StoreHistograms {
         (Self(owner), source)
     }
 
-    /// A message was synced this long after a reactor read it.
+    /// A message was committed this long after a reactor read it.
     pub fn committed(&mut self, latency: Duration) {
         self.0.record(0, latency);
     }
@@ -287,6 +313,8 @@ fn empty_histogram() -> Histogram<u32> {
 const VALUE_US_MAX: u64 = 60_000_000;
 /// Buffers per thread: one is filled, one travels.
 const BUFFERS: usize = 2;
+/// Of so many lends of bytes one is measured: the two clock reads cost as much as parsing a short frame.
+pub const PARSE_SAMPLED_EVERY: u32 = 16;
 /// How often a thread gives its buffer away.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// The minute that quantiles look back on, in slices.

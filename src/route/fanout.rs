@@ -163,7 +163,7 @@ impl Fanout {
     }
 
     /// Ends the group: what it means to each core that it means anything to, with its size in bytes, roughly.
-    pub fn take(&mut self, number: u64, committed: Moment) -> impl Iterator<Item = (ReactorId, Group, usize)> + '_ {
+    pub fn take(&mut self, number: u64, committed: Option<Moment>) -> impl Iterator<Item = (ReactorId, Group, usize)> + '_ {
         self.resolved.clear();
         self.receivers.clear();
         self.ranges.clear();
@@ -277,7 +277,7 @@ mod tests {
     }
 
     fn collect(fanout: &mut Fanout, seen: &mut Seen) {
-        for (reactor, group, _) in fanout.take(1, Moment::default()) {
+        for (reactor, group, _) in fanout.take(1, None) {
             for event in &group.events {
                 match event {
                     Event::Deliver { message, first, count } => {
@@ -372,7 +372,7 @@ mod tests {
             assert_eq!(fanout.deliver(&roster, [1; 16], members, source, &delivery(seq)), 4);
         }
         assert_eq!(fanout.deliveries_count(), 64);
-        let (_, group, _) = fanout.take(1, Moment::default()).next().unwrap();
+        let (_, group, _) = fanout.take(1, None).next().unwrap();
         assert_eq!((group.events.len(), group.targets.len()), (16, 4));
     }
 
@@ -386,7 +386,7 @@ mod tests {
         roster.attach(hash("bo"), "bo", "web", 0, session(1, 3));
         let mut fanout = Fanout::new(3);
         fanout.conv_event(&roster, [(hash("al"), "al"), (hash("cy"), "cy")].into_iter(), &Text::from("g:x"), 1, 4);
-        let groups: Vec<_> = fanout.take(1, Moment::default()).map(|(reactor, group, _)| (reactor.0, group)).collect();
+        let groups: Vec<_> = fanout.take(1, None).map(|(reactor, group, _)| (reactor.0, group)).collect();
         assert_eq!(groups.iter().map(|(core, _)| *core).collect::<Vec<_>>(), [0, 2]);
         for (_, group) in groups {
             assert!(matches!(group.events[..], [Event::Conv { event: 1, version: 4, first: 0, count: 1, .. }]));

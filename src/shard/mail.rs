@@ -17,8 +17,8 @@ use crate::wire::envelope::{Deliver, Encoding, ErrorCode, ServerFrame, Welcome, 
 pub struct Latencies {
     /// From reading a SEND to queueing its SENT.
     pub acknowledged: Vec<Duration>,
-    /// From the commit of a group to queueing what it means here.
-    pub delivered: Vec<Duration>,
+    /// From accepting a connection to queueing its 101.
+    pub upgraded: Vec<Duration>,
 }
 
 impl Shard {
@@ -26,7 +26,6 @@ impl Shard {
     pub fn handle_group(&mut self, now: Moment, group: &Group, outlet: &mut impl Outlet) {
         self.now = now;
         self.counters.groups_received_count += 1;
-        self.latencies.delivered.push(now.since(group.committed));
         for event in &group.events {
             self.handle_event_of_group(event, &group.targets, outlet);
         }
@@ -338,6 +337,7 @@ impl Shard {
         while let Some((to, mail)) = self.peers.pop_front() {
             if let Err(mail) = outlet.peer(to, mail) {
                 self.peers.push_front((to, mail));
+                self.counters.peer_full_count += 1;
                 return;
             }
         }

@@ -174,13 +174,16 @@ impl Shard {
     }
 
     /// A connection was accepted: a slot for it, or `None` when the core is full or draining and the socket is to be dropped.
-    pub fn handle_accept(&mut self, _peer: Option<IpAddr>) -> Option<ConnectionId> {
+    pub fn handle_accept(&mut self, now: Moment, _peer: Option<IpAddr>) -> Option<ConnectionId> {
+        self.now = now;
         if self.connections.len() >= self.rules.connections_max {
             self.counters.accepts_refused_count += 1;
             return None;
         }
         self.counters.connections_accepted_count += 1;
-        let id = ConnectionId::from(self.connections.insert(Connection::default()).ok()?);
+        let id = ConnectionId::from(
+            self.connections.insert(Connection { message_tick: self.now_us(), ..Connection::default() }).ok()?,
+        );
         let slot = id.index as usize;
         if self.cold.len() <= slot {
             self.cold.resize_with(slot + 1, Cold::default);
@@ -281,6 +284,12 @@ impl Shard {
         (self.now.mono_ns / 1_000_000) as u32
     }
 
+    /// Microseconds of this core's clock, wrapping after 71 minutes: for handshakes, which are shorter.
+    #[expect(clippy::cast_possible_truncation, reason = "wraps, and differences still hold")]
+    fn now_us(&self) -> u32 {
+        (self.now.mono_ns / 1_000) as u32
+    }
+
     fn schedule(&mut self, id: ConnectionId, after_ms: u32, kind: Kind) {
         let ticks = after_ms.div_ceil(100).max(1);
         let timer = Timer { index: id.index, generation: id.generation, kind: kind as u8 };
@@ -325,7 +334,7 @@ struct Connection {
     queue: SendQueue,
     /// Slot of its session, counted from 1; 0: none.
     session: u32,
-    /// Tick at which the unfinished message began.
+    /// Tick at which the unfinished message began; until the upgrade the microsecond of the accept, which wraps after an hour.
     message_tick: u32,
     state: State,
     encoding: Option<Encoding>,

@@ -1,5 +1,7 @@
 //! From lent bytes to whole messages: the upgrade, then RFC 6455.
 
+use std::time::Duration;
+
 use super::{CLOSE_MS, Kind, Outlet, Shard, State, flags};
 use crate::clock::Moment;
 use crate::conn::carry::{HeadCarry, Stashes};
@@ -87,6 +89,8 @@ impl Shard {
             return self.refuse_upgrade(id, Refusal::Overloaded, CloseCause::Drain);
         }
         self.counters.upgrades_accepted_count += 1;
+        let accepted_us = self.connections.get(id).expect("looked up by the caller").message_tick;
+        self.latencies.upgraded.push(Duration::from_micros(u64::from(self.now_us().wrapping_sub(accepted_us))));
         let frame = self.pool.build(Wrap::Raw, |out| request.write_accept(out));
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
         self.pool.push(&mut connection.queue, frame, 0);

@@ -136,6 +136,7 @@ impl Shard {
         if outlet.submit(Submit::Attach(attach)).is_err() {
             self.sessions.remove(session_id);
             self.connections.get_mut(id).expect("checked after every frame").session = 0;
+            self.counters.submit_full_count += 1;
             return self.turn_away(id);
         }
         self.schedule(id, ATTACH_MS, Kind::Attach);
@@ -221,7 +222,10 @@ impl Shard {
         };
         match outlet.submit(Submit::Send(mail)) {
             Ok(()) => self.cold[slot].sends_unanswered += 1,
-            Err(_) => self.refuse_send(id, send, ErrorCode::StoreOverloaded, RETRY_LOAD_MS),
+            Err(_) => {
+                self.counters.submit_full_count += 1;
+                self.refuse_send(id, send, ErrorCode::StoreOverloaded, RETRY_LOAD_MS);
+            }
         }
     }
 
@@ -304,6 +308,7 @@ impl Shard {
     }
 
     fn overloaded(&mut self, id: ConnectionId, rid: u32) {
+        self.counters.submit_full_count += 1;
         self.refuse(id, rid, ErrorCode::StoreOverloaded, RETRY_LOAD_MS, "");
     }
 

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 
-use crate::clock::Moment;
 use crate::limits::OUTBOX_BYTES_MAX;
 use crate::mail::{Event, Group};
 
@@ -50,7 +49,7 @@ impl Outbox {
             self.bytes -= bytes;
         }
         if self.overflowed {
-            let resync = Group { events: vec![Event::Resync], committed: Moment::default(), ..Group::default() };
+            let resync = Group { events: vec![Event::Resync], ..Group::default() };
             self.overflowed = send(resync).is_err();
         }
     }
@@ -65,6 +64,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Moment;
     use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
     use crate::wire::message::Text;
 

@@ -115,6 +115,7 @@ pub struct Sequencer<D: Disk> {
     is_read_only: bool,
     chores_due: u64,
     counters: StoreCounters,
+    latencies: Latencies,
     /// Breaks the promise on purpose, so that tests can prove that they would see it.
     acknowledge_before_sync: bool,
 }
@@ -132,8 +133,19 @@ struct Open {
     has_read: bool,
     /// When the first entry or cursor came that nobody waits for.
     since: Option<Moment>,
+    /// When the messages of the group were read by their reactors.
+    received: Vec<Moment>,
     /// Answers to changes of members, due after the sync.
     replies: Vec<(SyncSender<MemberResult>, MemberResult)>,
+}
+
+/// Latencies since the thread last took them.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    /// From reading a SEND to the commit of its group.
+    pub committed: Vec<Duration>,
+    /// Of writing and syncing a group.
+    pub synced: Vec<Duration>,
 }
 
 type MemberResult = Result<MemberDone, MemberRefusal>;
@@ -178,6 +190,7 @@ impl<D: Disk> Sequencer<D> {
             is_read_only: false,
             chores_due: 0,
             counters: StoreCounters::default(),
+            latencies: Latencies::default(),
             acknowledge_before_sync: false,
         };
         if recovered.lost.is_some() {
@@ -216,10 +229,8 @@ impl<D: Disk> Sequencer<D> {
         }
         let is_busy = taken == JOB_LANE_MAX || submitted == GROUP_SUBMISSIONS_MAX || !self.has_room();
         let is_due = self.open.since.is_some_and(|since| now.since(since) >= RIDE_MAX);
-        if self.open.must_close || is_due || self.cursors.is_full() {
-            self.close(now, ports)?;
-        }
-        self.hand_out(ports);
+        let committed = if self.open.must_close || is_due || self.cursors.is_full() { self.close(now, ports)? } else { None };
+        self.hand_out(committed, ports);
         ports.give_back(std::mem::take(&mut self.credit_bytes));
         Ok(Turn { is_busy, wake_in: self.wake_in(now) })
     }
@@ -230,8 +241,8 @@ impl<D: Disk> Sequencer<D> {
     /// [`LogError`].
     pub fn finish(&mut self, ports: &mut impl Ports) -> Result<(), LogError> {
         let now = ports.now();
-        self.close(now, ports)?;
-        self.hand_out(ports);
+        let committed = self.close(now, ports)?;
+        self.hand_out(committed, ports);
         if self.log.save_watermark().is_err() {
             // The next start checks a little more of the tail against nothing: harmless.
             self.chores_due = 0;
@@ -254,6 +265,11 @@ impl<D: Disk> Sequencer<D> {
         self.counters.conversations_loaded_open = self.state.loaded_count() as u64;
         self.counters.read_only = u64::from(self.is_read_only);
         &mut self.counters
+    }
+
+    /// What was measured; the caller takes it out.
+    pub fn latencies(&mut self) -> &mut Latencies {
+        &mut self.latencies
     }
 
     fn has_room(&self) -> bool {
@@ -533,6 +549,7 @@ impl<D: Disk> Sequencer<D> {
                 let Change::Message(Message { seq, mid, exp_s, .. }) = entry.change else { unreachable!("SEND is a message") };
                 self.accept(&entry, now);
                 self.open.must_close = true;
+                self.open.received.push(mail.received);
                 self.counters.messages_stored_count += 1;
                 self.sent(&mail, self.settings.level, 0, seq, mid);
                 let flags = mail.flags & (send_flags::QUIET | send_flags::TRACE);
@@ -688,8 +705,10 @@ impl<D: Disk> Sequencer<D> {
         self.fanout.push(session.reactor, event);
     }
 
-    /// Makes the open group durable and hands its rows on; what it means to clients goes out with [`Self::hand_out`].
-    fn close(&mut self, now: Moment, ports: &mut impl Ports) -> Result<(), LogError> {
+    /// Makes the open group durable and hands its rows on; what it means to clients goes out with [`Self::hand_out`]. Says when that
+    /// was, if there was anything.
+    fn close(&mut self, now: Moment, ports: &mut impl Ports) -> Result<Option<Moment>, LogError> {
+        let mut committed = None;
         for cursor in self.cursors.take() {
             let (conv, user, device) = (&*cursor.conv, &*cursor.user, &*cursor.device);
             let change = Change::Cursor { seq: cursor.seq, conv, user, device };
@@ -697,14 +716,19 @@ impl<D: Disk> Sequencer<D> {
         }
         if self.open.entries_count > 0 {
             if self.acknowledge_before_sync {
-                self.hand_out(ports);
+                self.hand_out(None, ports);
             }
+            let begun = ports.now();
             let number = self.log.write(self.open.entries_count, &self.open.body)?;
             assert_eq!(number, self.open.number);
             if self.settings.level >= 2 {
                 self.log.sync()?;
                 self.counters.log_syncs_count += 1;
             }
+            let done = ports.now();
+            self.latencies.synced.push(done.since(begun));
+            self.latencies.committed.extend(self.open.received.drain(..).map(|received| done.since(received)));
+            committed = Some(done);
             self.counters.groups_committed_count += 1;
             self.counters.log_written_bytes_count += self.open.body.len() as u64;
             self.state.finish(number, &mut self.open.batch);
@@ -719,12 +743,12 @@ impl<D: Disk> Sequencer<D> {
         self.open.must_close = false;
         self.open.has_read = false;
         self.open.since = None;
-        Ok(())
+        Ok(committed)
     }
 
     /// Gives every core what the turn means to it, then the rows to the projector.
-    fn hand_out(&mut self, ports: &mut impl Ports) {
-        for (reactor, group, bytes) in self.fanout.take(self.log.last(), ports.now()) {
+    fn hand_out(&mut self, committed: Option<Moment>, ports: &mut impl Ports) {
+        for (reactor, group, bytes) in self.fanout.take(self.log.last(), committed) {
             let outbox = &mut self.outboxes[usize::from(reactor.0)];
             if !outbox.is_empty() {
                 self.counters.group_full_count += 1;

@@ -16,6 +16,7 @@ use crate::io::wake::Waker;
 use crate::mail::{Group, Submit};
 use crate::mailbox::{Credit, LaneReceiver, LaneSender};
 use crate::observe::counters::StoreBlock;
+use crate::observe::histogram::StoreHistograms;
 
 /// The ends of all lanes that the store thread holds.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub struct Lanes {
     pub stop: Arc<AtomicBool>,
     /// Where the counters are published.
     pub block: Arc<StoreBlock>,
+    /// Where the latencies are published.
+    pub histograms: StoreHistograms,
 }
 
 /// Starts the thread. It ends with `Ok` after [`Lanes::stop`], and with the error of the log as soon as there is one: nothing can be
@@ -91,11 +94,15 @@ impl Lanes {
         self.submit.is_empty() && self.answer.is_empty()
     }
 
-    fn publish<D: Disk>(&self, sequencer: &mut Sequencer<D>) {
+    fn publish<D: Disk>(&mut self, sequencer: &mut Sequencer<D>) {
         let waiting = self.submit.len() as u64;
         let counters = sequencer.counters();
         counters.submit_lane_open = waiting;
         self.block.publish(counters);
+        let latencies = sequencer.latencies();
+        latencies.committed.drain(..).for_each(|latency| self.histograms.committed(latency));
+        latencies.synced.drain(..).for_each(|latency| self.histograms.synced(latency));
+        self.histograms.publish(self.clock.now());
     }
 }
 
@@ -222,6 +229,7 @@ mod tests {
                     waker: waker.clone(),
                     stop: Arc::clone(&stop),
                     block: Arc::default(),
+                    histograms: StoreHistograms::new().0,
                 },
             );
             let thread = thread.unwrap();
