@@ -160,9 +160,9 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
 
     let reason = events.recv().expect("the signal thread holds a sender");
     let ended = match reason {
-        Occurrence::Signal => {
+        Occurrence::Signal(signal) => {
             health.drain();
-            drain(&settings, listen, &posts, &reports, &events)
+            drain(&settings, signal, &posts, &reports, &events)
         }
         Occurrence::Fatal(fatal) => Err(fatal),
     };
@@ -178,21 +178,29 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
 /// What main waits for.
 enum Occurrence {
     /// SIGTERM or SIGINT.
-    Signal,
+    Signal(Signal),
     /// A thread cannot go on.
     Fatal(Fatal),
+}
+
+/// Who asks for the drain.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    /// SIGTERM: a service manager, with balancers that must notice first.
+    Terminate,
+    /// SIGINT: a person at the terminal, who wants it to end.
+    Interrupt,
 }
 
 /// Tells every reactor to let its clients go, and waits for the last one.
 fn drain(
     settings: &Settings,
-    listen: SocketAddr,
+    signal: Signal,
     posts: &[mailbox::Post],
     reports: &Receiver<Report>,
     events: &Receiver<Occurrence>,
 ) -> Result<(), Fatal> {
-    // On loopback no balancer has to notice.
-    let lead_ms = if listen.ip().is_loopback() { 0 } else { settings.drain.lead_ms };
+    let lead_ms = if signal == Signal::Interrupt { 0 } else { settings.drain.lead_ms };
     tracing::info!(lead_ms, window_ms = settings.drain.window_ms, "draining; a second signal cuts it short");
     if let Ok(occurrence) = events.recv_timeout(Duration::from_millis(u64::from(lead_ms))) {
         return Err(cut_short(occurrence));
@@ -224,7 +232,7 @@ fn drain(
 
 fn cut_short(occurrence: Occurrence) -> Fatal {
     match occurrence {
-        Occurrence::Signal => Fatal::new(Exit::Aborted, "a second signal cut the drain short; clients were cut off"),
+        Occurrence::Signal(_) => Fatal::new(Exit::Aborted, "a second signal cut the drain short; clients were cut off"),
         Occurrence::Fatal(fatal) => fatal,
     }
 }
@@ -235,8 +243,9 @@ fn watch_signals(events: &mpsc::Sender<Occurrence>) -> Result<(), Fatal> {
         .map_err(|error| Fatal::new(Exit::Failed, format!("catching signals: {error}")))?;
     let events = events.clone();
     spawn("signals", move || {
-        for _ in signals.forever() {
-            if events.send(Occurrence::Signal).is_err() {
+        for number in signals.forever() {
+            let signal = if number == signal_hook::consts::SIGINT { Signal::Interrupt } else { Signal::Terminate };
+            if events.send(Occurrence::Signal(signal)).is_err() {
                 return;
             }
         }

@@ -173,6 +173,21 @@ impl Gateway {
         Client::connect(&format!("ws://{}/ws", self.listen), options).expect("a good URL")
     }
 
+    /// A client that goes through something in between, such as a balancer at `url`.
+    pub fn client_through(&self, url: &str, options: Options) -> (Client, std::sync::mpsc::Receiver<Event>) {
+        Client::connect(url, options).expect("a good URL")
+    }
+
+    /// Where operators connect.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// A directory for what belongs to this gateway's test; removed with it.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// One request to the admin listener: status and body.
     pub fn admin(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.admin).expect("the admin listener");
@@ -252,7 +267,7 @@ fn token(secret: &Secret, user: &str, device: Option<&str>, seconds: i64) -> Str
 
 /// A port that stays free over several lives of a gateway: below those the kernel gives out by itself, so that no connection of another
 /// test takes it while the gateway is dead.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id() % 1000 * 10;
     for _ in 0..10_000 {

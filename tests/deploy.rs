@@ -1,0 +1,175 @@
+//! The examples in `deploy/`, as they are but for their ports: real balancers in front of the real gateway.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use support::gateway::{Gateway, free_address};
+use support::{PATIENCE, eventually};
+use tidegate_client::Event;
+
+/// Two people chat through nginx; their messages are durable, and both sides see them.
+#[test]
+fn chat_through_nginx() {
+    let gateway = Gateway::start();
+    let balancer = Balancer::nginx(&gateway);
+    chat(&gateway, &balancer);
+    assert_eq!(balancer.request("/metrics").0, 404, "only the WebSocket is passed on");
+}
+
+/// The same through HAProxy. When the gateway begins to drain, HAProxy learns it from `/readyz` and sends no newcomer, while whoever
+/// is connected goes on.
+#[test]
+fn chat_through_haproxy_until_the_drain() {
+    let gateway = Gateway::with(&[("drain.lead_ms", "20000")]);
+    let balancer = Balancer::haproxy(&gateway);
+    let (al, bo) = chat(&gateway, &balancer);
+    gateway.terminate();
+    eventually("no newcomer is sent to a node that drains", || (balancer.request("/ws").0 == 503).then_some(()));
+    let sent = al.client.send("d:al:bo", b"still here").expect("the connection lives through the lead of a drain");
+    assert_eq!(next_message(&bo.events), (sent.seq, "still here".to_owned()));
+}
+
+/// The unit gives the service nothing it does not need: exposure at most 1.5 of 10 by systemd's own measure.
+#[test]
+fn the_unit_is_hardened() {
+    let unit = example("tidegate.service");
+    let output = need("systemd-analyze", "systemd", |command| {
+        command.args(["security", "--offline=true", "--threshold=15", "--no-pager"]).arg(&unit).output()
+    });
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("Overall exposure level for tidegate.service"), "{text}");
+}
+
+/// What the alerts ask for exists: every metric they name stands in the table of metrics.
+#[test]
+fn alerts_name_metrics_that_exist() {
+    let table = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).expect("in the repository");
+    let rules = fs::read_to_string(example("alerts.yml")).expect("in the repository");
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let names = rules.split(|c| !is_name(c)).filter(|word| word.starts_with("tidegate_"));
+    let mut count = 0;
+    for name in names {
+        count += 1;
+        assert!(table.contains(&format!("`{}`", name.trim_end_matches("_bucket"))), "{name}");
+    }
+    assert!(count > 10, "the rules were read");
+}
+
+struct Person {
+    client: tidegate_client::Client,
+    events: Receiver<Event>,
+}
+
+/// `al` and `bo` say something to each other through the balancer.
+fn chat(gateway: &Gateway, balancer: &Balancer) -> (Person, Person) {
+    let url = format!("ws://{}/ws", balancer.address);
+    let [al, bo] = ["al", "bo"].map(|user| {
+        let (client, events) = gateway.client_through(&url, gateway.options(user, "1"));
+        Person { client, events }
+    });
+    for (from, to, text) in [(&al, &bo, "hello"), (&bo, &al, "and to you")] {
+        let sent = from.client.send("d:al:bo", text.as_bytes()).expect("acknowledged");
+        assert_eq!(sent.level, 2);
+        assert_eq!(next_message(&to.events), (sent.seq, text.to_owned()));
+    }
+    (al, bo)
+}
+
+/// The next message of somebody else.
+fn next_message(events: &Receiver<Event>) -> (u64, String) {
+    loop {
+        match events.recv_timeout(PATIENCE).expect("a message comes") {
+            Event::Message(message) if !message.own => {
+                return (message.seq, String::from_utf8_lossy(&message.payload).into_owned());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A balancer with its example configuration. Ends with the value.
+struct Balancer {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Balancer {
+    fn nginx(gateway: &Gateway) -> Self {
+        let address = free_address();
+        let config = configure(gateway, "nginx.conf", "127.0.0.1:8443", address);
+        Self::start(address, "nginx", "nginx-light", |command| {
+            command.arg("-p").arg(gateway.dir()).arg("-c").arg(&config).args(["-g", "daemon off;"])
+        })
+    }
+
+    fn haproxy(gateway: &Gateway) -> Self {
+        let address = free_address();
+        let config = configure(gateway, "haproxy.cfg", "127.0.0.1:8444", address);
+        Self::start(address, "haproxy", "haproxy", |command| command.arg("-db").arg("-f").arg(&config))
+    }
+
+    fn start(address: SocketAddr, program: &str, package: &str, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Self {
+        let child = need(program, package, |command| {
+            arguments(command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+        });
+        let mut balancer = Self { child, address };
+        eventually("the balancer serves", || {
+            if let Ok(Some(status)) = balancer.child.try_wait() {
+                panic!("{program} ended at its start: {status}");
+            }
+            // 426: the gateway behind it says that this is no upgrade.
+            (TcpStream::connect(address).is_ok() && balancer.request("/ws").0 == 426).then_some(())
+        });
+        balancer
+    }
+
+    /// Status and body of a plain GET.
+    fn request(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).expect("the balancer listens");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("the balancer reads");
+        let mut answer = String::new();
+        drop(stream.read_to_string(&mut answer));
+        let status = answer.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+        (status, answer)
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        // TERM, so that workers end too.
+        drop(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status());
+        drop(self.child.wait());
+    }
+}
+
+/// Runs a program that a distribution ships, or says how to get it.
+fn need<T>(program: &str, package: &str, run: impl FnOnce(&mut Command) -> std::io::Result<T>) -> T {
+    run(&mut Command::new(program))
+        .unwrap_or_else(|error| panic!("{program}: {error}; tests/run installs it (Debian: apt-get install {package})"))
+}
+
+/// Copies an example with the ports of this test.
+fn configure(gateway: &Gateway, name: &str, listen: &str, address: SocketAddr) -> PathBuf {
+    let text = fs::read_to_string(example(name)).expect("in the repository");
+    for expected in [listen, "127.0.0.1:8080"] {
+        assert!(text.contains(expected), "{name} names {expected}");
+    }
+    let text = text.replace(listen, &address.to_string()).replace("127.0.0.1:8080", &gateway.listen.to_string());
+    let text = text.replace("port 8081", &format!("port {}", gateway.admin_address().port()));
+    let path = gateway.dir().join(name);
+    fs::write(&path, text).expect("a directory of the test");
+    path
+}
+
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
