@@ -43,6 +43,7 @@ use crate::store::disk_real::RealDisk;
 use crate::store::engine::{Engine, EngineError};
 use crate::store::history::History;
 use crate::store::job::{Job, JobFault, Loaded, Progress, Projection};
+use crate::store::level::Levels;
 use crate::store::log::{Log, LogError, LogSettings, OpenError};
 use crate::store::projector::{self, Checkpoints};
 use crate::store::reader::{self, Answers};
@@ -111,7 +112,17 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let (posts, inboxes): (Vec<_>, Vec<_>) = wakers.iter().map(mailbox::reactor_lanes).unzip();
 
     let (store, source) = Store::start(&settings, options.accept_loss, clock, &posts, &events_in)?;
-    let rules = Arc::new(rules(&settings, options.echo, cores, connections_per_reactor, store.hash_key)?);
+    let mut rules = rules(&settings, options.echo, cores, connections_per_reactor, store.hash_key)?;
+    if settings.protocol.dedup_s > store.dedup_s {
+        let (configured, kept) = (settings.protocol.dedup_s, store.dedup_s);
+        tracing::warn!(
+            configured,
+            kept,
+            "protocol.dedup_s is longer than what this data directory was made for; clients are told what is kept"
+        );
+        rules.dedup_s = kept;
+    }
+    let rules = Arc::new(rules);
     let verifier = Arc::new(Verifier::new(&options.secret, settings.auth.leeway_s));
     let mut blocks = Vec::new();
     let mut sources = vec![source];
@@ -332,6 +343,7 @@ struct Store {
     credit: Credit,
     block: Arc<StoreBlock>,
     hash_key: [u8; 16],
+    dedup_s: u32,
     stop: Arc<AtomicBool>,
     waker: Waker,
     ended: Receiver<Result<(), LogError>>,
@@ -367,7 +379,7 @@ impl Store {
         let begun = Instant::now();
         let mut cold = Bare { engine: &engine, hashes, progress: &progress, groups: 0, failed: None };
         let how = sequencer::Settings {
-            level: settings.store.level,
+            levels: levels(settings),
             space: SpaceRule { free_bytes_min: settings.store.free_bytes_min, free_percent_min: settings.store.free_percent_min },
             cores: posts.len(),
         };
@@ -410,7 +422,8 @@ impl Store {
             histograms,
         };
         let ended = spawn_store(sequencer, lanes, events.clone())?;
-        let store = Self { submit, credit, block, hash_key: store.hash_key, stop, waker, ended, projector };
+        let store =
+            Self { submit, credit, block, hash_key: store.hash_key, dedup_s: store.dedup_s, stop, waker, ended, projector };
         Ok((store, source))
     }
 
@@ -562,6 +575,11 @@ fn connections_per_reactor(settings: &Settings, cores: usize) -> Result<usize, F
     Ok(connections.max(cores))
 }
 
+fn levels(settings: &Settings) -> Levels {
+    let [direct, group, channel] = settings.store.level_of();
+    Levels { direct, group, channel }
+}
+
 fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, hash_key: [u8; 16]) -> Result<Rules, Fatal> {
     let Settings { protocol, limits: bounds, drain, .. } = settings;
     // New at every start, and never the key of the stored rows: session ids come from it.
@@ -575,7 +593,7 @@ fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, hash
         origins: (!settings.origins.is_empty()).then(|| settings.origins.clone()),
         loopback: settings.listen.ip().is_loopback(),
         echo,
-        level: settings.store.level,
+        level: levels(settings).least(),
         connections_max: connections,
         max_frame: protocol.max_frame_bytes,
         max_payload: protocol.max_payload_bytes,

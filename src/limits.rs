@@ -98,6 +98,9 @@ pub const CONTROL_LANE_MAX: usize = 64;
 /// Bytes of groups between the store and the projector. Full: SEND gets 5002 until below half.
 pub const PROJECT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Bytes of rows that wait for a sync while the level asks for none. Full: the log is synced at once.
+pub const UNSYNCED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// Submissions taken into one commit group.
 pub const GROUP_SUBMISSIONS_MAX: usize = 8_192;
 

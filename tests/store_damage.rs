@@ -20,6 +20,7 @@ use tidegate::store::disk_memory::MemoryDisk;
 use tidegate::store::engine::Engine;
 use tidegate::store::history::History;
 use tidegate::store::job::{JobFault, Loaded, Progress, Projection};
+use tidegate::store::level::Levels;
 use tidegate::store::log::{Log, LogSettings};
 use tidegate::store::record::{MessageHeader, Position, Store};
 use tidegate::store::recovery::Cold;
@@ -97,7 +98,7 @@ impl Written {
         let (log, recovered) = Log::open(disk, log_settings(position.group)).map_err(|error| error.to_string())?;
         let last = recovered.last;
         let mut cold = Direct { engine: &open };
-        let settings = Settings { level: 2, space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 }, cores: 1 };
+        let settings = Settings { levels: Levels::all(2), space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 }, cores: 1 };
         let progress = Arc::new(Progress::new(position.group));
         Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut cold)
             .map_err(|error| error.to_string())?;

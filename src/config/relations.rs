@@ -31,7 +31,10 @@ pub fn conflicts(settings: &Settings) -> Vec<Conflict> {
 pub fn warnings(settings: &Settings) -> Vec<String> {
     let drain_ms = u64::from(settings.drain.lead_ms) + u64::from(settings.drain.window_ms);
     let rows = [
-        (settings.store.level < 2, "store.level is below 2: a power failure takes acknowledged messages with it".to_owned()),
+        (
+            settings.store.level_of().iter().any(|&level| level < 2),
+            "store.level is below 2: a power failure takes acknowledged messages with it".to_owned(),
+        ),
         (
             drain_ms > 90_000,
             format!("a drain takes up to {drain_ms} ms: the service manager must wait that long before it kills"),

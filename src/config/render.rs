@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::load::{allowed, flag, variable};
 use super::settings::{DEFINITIONS, Definition, SECTIONS, Settings};
-use super::value::Raw;
+use super::value::{Kind, Raw};
 
 /// A configuration file with every setting at its default, and beside each its meaning, range and other names.
 ///
@@ -29,6 +29,7 @@ pub fn default_file() -> String {
         let flag = flag(definition).map_or_else(String::new, |flag| format!(", --{flag}"));
         line(&mut file, &format!("# Also: {}{flag}", variable(definition.key)));
         match (definition.value)(&defaults) {
+            Raw::Absent if definition.kind == Kind::Integer => line(&mut file, &format!("# {name} = 0")),
             Raw::Absent => line(&mut file, &format!("# {name} = \"\"")),
             raw => line(&mut file, &format!("{name} = {}", toml(&raw))),
         }

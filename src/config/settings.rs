@@ -207,8 +207,15 @@ settings! {
 
     [store: StoreSettings, "How messages are kept."]
     /// What an acknowledgement means: 2 synced to disk, 1 written, 0 in memory.
-    /// Below 2 a power failure takes acknowledged messages with it.
+    /// Below 2 a power failure takes up to a second of acknowledged messages with it, at 0 any crash does; after a crash clients are
+    /// told that numbering began anew.
     level: u8 = 2, Rule::Between(0, 2), Start;
+    /// The same for direct conversations, `d:`. Absent: as `store.level`.
+    level_direct: Option<u8> = None, Rule::Between(0, 2), Start;
+    /// The same for groups, `g:`. Absent: as `store.level`.
+    level_group: Option<u8> = None, Rule::Between(0, 2), Start;
+    /// The same for channels, `c:`. Absent: as `store.level`.
+    level_channel: Option<u8> = None, Rule::Between(0, 2), Start;
     /// Size of one file of the log, in bytes.
     segment_bytes: u64 = 64 * MIB, Rule::Between(1 << 16, 4 << 30), Start;
     /// Free bytes of the disk, below which SEND is refused.
@@ -232,6 +239,14 @@ settings! {
     level: LogLevel = LogLevel::Info, Rule::Any, Live;
     /// The shape of a line.
     format: LogFormat = LogFormat::Json, Rule::Any, Start;
+}
+
+impl StoreSettings {
+    /// What SENT promises, by class of conversation.
+    #[must_use]
+    pub fn level_of(&self) -> [u8; 3] {
+        [self.level_direct, self.level_group, self.level_channel].map(|level| level.unwrap_or(self.level))
+    }
 }
 
 fn is_path(text: &str) -> bool {
@@ -266,6 +281,10 @@ mod tests {
             match (definition.rule, &raw) {
                 (Rule::Between(low, high), Raw::Integer(value)) => {
                     assert!((low..=high).contains(value), "{}", definition.key);
+                    assert!((definition.set)(&mut copy, &Raw::Integer(low)), "{}", definition.key);
+                    assert!((definition.set)(&mut copy, &Raw::Integer(high)), "{}", definition.key);
+                }
+                (Rule::Between(low, high), Raw::Absent) => {
                     assert!((definition.set)(&mut copy, &Raw::Integer(low)), "{}", definition.key);
                     assert!((definition.set)(&mut copy, &Raw::Integer(high)), "{}", definition.key);
                 }

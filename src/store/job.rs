@@ -8,6 +8,7 @@ use super::record::Dedup;
 use super::schema::Batch;
 use crate::ids::Cmid;
 use crate::mail::PageMail;
+use crate::wire::envelope::ErrorCode;
 use crate::wire::message::Text;
 
 /// The store to a reader. Each is answered from one snapshot taken after the engine has passed group `after`.
@@ -111,6 +112,19 @@ pub enum JobFault {
     Mismatch,
     /// The engine cannot be read.
     Engine,
+    /// The engine is too far behind what was asked for.
+    Behind,
+}
+
+impl JobFault {
+    /// What the client is told.
+    #[must_use]
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Self::Mismatch | Self::Engine => ErrorCode::Internal,
+            Self::Behind => ErrorCode::StoreOverloaded,
+        }
+    }
 }
 
 /// The store to the projector: the rows of one commit group, already durable in the log.

@@ -70,18 +70,23 @@ pub struct Log<D: Disk> {
     buffer: Vec<u8>,
     /// The next group is the first after groups that were given up.
     after_loss: bool,
+    /// What the file of [`Log::promise_less`] says.
+    promises_less: bool,
     failed: bool,
 }
 
 /// What opening found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Recovered {
-    /// Number of the first group still held; above `last` if there is none.
+    /// Number of the first group still held, or given up knowingly; above `last` if there is none.
     pub first: u64,
     /// Number of the last valid group, 0 in a new log.
     pub last: u64,
     /// A torn tail was cut off: segment and offset.
     pub torn: Option<(String, u64)>,
+    /// The last process promised less than durability and did not end well: what it acknowledged may be missing without a trace. The
+    /// caller begins a new epoch.
+    pub unsafe_end: bool,
     /// Groups given up by `accept_loss`, first and last. The caller begins a new epoch, in a group of its own: until there is one, every
     /// start says so again, so that a crash in between does not hide the loss from clients.
     pub lost: Option<(u64, u64)>,
@@ -158,6 +163,7 @@ impl<D: Disk> Log<D> {
     /// [`OpenError::Corrupt`] when groups that were on disk are missing and `accept_loss` is not set.
     pub fn open(mut disk: D, settings: LogSettings) -> Result<(Self, Recovered), OpenError> {
         let watermark = disk.read_small(WATERMARK)?.map_or(0, |bytes| decode_watermark(&bytes));
+        let unsafe_end = disk.read_small(LESS)?.is_some_and(|bytes| !bytes.is_empty());
         let mut segments = open_segments(&mut disk)?;
         let mut scan = Scan::new(segments.front().map_or(1, |segment| segment.first));
         for (index, segment) in segments.iter_mut().enumerate() {
@@ -166,8 +172,13 @@ impl<D: Disk> Log<D> {
         let last = scan.next - 1;
         let promised = watermark.max(scan.known).max(settings.projected);
         let place = || segments.get(scan.end.0).map_or_else(|| "(missing)".to_owned(), |segment| segment.name.clone());
-        let mut recovered =
-            Recovered { first: segments.front().map_or(1, |segment| segment.first), last, torn: None, lost: scan.marker };
+        let mut recovered = Recovered {
+            first: segments.front().map_or(1, |segment| segment.before + 1),
+            last,
+            torn: None,
+            unsafe_end,
+            lost: scan.marker,
+        };
         if promised > last {
             if !settings.accept_loss {
                 let corruption = Corruption { segment: place(), offset: scan.end.1, first: last + 1, last: promised };
@@ -188,6 +199,7 @@ impl<D: Disk> Log<D> {
             watermark,
             buffer: Vec::new(),
             after_loss: false,
+            promises_less: unsafe_end,
             failed: false,
         };
         if promised > last {
@@ -298,6 +310,25 @@ impl<D: Disk> Log<D> {
             self.segments.pop_front();
         }
         Ok(())
+    }
+
+    /// Says on disk whether acknowledgements are given before the sync from here on. As long as it says so, a start cannot know what
+    /// is missing: see [`Recovered::unsafe_end`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn promise_less(&mut self, less: bool) -> io::Result<()> {
+        if self.promises_less != less {
+            self.disk.replace_small(LESS, if less { b"less" } else { b"" })?;
+            self.promises_less = less;
+        }
+        Ok(())
+    }
+
+    /// Number of the last group known to be on disk.
+    #[must_use]
+    pub fn synced(&self) -> u64 {
+        self.synced
     }
 
     /// Number of the last group written, 0 in a new log.
@@ -417,6 +448,9 @@ struct Segment<F> {
     bytes: u64,
 }
 
+/// The file of [`Log::promise_less`]: empty, or not.
+const LESS: &str = "less";
+
 /// How much of a torn tail is zeroed with one write.
 const ZEROS_BYTES: usize = 1 << 20;
 
@@ -477,7 +511,7 @@ mod tests {
         let disk = written(200, 150, SMALL);
         assert!(disk.files().len() > 4);
         let (mut log, recovered) = open(disk.files()).unwrap();
-        assert_eq!(recovered, Recovered { first: 1, last: 200, torn: None, lost: None });
+        assert_eq!(recovered, Recovered { first: 1, last: 200, torn: None, unsafe_end: false, lost: None });
         let all: Vec<_> = (1..=200).map(|number| (number, body(number))).collect();
         assert_eq!(groups(&mut log, 0), all);
         assert_eq!(groups(&mut log, 77), all[77..]);

@@ -11,6 +11,7 @@ pub mod entry;
 pub mod history;
 pub mod hold;
 pub mod job;
+pub mod level;
 pub mod log;
 pub mod outbox;
 pub mod park;

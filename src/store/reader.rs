@@ -36,8 +36,7 @@ fn answer(engine: &Engine, hashes: Hashes, job: Job, progress: &Arc<Progress>, c
     let history = |after| open(engine, hashes, progress, after);
     let reply = match job {
         Job::Page { mail, user, device, after } => {
-            let result =
-                history(after).map_err(|_| ErrorCode::Internal).and_then(|history| page(&history, &mail, &user, &device, clock));
+            let result = history(after).map_err(JobFault::code).and_then(|history| page(&history, &mail, &user, &device, clock));
             let reply = PageReply { session: mail.from.session, rid: mail.from.rid, result };
             let lane = &answers.pages[usize::from(mail.from.session.reactor.0)];
             // The reactor counts on an answer: the reader waits for room as long as the reactor lives.
@@ -59,7 +58,7 @@ fn answer(engine: &Engine, hashes: Hashes, job: Job, progress: &Arc<Progress>, c
 /// A view that holds group `after`.
 fn open<'e>(engine: &'e Engine, hashes: Hashes, progress: &Arc<Progress>, after: u64) -> Result<History<'e>, JobFault> {
     if !progress.wait_for(after, PATIENCE_PROJECTOR) {
-        return Err(JobFault::Engine);
+        return Err(JobFault::Behind);
     }
     History::new(engine.view(), hashes).map_err(|_| JobFault::Engine)
 }

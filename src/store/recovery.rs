@@ -91,7 +91,11 @@ pub trait Cold {
 pub fn replay(state: &mut State, group: u64, body: &[u8], cold: &mut impl Cold) -> Result<(), RecoverError> {
     let mut batch = Batch::default();
     for entry in entries(body) {
-        let entry = entry.map_err(|source| RecoverError::Entry { group, source })?;
+        let mut entry = entry.map_err(|source| RecoverError::Entry { group, source })?;
+        if let Change::Message(message) = &mut entry.change {
+            // The logged one belongs to the key of the engine of that time, which may have been made anew since.
+            message.fingerprint = state.hashes().fingerprint(message.kind, message.payload);
+        }
         if let Change::Message(Message { conv, .. }) | Change::Members { conv, .. } | Change::Read { conv, .. } = &entry.change
             && !state.is_loaded(state.hashes().conv(conv))
         {

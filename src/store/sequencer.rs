@@ -8,7 +8,8 @@
 //!
 //! A turn takes what waits, up to a bound, into the open group. A message or a change of members closes the group in the same turn:
 //! it is written and synced, and only then do SENT and DELIVER exist. READ positions and cursors ride on the next group, or close
-//! one of their own after a second. While a group is syncing the next one gathers in the lanes.
+//! one of their own after a second. While a group is syncing the next one gathers in the lanes. Below level 2 a group is acknowledged
+//! before its sync, which then comes within a second, or when somebody asks for what was written (`level.rs`).
 //!
 //! It never reads the engine and never waits for another thread. Lanes and clock are a trait, the disk is a trait: tests drive it
 //! turn by turn.
@@ -23,7 +24,8 @@ use super::cursor::Cursors;
 use super::disk::{Disk, SpaceRule};
 use super::entry::{Change, Entry, Message, Operation};
 use super::hold::Holds;
-use super::job::{Answer, Job, Progress, Projection};
+use super::job::{Answer, Job, JobFault, Progress, Projection};
+use super::level::Levels;
 use super::log::{Log, LogError, Recovered};
 use super::outbox::Outbox;
 use super::park::{Lookup, Parking, Work};
@@ -34,7 +36,7 @@ use crate::clock::Moment;
 use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
 use crate::limits::{
     ARENA_CHUNK_BYTES, GROUP_DELIVERIES_MAX, GROUP_SUBMISSIONS_MAX, JOB_LANE_MAX, LANE_RETRY_EVERY, PARKED_MAX,
-    PROJECT_BYTES_MAX, RIDE_MAX, STORE_CHORES_EVERY,
+    PROJECT_BYTES_MAX, RIDE_MAX, STORE_CHORES_EVERY, UNSYNCED_BYTES_MAX,
 };
 use crate::mail::{
     Attach, CursorMail, Delivery, Event, Group, MemberChange, MemberDone, MemberMail, MemberRefusal, PageMail, SendMail, Sender,
@@ -73,8 +75,8 @@ pub trait Ports {
 /// How messages are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// What SENT promises: 2 synced, 1 written, 0 neither.
-    pub level: u8,
+    /// What SENT promises.
+    pub levels: Levels,
     /// When SEND is refused for want of space.
     pub space: SpaceRule,
     /// How many reactors there are.
@@ -102,8 +104,14 @@ pub struct Sequencer<D: Disk> {
     cursors: Cursors,
     open: Open,
     outboxes: Vec<Outbox>,
-    /// Groups the projector's lane had no room for.
+    /// Groups that are not written yet, below level 1: their number of entries and bodies.
+    unwritten: VecDeque<(u32, Vec<u8>)>,
+    /// Groups that are not synced yet, or that the projector's lane had no room for.
     unprojected: VecDeque<Projection>,
+    /// Bytes of rows that wait for a sync.
+    unsynced_bytes: usize,
+    /// Somebody waits for rows of a group that is not synced.
+    must_sync: bool,
     progress: Arc<Progress>,
     /// User names of the submissions of this group.
     names: Arena,
@@ -129,6 +137,8 @@ struct Open {
     batch: Batch,
     /// Holds something that somebody waits for.
     must_close: bool,
+    /// The highest level that a message in it asks for.
+    level: u8,
     /// Holds a READ: a page asked for now must wait for this group.
     has_read: bool,
     /// When the first entry or cursor came that nobody waits for.
@@ -165,7 +175,7 @@ impl<D: Disk> Sequencer<D> {
         progress: Arc<Progress>,
         cold: &mut impl Cold,
     ) -> Result<Self, RecoverError> {
-        if recovered.first <= recovered.last && recovered.first > position.group + 1 {
+        if recovered.first > position.group + 1 {
             return Err(RecoverError::Gap { engine: position.group, first: recovered.first });
         }
         let mut state = State::new(store, position);
@@ -182,7 +192,10 @@ impl<D: Disk> Sequencer<D> {
             cursors: Cursors::default(),
             open: Open { number, ..Open::default() },
             outboxes: (0..settings.cores).map(|_| Outbox::default()).collect(),
+            unwritten: VecDeque::new(),
             unprojected: VecDeque::new(),
+            unsynced_bytes: 0,
+            must_sync: false,
             progress,
             names: Arena::new(ARENA_CHUNK_BYTES),
             credit_bytes: 0,
@@ -193,9 +206,10 @@ impl<D: Disk> Sequencer<D> {
             latencies: Latencies::default(),
             acknowledge_before_sync: false,
         };
-        if recovered.lost.is_some() {
+        if recovered.lost.is_some() || recovered.unsafe_end {
             sequencer.begin_epoch(cold).map_err(RecoverError::Log)?;
         }
+        sequencer.log.promise_less(settings.levels.least() < SYNCED)?;
         Ok(sequencer)
     }
 
@@ -208,7 +222,7 @@ impl<D: Disk> Sequencer<D> {
         self.flush(ports);
         self.watch_backlog();
         if now.mono_ns >= self.chores_due {
-            self.chores();
+            self.chores()?;
             self.chores_due = now.mono_ns + nanos(STORE_CHORES_EVERY);
         }
         let mut taken = 0;
@@ -230,6 +244,9 @@ impl<D: Disk> Sequencer<D> {
         let is_busy = taken == JOB_LANE_MAX || submitted == GROUP_SUBMISSIONS_MAX || !self.has_room();
         let is_due = self.open.since.is_some_and(|since| now.since(since) >= RIDE_MAX);
         let committed = if self.open.must_close || is_due || self.cursors.is_full() { self.close(now, ports)? } else { None };
+        if self.must_sync || self.unsynced_bytes > UNSYNCED_BYTES_MAX {
+            self.sync()?;
+        }
         self.hand_out(committed, ports);
         ports.give_back(std::mem::take(&mut self.credit_bytes));
         Ok(Turn { is_busy, wake_in: self.wake_in(now) })
@@ -242,7 +259,10 @@ impl<D: Disk> Sequencer<D> {
     pub fn finish(&mut self, ports: &mut impl Ports) -> Result<(), LogError> {
         let now = ports.now();
         let committed = self.close(now, ports)?;
+        self.sync()?;
         self.hand_out(committed, ports);
+        // A clean end: nothing that was promised is missing.
+        self.log.promise_less(false).map_err(|source| LogError { operation: "ending", source })?;
         if self.log.save_watermark().is_err() {
             // The next start checks a little more of the tail against nothing: harmless.
             self.chores_due = 0;
@@ -329,7 +349,8 @@ impl<D: Disk> Sequencer<D> {
         let device = self.names.text(self.roster.device(from.roster));
         // OK of a READ means that every later request sees it.
         self.open.must_close |= self.open.has_read;
-        let after = if self.open.has_read { self.open.number } else { self.log.last() };
+        let after = if self.open.has_read { self.open.number } else { self.last() };
+        self.must_sync |= after > self.log.synced();
         if !ports.send_job(Job::Page { mail, user, device, after }) {
             self.counters.jobs_full_count += 1;
             let refused = Event::PageRefused {
@@ -357,7 +378,7 @@ impl<D: Disk> Sequencer<D> {
                 let conv = self.state.hashes().conv(&id);
                 match result {
                     Ok(loaded) => self.state.insert(&id, loaded),
-                    Err(_) => return self.refuse_parked(conv),
+                    Err(fault) => return self.refuse_parked(conv, fault),
                 }
                 self.parking.unblock(conv);
                 self.unpark(conv, now, ports);
@@ -366,7 +387,7 @@ impl<D: Disk> Sequencer<D> {
                 let conv = self.state.hashes().conv(&id);
                 match result {
                     Ok(seq) => self.state.insert_read(conv, self.state.hashes().user(&user), seq),
-                    Err(_) => return self.refuse_parked(conv),
+                    Err(fault) => return self.refuse_parked(conv, fault),
                 }
                 self.parking.unblock(conv);
                 self.unpark(conv, now, ports);
@@ -375,7 +396,7 @@ impl<D: Disk> Sequencer<D> {
                 let conv = self.state.hashes().conv(&id);
                 match result {
                     Ok(found) => self.parking.answer(conv, &user, cmid, Lookup::Answered(found)),
-                    Err(_) => return self.refuse_parked(conv),
+                    Err(fault) => return self.refuse_parked(conv, fault),
                 }
                 self.unpark(conv, now, ports);
             }
@@ -392,10 +413,10 @@ impl<D: Disk> Sequencer<D> {
         }
     }
 
-    /// The engine cannot be read: everything that waits for it fails, so that nothing overtakes.
-    fn refuse_parked(&mut self, conv: Conv) {
+    /// The engine cannot be read, or is too far behind: everything that waits for it fails, so that nothing overtakes.
+    fn refuse_parked(&mut self, conv: Conv, fault: JobFault) {
         for work in self.parking.take(conv) {
-            self.refuse(conv, work, ErrorCode::Internal);
+            self.refuse(conv, work, fault.code());
         }
     }
 
@@ -453,7 +474,7 @@ impl<D: Disk> Sequencer<D> {
                 return None;
             }
         }
-        let after = self.log.last();
+        let after = self.last();
         if !self.state.is_loaded(conv) {
             let job = Job::Load { conv: work.conv().clone(), after };
             return self.wait_for(job, conv, work, ports);
@@ -506,6 +527,7 @@ impl<D: Disk> Sequencer<D> {
 
     fn wait_for(&mut self, job: Job, conv: Conv, work: Work, ports: &mut impl Ports) -> Option<Work> {
         if ports.send_job(job) {
+            self.must_sync |= self.last() > self.log.synced();
             self.parking.block(conv);
             return Some(work);
         }
@@ -520,13 +542,14 @@ impl<D: Disk> Sequencer<D> {
         if *lookup != Lookup::Unasked || !self.state.needs_dedup(mail.cmid, self.state.hashes().user(user), mail.flags) {
             return true;
         }
-        let after = self.log.last();
+        let after = self.last();
         let job = Job::Dedup { conv: mail.conv.clone(), user: user.clone(), cmid: mail.cmid, after };
         if !ports.send_job(job) {
             self.counters.jobs_full_count += 1;
             return false;
         }
         *lookup = Lookup::Asked;
+        self.must_sync |= after > self.log.synced();
         true
     }
 
@@ -548,10 +571,12 @@ impl<D: Disk> Sequencer<D> {
             Admission::Accept(entry) => {
                 let Change::Message(Message { seq, mid, exp_s, .. }) = entry.change else { unreachable!("SEND is a message") };
                 self.accept(&entry, now);
+                let level = self.settings.levels.of(&mail.conv);
                 self.open.must_close = true;
+                self.open.level = self.open.level.max(level);
                 self.open.received.push(mail.received);
                 self.counters.messages_stored_count += 1;
-                self.sent(&mail, self.settings.level, 0, seq, mid);
+                self.sent(&mail, level, 0, seq, mid);
                 let flags = mail.flags & (send_flags::QUIET | send_flags::TRACE);
                 self.deliver(conv, &mail, &user, delivery(&mail, &user, flags, seq, mid, exp_s));
             }
@@ -562,7 +587,7 @@ impl<D: Disk> Sequencer<D> {
             }
             Admission::Duplicate { seq, mid } => {
                 self.counters.messages_duplicate_count += 1;
-                self.sent(&mail, self.settings.level, SENT_DUPLICATE, seq, mid);
+                self.sent(&mail, self.settings.levels.of(&mail.conv), SENT_DUPLICATE, seq, mid);
             }
             Admission::Refuse(code) => {
                 self.counters.sends_refused_count += 1;
@@ -652,6 +677,7 @@ impl<D: Disk> Sequencer<D> {
         let entry = self.state.members_entry(&mail.conv, operation, users, now.unix_ms);
         self.accept(&entry, now);
         self.open.must_close = true;
+        self.open.level = self.settings.levels.most();
         self.fanout.forget(conv.0);
         let conversation = self.state.conversation(conv).expect("admitted");
         let hashes = self.state.hashes();
@@ -718,37 +744,78 @@ impl<D: Disk> Sequencer<D> {
             if self.acknowledge_before_sync {
                 self.hand_out(None, ports);
             }
+            let number = self.open.number;
+            // What rides alone is no message, and is kept as well as any.
+            let level = if self.open.must_close { self.open.level } else { self.settings.levels.most() };
             let begun = ports.now();
-            let number = self.log.write(self.open.entries_count, &self.open.body)?;
-            assert_eq!(number, self.open.number);
-            if self.settings.level >= 2 {
-                self.log.sync()?;
-                self.counters.log_syncs_count += 1;
-            }
+            self.write(level)?;
             let done = ports.now();
-            self.latencies.synced.push(done.since(begun));
+            if level > IN_MEMORY {
+                self.latencies.synced.push(done.since(begun));
+            }
             self.latencies.committed.extend(self.open.received.drain(..).map(|received| done.since(received)));
             committed = Some(done);
             self.counters.groups_committed_count += 1;
-            self.counters.log_written_bytes_count += self.open.body.len() as u64;
             self.state.finish(number, &mut self.open.batch);
             let batch = std::mem::take(&mut self.open.batch);
             self.open.number = number + 1;
             self.state.evict(self.progress.projected(), self.open.number);
             self.progress.handed_over(batch.len_bytes() as u64);
+            if number > self.log.synced() {
+                self.unsynced_bytes += batch.len_bytes();
+            }
             self.unprojected.push_back(Projection { number, batch });
         }
         self.open.body.clear();
         self.open.entries_count = 0;
         self.open.must_close = false;
+        self.open.level = 0;
         self.open.has_read = false;
         self.open.since = None;
         Ok(committed)
     }
 
+    /// Brings the open group to `level`. Lower ones before it come along: the log is in order.
+    fn write(&mut self, level: u8) -> Result<(), LogError> {
+        if level == IN_MEMORY {
+            self.unwritten.push_back((self.open.entries_count, std::mem::take(&mut self.open.body)));
+            return Ok(());
+        }
+        self.write_out()?;
+        let number = self.log.write(self.open.entries_count, &self.open.body)?;
+        self.counters.log_written_bytes_count += self.open.body.len() as u64;
+        assert_eq!(number, self.open.number);
+        if level >= SYNCED { self.sync() } else { Ok(()) }
+    }
+
+    fn write_out(&mut self) -> Result<(), LogError> {
+        while let Some((entries_count, body)) = self.unwritten.pop_front() {
+            self.log.write(entries_count, &body)?;
+            self.counters.log_written_bytes_count += body.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes every closed group durable, whatever its level: the engine may have its rows then.
+    fn sync(&mut self) -> Result<(), LogError> {
+        self.must_sync = false;
+        self.write_out()?;
+        if self.log.synced() < self.log.last() {
+            self.log.sync()?;
+            self.counters.log_syncs_count += 1;
+        }
+        self.unsynced_bytes = 0;
+        Ok(())
+    }
+
+    /// Number of the last closed group, written or not.
+    fn last(&self) -> u64 {
+        self.open.number - 1
+    }
+
     /// Gives every core what the turn means to it, then the rows to the projector.
     fn hand_out(&mut self, committed: Option<Moment>, ports: &mut impl Ports) {
-        for (reactor, group, bytes) in self.fanout.take(self.log.last(), committed) {
+        for (reactor, group, bytes) in self.fanout.take(self.open.number - 1, committed) {
             let outbox = &mut self.outboxes[usize::from(reactor.0)];
             if !outbox.is_empty() {
                 self.counters.group_full_count += 1;
@@ -768,7 +835,9 @@ impl<D: Disk> Sequencer<D> {
                 outbox.flush(|group| ports.send_group(ReactorId(index), group));
             }
         }
-        while let Some(projection) = self.unprojected.pop_front() {
+        while self.unprojected.front().is_some_and(|projection| projection.number <= self.log.synced())
+            && let Some(projection) = self.unprojected.pop_front()
+        {
             if let Err(projection) = ports.send_projection(projection) {
                 self.unprojected.push_front(projection);
                 break;
@@ -783,7 +852,9 @@ impl<D: Disk> Sequencer<D> {
     }
 
     /// What is due every second and nobody waits for.
-    fn chores(&mut self) {
+    fn chores(&mut self) -> Result<(), LogError> {
+        // Below level 2 nobody waits for a sync: it comes here.
+        self.sync()?;
         if let Ok(space) = self.log.space() {
             self.is_read_only = self.settings.space.is_short(space);
             self.counters.free_bytes = space.free_bytes;
@@ -791,10 +862,12 @@ impl<D: Disk> Sequencer<D> {
         // Neither is final: an old watermark says less, and a segment too many only takes room.
         let _ = self.log.save_watermark();
         let _ = self.log.delete_through(self.progress.checkpointed());
+        Ok(())
     }
 
     fn wake_in(&self, now: Moment) -> Duration {
-        if !self.unprojected.is_empty() || !self.outboxes.iter().all(Outbox::is_empty) {
+        let is_held = self.unprojected.front().is_some_and(|projection| projection.number <= self.log.synced());
+        if is_held || !self.outboxes.iter().all(Outbox::is_empty) {
             return LANE_RETRY_EVERY;
         }
         let chores = Duration::from_nanos(self.chores_due.saturating_sub(now.mono_ns));
@@ -865,6 +938,10 @@ const CONV_CHANGED: u8 = 3;
 
 // QUIET and TRACE have one value in SEND and in DELIVER: flags are masked, not translated.
 const _: () = assert!(send_flags::QUIET == deliver_flags::QUIET && send_flags::TRACE == deliver_flags::TRACE);
+
+/// Levels, as numbers that compare.
+const IN_MEMORY: u8 = 0;
+const SYNCED: u8 = 2;
 
 /// Hint with a page that no reader has room for, milliseconds.
 const PAGE_RETRY_MS: u32 = 250;

@@ -180,10 +180,19 @@ fn open(disk: &MemoryDisk, world: &mut World) -> Result<Sequencer<MemoryDisk>, R
 }
 
 fn open_with(disk: &MemoryDisk, world: &mut World, accept_loss: bool) -> Result<Sequencer<MemoryDisk>, RecoverError> {
+    open_at(disk, world, accept_loss, Levels::all(2))
+}
+
+fn open_at(
+    disk: &MemoryDisk,
+    world: &mut World,
+    accept_loss: bool,
+    levels: Levels,
+) -> Result<Sequencer<MemoryDisk>, RecoverError> {
     let position = world.engine.position();
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss, projected: position.group };
     let (log, recovered) = Log::open(disk.clone(), settings).expect("the log opens");
-    let settings = Settings { level: 2, space: SPACE, cores: 2 };
+    let settings = Settings { levels, space: SPACE, cores: 2 };
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, world)
 }
@@ -682,7 +691,7 @@ fn power_cut(steps: &[(u8, u8)], syncs: u64, keep: u64, acknowledge_before_sync:
     let position = world.engine.position();
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: position.group };
     let (log, recovered) = Log::open(disk, settings).map_err(|error| error.to_string())?;
-    let settings = Settings { level: 2, space: SPACE, cores: 2 };
+    let settings = Settings { levels: Levels::all(2), space: SPACE, cores: 2 };
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, &mut world)
         .map_err(|error| error.to_string())?;

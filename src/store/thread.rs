@@ -160,6 +160,7 @@ mod tests {
     use super::super::disk::SpaceRule;
     use super::super::disk_memory::{Faults, MemoryDisk};
     use super::super::job::{JobFault, Loaded, Progress};
+    use super::super::level::Levels;
     use super::super::log::{Log, LogSettings};
     use super::super::record;
     use super::super::recovery::Cold;
@@ -204,7 +205,8 @@ mod tests {
             let disk = MemoryDisk::default();
             let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: 0 };
             let (log, recovered) = Log::open(disk.clone(), settings).unwrap();
-            let settings = Settings { level: 2, space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 }, cores: 1 };
+            let settings =
+                Settings { levels: Levels::all(2), space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 }, cores: 1 };
             let store = record::Store { shard: 0, shards: 1, dedup_s: 60, hash_key: [1; 16] };
             let position = record::Position::default();
             let progress = Arc::new(Progress::new(0));
