@@ -545,6 +545,182 @@ fn members_change_and_hear_of_it() {
     assert_eq!(replayed.engine.history(&hashes(), "g:x").len(), 1);
 }
 
+/// Each class of conversations has its level, and each level is exactly what it says: what a kill leaves and what a power cut leaves of
+/// messages that were all acknowledged. Nothing of the engine is ahead of the log, and clients are told that numbering began anew.
+#[test]
+fn each_level_is_what_it_says() {
+    let levels = Levels { direct: 0, group: 1, channel: 2 };
+    let names = ["d:al:bo", "g:x", "c:x"];
+    for (order, power, expected) in [
+        ([0, 1, 2], false, [1, 1, 1]),
+        // One of level 2 takes everything before it along; one of level 1 only out of memory.
+        ([2, 1, 0], false, [0, 1, 1]),
+        ([2, 1, 0], true, [0, 0, 1]),
+        ([0, 1, 2], true, [1, 1, 1]),
+        ([2, 0, 1], false, [1, 1, 1]),
+        ([2, 0, 1], true, [0, 0, 1]),
+    ] {
+        let disk = MemoryDisk::default();
+        let mut world = World::new(Engine::default());
+        let mut sequencer = open_at(&disk, &mut world, false, levels).unwrap();
+        let epoch = world.engine.position().epoch;
+        world.submits.extend([attach(0, "al"), attach(1, "bo")]);
+        for name in ["g:x", "c:x"] {
+            let (reply, answer) = std::sync::mpsc::sync_channel(1);
+            let change = MemberChange::Create(vec!["al".into(), "bo".into()]);
+            world.submits.push_back(Submit::Member(MemberMail { conv: name.into(), change, reply }));
+            settle(&mut sequencer, &mut world);
+            assert!(answer.try_recv().unwrap().is_ok());
+        }
+        // Warm, so that nobody asks for the disk.
+        for (cmid, name) in (1..).zip(names) {
+            world.submits.push_back(send(0, u32::from(cmid), name, cmid, 0));
+            settle(&mut sequencer, &mut world);
+        }
+        world.pass(1_000);
+        settle(&mut sequencer, &mut world);
+        world.told();
+        for class in order {
+            let cmid = 10 + u8::try_from(class).unwrap();
+            world.submits.push_back(send(0, u32::from(cmid), names[class], cmid, 0));
+            sequencer.turn(&mut world).unwrap();
+            let sent = world.events(0).into_iter().find_map(|(event, _)| match event {
+                Event::Sent { level, seq, .. } => Some((level, seq)),
+                _ => None,
+            });
+            assert_eq!(sent, Some((u8::try_from(class).unwrap(), 2)), "acknowledged in the same turn");
+            world.project_all();
+        }
+        drop(sequencer);
+        let disk = MemoryDisk::with_files(if power { disk.power_cut(|_| false) } else { disk.files() });
+        let mut world = World::new(world.engine);
+        let mut sequencer = open_at(&disk, &mut world, false, levels).unwrap();
+        let left = names.map(|name| world.engine.load(&hashes(), name).map_or(0, |loaded| loaded.head) - 1);
+        assert_eq!(left, expected, "{order:?}, power cut {power}");
+        assert_eq!(world.engine.position().epoch, epoch + 1);
+        // After a clean end nothing is missing, and nobody is told so.
+        sequencer.finish(&mut world).unwrap();
+        world.project_all();
+        drop(sequencer);
+        let mut world = World::new(world.engine);
+        open_at(&disk, &mut world, false, levels).unwrap();
+        assert_eq!(world.engine.position().epoch, epoch + 1);
+    }
+}
+
+/// Below level 2 a page or a cold conversation that needs what is not synced brings the sync, and nobody waits for a chore.
+#[test]
+fn who_asks_brings_the_sync() {
+    let disk = MemoryDisk::default();
+    let mut world = World::new(Engine::default());
+    let mut sequencer = open_at(&disk, &mut world, false, Levels::all(1)).unwrap();
+    world.submits.extend([attach(0, "al"), attach(1, "bo"), send(0, 1, "d:al:bo", 1, 0)]);
+    settle(&mut sequencer, &mut world);
+    world.pass(1_000);
+    settle(&mut sequencer, &mut world);
+    world.submits.push_back(send(0, 2, "d:al:bo", 2, 0));
+    let syncs = disk.syncs_count();
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!((disk.syncs_count(), world.projections.len()), (syncs, 0));
+    world.submits.push_back(page(0));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!((disk.syncs_count(), world.projections.len()), (syncs + 1, 1));
+    settle(&mut sequencer, &mut world);
+    // By itself it comes within a second.
+    world.submits.push_back(send(0, 3, "d:al:bo", 3, 0));
+    let turn = sequencer.turn(&mut world).unwrap();
+    assert!(world.projections.is_empty());
+    assert!(!turn.is_busy && turn.wake_in > LANE_RETRY_EVERY && turn.wake_in <= STORE_CHORES_EVERY);
+    world.pass(1_000);
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.projections.len(), 1);
+}
+
+/// Groups between the engine and a log whose last segment is still empty are missed all the same.
+#[test]
+fn a_gap_before_an_empty_segment_is_noticed() {
+    let (disk, mut world, mut sequencer) = started();
+    for cmid in 1..=250 {
+        let mut mail = message(sender(0, u32::from(cmid)), "d:al:bo", cmid, 0);
+        mail.payload = Body::copy_from(&[cmid; 1000]);
+        world.submits.push_back(Submit::Send(mail));
+        if cmid % 10 == 0 {
+            settle(&mut sequencer, &mut world);
+        }
+    }
+    drop(sequencer);
+    let mut files = disk.files();
+    let mut names: Vec<String> = files.iter().filter(|(_, bytes)| bytes.len() >= 1 << 16).map(|(name, _)| name.clone()).collect();
+    names.sort_unstable();
+    assert!(names.len() > 2, "{names:?}");
+    let last = names.pop().unwrap();
+    files.retain(|name, _| *name == last);
+    files.get_mut(&last).unwrap().fill(0);
+    let mut world = World::new(Engine::default());
+    assert!(matches!(open(&MemoryDisk::with_files(files), &mut world), Err(RecoverError::Gap { engine: 0, .. })));
+}
+
+/// The engine was thrown away and made anew with another key: replay fills it, and a repeat from before finds its original.
+#[test]
+fn a_repeat_is_known_to_an_engine_made_anew() {
+    let (disk, mut world, mut sequencer) = started();
+    world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
+    settle(&mut sequencer, &mut world);
+    drop(sequencer);
+    let store = record::Store { hash_key: [8; 16], ..STORE };
+    let mut anew = Anew { engine: Engine::default(), hashes: Hashes::new(store.hash_key) };
+    let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: 0 };
+    let (log, recovered) = Log::open(disk, settings).unwrap();
+    let position = anew.engine.position();
+    let settings = Settings { levels: Levels::all(2), space: SPACE, cores: 2 };
+    let progress = Arc::new(Progress::new(0));
+    let mut sequencer = Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut anew).unwrap();
+    let mut world = World::new(anew.engine);
+    world.submits.extend([attach(0, "al"), send(0, 7, "d:al:bo", 1, send_flags::RETRY)]);
+    sequencer.turn(&mut world).unwrap();
+    while let Some(job) = world.jobs.pop_front() {
+        let answer = match job {
+            Job::Load { conv, .. } => Answer::Loaded { result: Ok(world.engine.load(&anew.hashes, &conv)), conv },
+            Job::Dedup { conv, user, cmid, .. } => {
+                Answer::Dedup { result: Ok(world.engine.dedup(&anew.hashes, &user, cmid)), conv, user, cmid }
+            }
+            other => panic!("{other:?}"),
+        };
+        world.answers.push_back(answer);
+        sequencer.turn(&mut world).unwrap();
+    }
+    assert_eq!(world.told(), ["0 attached", "0 sent 7 seq 1 flags 1"]);
+}
+
+/// An engine under a key of its own.
+struct Anew {
+    engine: Engine,
+    hashes: Hashes,
+}
+
+impl Cold for Anew {
+    fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {
+        Ok(self.engine.load(&self.hashes, conv))
+    }
+    fn project(&mut self, projection: Projection) {
+        self.engine.write(projection.batch);
+    }
+}
+
+/// What waits for an engine that is too far behind may be tried again; what it cannot read is a defect.
+#[test]
+fn an_engine_behind_is_not_an_engine_broken() {
+    for (fault, code) in [(JobFault::Behind, 5002), (JobFault::Engine, 5001)] {
+        let (_, mut world, mut sequencer) = started();
+        world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
+        sequencer.turn(&mut world).unwrap();
+        assert_eq!(world.jobs.len(), 1);
+        world.answers.push_back(Answer::Loaded { conv: "d:al:bo".into(), result: Err(fault) });
+        sequencer.turn(&mut world).unwrap();
+        assert_eq!(world.told(), [format!("0 failed 1 {code}")]);
+    }
+}
+
 /// A core that takes no mail: results wait for it, deliveries too up to the bound; nothing of it stops the others.
 #[test]
 fn a_core_that_takes_nothing_stops_nobody() {
