@@ -576,8 +576,9 @@ fn connections_per_reactor(settings: &Settings, cores: usize) -> Result<usize, F
 }
 
 fn levels(settings: &Settings) -> Levels {
-    let [direct, group, channel] = settings.store.level_of();
-    Levels { direct, group, channel }
+    let store = &settings.store;
+    let level = |class: Option<u8>| class.unwrap_or(store.level);
+    Levels { direct: level(store.level_direct), group: level(store.level_group), channel: level(store.level_channel) }
 }
 
 fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, hash_key: [u8; 16]) -> Result<Rules, Fatal> {

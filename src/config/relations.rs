@@ -29,10 +29,12 @@ pub fn conflicts(settings: &Settings) -> Vec<Conflict> {
 /// What is allowed and yet worth a line at start.
 #[must_use]
 pub fn warnings(settings: &Settings) -> Vec<String> {
+    let store = &settings.store;
+    let levels = [store.level_direct, store.level_group, store.level_channel];
     let drain_ms = u64::from(settings.drain.lead_ms) + u64::from(settings.drain.window_ms);
     let rows = [
         (
-            settings.store.level_of().iter().any(|&level| level < 2),
+            levels.iter().any(|level| level.unwrap_or(store.level) < 2),
             "store.level is below 2: a power failure takes acknowledged messages with it".to_owned(),
         ),
         (

@@ -241,14 +241,6 @@ settings! {
     format: LogFormat = LogFormat::Json, Rule::Any, Start;
 }
 
-impl StoreSettings {
-    /// What SENT promises, by class of conversation.
-    #[must_use]
-    pub fn level_of(&self) -> [u8; 3] {
-        [self.level_direct, self.level_group, self.level_channel].map(|level| level.unwrap_or(self.level))
-    }
-}
-
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'))
 }
