@@ -581,7 +581,14 @@ fn levels(settings: &Settings) -> Levels {
     Levels { direct: level(store.level_direct), group: level(store.level_group), channel: level(store.level_channel) }
 }
 
-fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, hash_key: [u8; 16]) -> Result<Rules, Fatal> {
+/// What the settings mean to one of `cores` reactors. `hash_key` is the key of the stored rows, which is another one.
+///
+/// # Errors
+/// When the system draws no random bytes.
+///
+/// # Panics
+/// If the system draws `hash_key`.
+pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, hash_key: [u8; 16]) -> Result<Rules, Fatal> {
     let Settings { protocol, limits: bounds, drain, .. } = settings;
     // New at every start, and never the key of the stored rows: session ids come from it.
     let mut key = [0; 16];

@@ -24,6 +24,7 @@ use tidegate::store::level::Levels;
 use tidegate::store::log::{Log, LogSettings};
 use tidegate::store::record::{MessageHeader, Position, Store};
 use tidegate::store::recovery::Cold;
+use tidegate::store::rows::Rows;
 use tidegate::store::schema::{Batch, Hashes, Keyspace, msg_seq};
 use tidegate::store::sequencer::{Sequencer, Settings};
 

@@ -1,7 +1,9 @@
 //! The ordering hold: after a SEND failed retryably, later ones to that conversation wait for it.
 //!
-//! A client that pipelines would otherwise see its second message stored before the repeat of its first. The hold of a conversation
-//! ends when every failed cmid of it was sent again and answered for good, or when a SEND carries RELEASE.
+//! A client that pipelines would otherwise see its second message stored before the repeat of its first. A hold names the earliest
+//! message that failed, and ends when that one comes again, when it is answered for good, or when a SEND carries RELEASE. From then on
+//! what follows it may pass at once: should it fail again here, the hold begins again before the next is read; should the store
+//! refuse it, the store holds what is behind it (`store/hold.rs`).
 
 use crate::ids::Cmid;
 use crate::wire::message::Text;
@@ -9,7 +11,23 @@ use crate::wire::message::Text;
 /// The held conversations of one connection; boxed, and only there while one is held.
 #[derive(Debug, Default)]
 pub struct Holds {
-    held: Vec<(Text, Vec<Cmid>)>,
+    held: Vec<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    conv: Text,
+    failed: Cmid,
+    by: By,
+}
+
+/// Who refused the message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum By {
+    /// This core, when it read the message.
+    Core,
+    /// The store, which had been mailed it before whatever this core has refused meanwhile.
+    Store,
 }
 
 /// What the hold says to a SEND.
@@ -22,41 +40,36 @@ pub enum Verdict {
 }
 
 impl Holds {
-    /// Judges a SEND to `conv`. RELEASE frees the conversation.
+    /// Judges a SEND to `conv`. The message that is waited for ends the hold, and so does RELEASE.
     pub fn check(&mut self, conv: &str, cmid: Cmid, release: bool) -> Verdict {
-        let Some(place) = self.held.iter().position(|(held, _)| &**held == conv) else { return Verdict::Pass };
-        if release {
+        let Some(place) = self.held.iter().position(|held| &*held.conv == conv) else { return Verdict::Pass };
+        if release || self.held[place].failed == cmid {
             self.held.swap_remove(place);
             return Verdict::Pass;
         }
-        if self.held[place].1.contains(&cmid) { Verdict::Pass } else { Verdict::Held }
+        Verdict::Held
     }
 
-    /// A SEND failed retryably: its conversation is held. `false`: too many conversations or cmids are held (ERROR 4004).
-    pub fn hold(&mut self, conv: &str, cmid: Cmid) -> bool {
-        if let Some((_, cmids)) = self.held.iter_mut().find(|(held, _)| &**held == conv) {
-            if cmids.contains(&cmid) {
-                return true;
+    /// A SEND failed retryably: its conversation is held. `false`: too many conversations are held (ERROR 4004).
+    ///
+    /// What the store refuses is older than what this core has refused since, and takes its place.
+    pub fn hold(&mut self, conv: &str, cmid: Cmid, by: By) -> bool {
+        if let Some(held) = self.held.iter_mut().find(|held| &*held.conv == conv) {
+            if by == By::Store && held.by == By::Core {
+                (held.failed, held.by) = (cmid, by);
             }
-            if cmids.len() == CMIDS_MAX {
-                return false;
-            }
-            cmids.push(cmid);
             return true;
         }
         if self.held.len() == CONVERSATIONS_MAX {
             return false;
         }
-        self.held.push((Text::copy_from(conv), vec![cmid]));
+        self.held.push(Held { conv: Text::copy_from(conv), failed: cmid, by });
         true
     }
 
     /// A SEND was answered for good (SENT, or an error that is not retryable).
     pub fn settle(&mut self, cmid: Cmid) {
-        for (_, cmids) in &mut self.held {
-            cmids.retain(|&held| held != cmid);
-        }
-        self.held.retain(|(_, cmids)| !cmids.is_empty());
+        self.held.retain(|held| held.failed != cmid);
     }
 
     /// Whether nothing is held.
@@ -68,39 +81,55 @@ impl Holds {
 
 /// Held conversations of one connection. Full: ERROR 4004.
 pub const CONVERSATIONS_MAX: usize = 32;
-/// Failed cmids of one conversation: a send window, for clients that keep to it.
-const CMIDS_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Only the failed message passes until it is answered for good.
+    /// Only the failed message passes; what comes behind it then passes too, unless it fails again.
     #[test]
     fn later_sends_wait_for_the_failed_one() {
         let (first, second) = (Cmid([1; 16]), Cmid([2; 16]));
         let mut holds = Holds::default();
         assert_eq!(holds.check("g:a", first, false), Verdict::Pass);
-        assert!(holds.hold("g:a", first));
+        assert!(holds.hold("g:a", first, By::Core));
         assert_eq!(holds.check("g:a", second, false), Verdict::Held);
         assert_eq!(holds.check("g:b", second, false), Verdict::Pass);
         assert_eq!(holds.check("g:a", first, false), Verdict::Pass);
-        assert_eq!(holds.check("g:a", second, false), Verdict::Held, "sent again is not yet answered");
+        assert!(holds.hold("g:a", first, By::Core), "it fails again");
+        assert_eq!(holds.check("g:a", second, false), Verdict::Held);
+        assert_eq!(holds.check("g:a", first, false), Verdict::Pass);
+        assert_eq!(holds.check("g:a", second, false), Verdict::Pass, "the store keeps the order from here");
+        assert!(holds.hold("g:a", first, By::Core));
         holds.settle(first);
         assert!(holds.is_empty());
-        assert_eq!(holds.check("g:a", second, false), Verdict::Pass);
     }
 
-    /// RELEASE frees every held message of the conversation; a connection holds at most 32 conversations.
+    /// The third message is refused here while the first is at the store, which then refuses it: the first is waited for, and
+    /// what the store refuses after it changes nothing.
+    #[test]
+    fn the_earliest_failure_is_waited_for() {
+        let [first, second, third] = [1, 2, 3].map(|number| Cmid([number; 16]));
+        let mut holds = Holds::default();
+        assert!(holds.hold("g:a", third, By::Core));
+        assert!(holds.hold("g:a", first, By::Store));
+        assert!(holds.hold("g:a", second, By::Store));
+        assert_eq!(holds.check("g:a", third, false), Verdict::Held);
+        assert_eq!(holds.check("g:a", second, false), Verdict::Held);
+        assert_eq!(holds.check("g:a", first, false), Verdict::Pass);
+        assert!(holds.is_empty());
+    }
+
+    /// RELEASE frees a conversation; a connection holds at most 32.
     #[test]
     fn release_frees_a_conversation() {
         let mut holds = Holds::default();
         for number in 0..CONVERSATIONS_MAX {
-            assert!(holds.hold(&format!("g:{number}"), Cmid([1; 16])));
+            assert!(holds.hold(&format!("g:{number}"), Cmid([1; 16]), By::Core));
         }
-        assert!(!holds.hold("g:more", Cmid([1; 16])));
+        assert!(!holds.hold("g:more", Cmid([1; 16]), By::Core));
         assert_eq!(holds.check("g:0", Cmid([9; 16]), true), Verdict::Pass);
         assert_eq!(holds.check("g:0", Cmid([9; 16]), false), Verdict::Pass);
-        assert!(holds.hold("g:more", Cmid([1; 16])));
+        assert!(holds.hold("g:more", Cmid([1; 16]), By::Core));
     }
 }

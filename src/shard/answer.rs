@@ -42,11 +42,15 @@ impl Shard {
         self.pool.release(frame);
     }
 
-    /// Queues a ping of ours before all data that waits.
+    /// Queues a ping of ours before all data that waits; behind it while a write is under way, which may already hold that data.
     pub(super) fn push_control(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
         let frame = self.pool.build(Wrap::Frame(opcode), |out| out.extend_from_slice(payload));
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
-        self.pool.push_control(&mut connection.queue, frame);
+        if connection.flags & flags::SENDING == 0 {
+            self.pool.push_control(&mut connection.queue, frame);
+        } else {
+            self.pool.push(&mut connection.queue, frame, 0);
+        }
         self.pool.release(frame);
         self.counters.frames_sent_count += 1;
         self.touch(id);

@@ -10,6 +10,7 @@ use crate::ids::{ConnectionId, RosterId, SessionRef};
 use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Peer, Submit, Target};
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::Stage;
+use crate::session::hold::By;
 use crate::wire::envelope::{Deliver, Encoding, ErrorCode, ServerFrame, Welcome, deliver_flags, deliver_tail};
 
 /// Latencies a core has seen, taken and recorded by the reactor after each turn.
@@ -64,7 +65,7 @@ impl Shard {
                     Some((conv, _)) if *rid == 0 => self.refuse(id, 0, *code, 0, &format!("{} position", conv.as_str())),
                     Some((conv, cmid)) => {
                         self.answered(id);
-                        self.hold_or_settle(id, conv, *cmid, *code);
+                        self.hold_or_settle(id, conv, *cmid, *code, By::Store);
                         self.refuse(id, *rid, *code, *retry_ms, "");
                     }
                     None => self.refuse(id, *rid, *code, *retry_ms, ""),

@@ -6,7 +6,7 @@ use crate::mail::{Attach, PageMail, PageRequest, SendMail, Sender, Submit};
 use crate::observe::counters::CloseCause;
 use crate::session::auth::AuthError;
 use crate::session::delivery::{Session, Stage};
-use crate::session::hold::Verdict;
+use crate::session::hold::{By, Verdict};
 use crate::wire::envelope::{
     ClientFrame, Cursors, Encoding, ErrorCode, Frames, Hello, Send, ServerFrame, page_flags, send_flags,
 };
@@ -239,19 +239,20 @@ impl Shard {
 
     /// Answers a SEND that goes no further, and starts the hold where the contract says so.
     fn refuse_send(&mut self, id: ConnectionId, send: &Send<'_>, code: ErrorCode, retry_ms: u32) {
-        self.hold_or_settle(id, &send.conv, send.cmid, code);
+        self.hold_or_settle(id, &send.conv, send.cmid, code, By::Core);
         self.refuse(id, send.rid, code, retry_ms, "");
     }
 
-    pub(super) fn hold_or_settle(&mut self, id: ConnectionId, conv: &str, cmid: Cmid, code: ErrorCode) {
-        let starts_hold = code.is_retryable() && !matches!(code, ErrorCode::Held | ErrorCode::ShuttingDown);
-        let cold = &mut self.cold[id.index as usize];
-        if starts_hold {
-            if !cold.extra.get_or_insert_default().holds.hold(conv, cmid) {
-                self.close(id, 4429, CloseCause::RateLimited);
-            }
-        } else {
-            self.settle(id, cmid);
+    pub(super) fn hold_or_settle(&mut self, id: ConnectionId, conv: &str, cmid: Cmid, code: ErrorCode, by: By) {
+        if code == ErrorCode::Held {
+            // The one it waits for is still to come.
+            return;
+        }
+        if !code.is_retryable() || code == ErrorCode::ShuttingDown {
+            return self.settle(id, cmid);
+        }
+        if !self.cold[id.index as usize].extra.get_or_insert_default().holds.hold(conv, cmid, by) {
+            self.close(id, 4429, CloseCause::RateLimited);
         }
     }
 

@@ -46,6 +46,10 @@ impl Shard {
     pub fn handle_taken(&mut self, id: ConnectionId, taken: usize) {
         let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
         connection.flags &= !flags::SENDING;
+        if connection.state == State::Finished {
+            // Its queue is gone; a driver that held bytes of it says so before its last word.
+            return;
+        }
         if taken > 0 {
             connection.flags |= flags::PROGRESS;
             if connection.flags & flags::PAUSED != 0 {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 
 use super::record::{self, Position, Value};
+use super::rows::{Row, Rows};
 use super::schema::{Batch, Change, Keyspace, META_POSITION, META_STORE};
 
 /// The open engine. Clones share it.
@@ -186,48 +187,26 @@ pub struct View<'e> {
     snapshot: fjall::Snapshot,
 }
 
-impl View<'_> {
-    /// The value under `key`.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Slice>, EngineError> {
+impl Rows for View<'_> {
+    type Bytes = Slice;
+
+    fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Slice>, EngineError> {
         self.snapshot.get(self.engine.table(keyspace), key).map_err(failed("reading"))
     }
 
-    /// The row with the highest key that begins with `prefix`.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub fn last(&self, keyspace: Keyspace, prefix: &[u8]) -> Result<Option<(Slice, Slice)>, EngineError> {
+    fn last(&self, keyspace: Keyspace, prefix: &[u8]) -> Option<Row<Slice>> {
         let row = self.snapshot.prefix(self.engine.table(keyspace), prefix).next_back();
-        row.map(|row| row.into_inner().map_err(failed("reading"))).transpose()
+        row.map(|row| row.into_inner().map_err(failed("reading")))
     }
 
-    /// The rows whose keys begin with `prefix`, in order.
-    pub fn prefix(&self, keyspace: Keyspace, prefix: &[u8]) -> impl Iterator<Item = Result<(Slice, Slice), EngineError>> {
+    fn prefix(&self, keyspace: Keyspace, prefix: &[u8]) -> impl Iterator<Item = Row<Slice>> {
         let rows = self.snapshot.prefix(self.engine.table(keyspace), prefix);
         rows.map(|row| row.into_inner().map_err(failed("reading")))
     }
 
-    /// The rows from key `first` to key `last`, both included, from either end.
-    pub fn range(
-        &self,
-        keyspace: Keyspace,
-        first: &[u8],
-        last: &[u8],
-    ) -> impl DoubleEndedIterator<Item = Result<(Slice, Slice), EngineError>> {
+    fn range(&self, keyspace: Keyspace, first: &[u8], last: &[u8]) -> impl DoubleEndedIterator<Item = Row<Slice>> {
         let rows = self.snapshot.range(self.engine.table(keyspace), first.to_vec()..=last.to_vec());
         rows.map(|row| row.into_inner().map_err(failed("reading")))
-    }
-
-    /// The position that belongs to this view.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub fn position(&self) -> Result<Position, EngineError> {
-        let Some(bytes) = self.get(Keyspace::Meta, META_POSITION)? else { return Ok(Position::default()) };
-        Position::decode(&bytes).map_err(|error| EngineError::Failed { operation: "reading", reason: error.to_string() })
     }
 }
 

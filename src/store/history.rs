@@ -1,8 +1,9 @@
 //! What SYNC, FETCH and the store's own questions read from one view of the engine.
 
-use super::engine::{EngineError, View};
+use super::engine::EngineError;
 use super::job::{JobFault, Loaded};
 use super::record::{self, MessageHeader, Value};
+use super::rows::Rows;
 use super::schema::{self, Conv, Device, Hashes, Keyspace, User};
 use crate::ids::{self, Cmid, ConversationKind, Mid};
 use crate::mail::PageRequest;
@@ -12,8 +13,8 @@ use crate::wire::envelope::{
 use crate::wire::message::Text;
 
 /// One reading of the engine, for one question.
-pub struct History<'e> {
-    view: View<'e>,
+pub struct History<R> {
+    view: R,
     hashes: Hashes,
     epoch: u32,
     since: u64,
@@ -57,12 +58,12 @@ impl From<record::BadValue> for PageError {
     }
 }
 
-impl<'e> History<'e> {
+impl<R: Rows> History<R> {
     /// Reads through `view`.
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn new(view: View<'e>, hashes: Hashes) -> Result<Self, EngineError> {
+    pub fn new(view: R, hashes: Hashes) -> Result<Self, EngineError> {
         let position = view.position()?;
         Ok(Self { view, hashes, epoch: position.epoch, since: position.changed })
     }
@@ -93,7 +94,7 @@ impl<'e> History<'e> {
         if head.conv != id {
             return Err(JobFault::Mismatch);
         }
-        let last = self.view.last(Keyspace::Msg, &conv.0).map_err(engine)?;
+        let last = self.view.last(Keyspace::Msg, &conv.0).transpose().map_err(engine)?;
         let (seq, count) = match &last {
             Some((key, value)) => {
                 let (header, _) = MessageHeader::decode(value).map_err(mismatch)?;
@@ -290,7 +291,7 @@ impl<'e> History<'e> {
             count: head.count,
             changed: head.changed,
         };
-        if let Some((key, value)) = self.view.last(Keyspace::Msg, &conv.0)? {
+        if let Some((key, value)) = self.view.last(Keyspace::Msg, &conv.0).transpose()? {
             let (header, _) = MessageHeader::decode(&value)?;
             let seq = schema::msg_seq(&key).ok_or(record::BadValue)?;
             (state.head, state.head_mid, state.count) = (seq, header.mid, header.count);

@@ -115,7 +115,7 @@ impl Bench {
         }
     }
 
-    fn history(&self) -> History<'_> {
+    fn history(&self) -> History<crate::store::engine::View<'_>> {
         History::new(self.engine.view(), *self.state.hashes()).unwrap()
     }
 

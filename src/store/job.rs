@@ -54,6 +54,18 @@ pub enum Job {
     },
 }
 
+impl Job {
+    /// Group the snapshot must hold.
+    #[must_use]
+    pub fn after(&self) -> u64 {
+        match self {
+            Self::Page { after, .. } | Self::Load { after, .. } | Self::Position { after, .. } | Self::Dedup { after, .. } => {
+                *after
+            }
+        }
+    }
+}
+
 /// A reader to the store.
 #[derive(Debug)]
 pub enum Answer {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::engine::Engine;
+use super::engine::{Engine, View};
 use super::history::{History, PageError, Reader};
 use super::job::{Answer, Job, JobFault, Progress};
+use super::rows::Rows;
 use super::schema::Hashes;
 use crate::clock::Clock;
 use crate::mail::{PageMail, PageReply};
@@ -33,45 +34,54 @@ pub fn run(engine: &Engine, hashes: Hashes, jobs: &LaneReceiver<Job>, progress: 
 }
 
 fn answer(engine: &Engine, hashes: Hashes, job: Job, progress: &Arc<Progress>, clock: Clock, answers: &Answers) {
-    let history = |after| open(engine, hashes, progress, after);
-    let reply = match job {
-        Job::Page { mail, user, device, after } => {
-            let result = history(after).map_err(JobFault::code).and_then(|history| page(&history, &mail, &user, &device, clock));
-            let reply = PageReply { session: mail.from.session, rid: mail.from.rid, result };
-            let lane = &answers.pages[usize::from(mail.from.session.reactor.0)];
+    let history = open(engine, hashes, progress, job.after());
+    match reply(history, job, clock.now().unix_ms / 1000) {
+        Reply::Page(reply) => {
+            let lane = &answers.pages[usize::from(reply.session.reactor.0)];
             // The reactor counts on an answer: the reader waits for room as long as the reactor lives.
             drop(lane.send(reply));
-            return;
         }
-        Job::Load { conv, after } => Answer::Loaded { result: history(after).and_then(|history| history.load(&conv)), conv },
-        Job::Position { conv, user, after } => {
-            Answer::Position { result: history(after).and_then(|history| history.read_position(&conv, &user)), conv, user }
+        // The store parks submissions behind this answer: it must not be lost, and the store never waits for a reader.
+        Reply::Answer(answer) => drop(answers.store.send(answer)),
+    }
+}
+
+/// What a job is answered with, and by that to whom.
+#[derive(Debug)]
+pub enum Reply {
+    /// To the reactor of the client that asked.
+    Page(PageReply),
+    /// To the store.
+    Answer(Answer),
+}
+
+/// Answers a job from one state of the rows; `now_s` is the wall clock.
+pub fn reply<R: Rows>(history: Result<History<R>, JobFault>, job: Job, now_s: u64) -> Reply {
+    Reply::Answer(match job {
+        Job::Page { mail, user, device, after: _ } => {
+            let result = history.map_err(JobFault::code).and_then(|history| page(&history, &mail, &user, &device, now_s));
+            return Reply::Page(PageReply { session: mail.from.session, rid: mail.from.rid, result });
         }
-        Job::Dedup { conv, user, cmid, after } => {
-            Answer::Dedup { result: history(after).and_then(|history| history.dedup(&user, cmid)), conv, user, cmid }
+        Job::Load { conv, after: _ } => Answer::Loaded { result: history.and_then(|history| history.load(&conv)), conv },
+        Job::Position { conv, user, after: _ } => {
+            Answer::Position { result: history.and_then(|history| history.read_position(&conv, &user)), conv, user }
         }
-    };
-    // The store parks submissions behind this answer: it must not be lost, and the store never waits for a reader.
-    drop(answers.store.send(reply));
+        Job::Dedup { conv, user, cmid, after: _ } => {
+            Answer::Dedup { result: history.and_then(|history| history.dedup(&user, cmid)), conv, user, cmid }
+        }
+    })
 }
 
 /// A view that holds group `after`.
-fn open<'e>(engine: &'e Engine, hashes: Hashes, progress: &Arc<Progress>, after: u64) -> Result<History<'e>, JobFault> {
+fn open<'e>(engine: &'e Engine, hashes: Hashes, progress: &Arc<Progress>, after: u64) -> Result<History<View<'e>>, JobFault> {
     if !progress.wait_for(after, PATIENCE_PROJECTOR) {
         return Err(JobFault::Behind);
     }
     History::new(engine.view(), hashes).map_err(|_| JobFault::Engine)
 }
 
-fn page(history: &History<'_>, mail: &PageMail, user: &str, device: &str, clock: Clock) -> Result<Vec<u8>, ErrorCode> {
-    let reader = Reader {
-        user,
-        device,
-        rid: mail.from.rid,
-        encoding: mail.encoding,
-        max_frame: mail.max_frame as usize,
-        now_s: clock.now().unix_ms / 1000,
-    };
+fn page<R: Rows>(history: &History<R>, mail: &PageMail, user: &str, device: &str, now_s: u64) -> Result<Vec<u8>, ErrorCode> {
+    let reader = Reader { user, device, rid: mail.from.rid, encoding: mail.encoding, max_frame: mail.max_frame as usize, now_s };
     history.page(&reader, &mail.request).map_err(|error| match error {
         PageError::Refused(code) => code,
         PageError::Engine(error) => {
