@@ -20,7 +20,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::admin::{self, Admin, Health};
+use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
 use crate::config::{Exit, Secret, Settings};
 use crate::ids::{Mid, ReactorId};
@@ -59,6 +59,8 @@ pub struct Options {
     pub secret: Secret,
     /// Serves WebSocket echo instead of the protocol: for the conformance suite.
     pub echo: bool,
+    /// Whether the key was made by the gateway itself: on loopback the page to try may then have tokens.
+    pub secret_is_ours: bool,
     /// Goes on with a damaged log, under a new epoch, so that clients resynchronise.
     pub accept_loss: bool,
     /// Called once, when clients and operators can connect.
@@ -155,6 +157,8 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         listen = wait_for_listener(&reports, &events)?;
         health.reactor_accepts();
     }
+    let may_demo = options.secret_is_ours && listen.ip().is_loopback() && settings.admin.listen.ip().is_loopback();
+    let demo = Demo { listen, path: settings.path.clone(), secret: may_demo.then(|| options.secret.clone()) };
     let sources = admin::Sources {
         reactors: blocks,
         store: store.block.clone(),
@@ -163,6 +167,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         submit: store.submit.clone(),
         clock,
         version: env!("CARGO_PKG_VERSION"),
+        demo,
     };
     let admin = Admin::start(settings.admin.listen, sources)
         .map_err(|error| Fatal::new(Exit::AddressInUse, format!("admin.listen {}: {error}", settings.admin.listen)))?;

@@ -178,7 +178,8 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
         tracing::warn!("{text}");
     }
     // Tokens are printed only if their key is a generated one: then this is somebody's first look, not a service.
-    let greeted = matches!(source, Source::DataDir(_)).then(|| (settings.clone(), secret.clone()));
+    let secret_is_ours = matches!(source, Source::DataDir(_));
+    let greeted = secret_is_ours.then(|| (settings.clone(), secret.clone()));
     let ready_file = args.ready_file;
     let on_ready = move |ready: &Ready| {
         if let Some((settings, secret)) = &greeted {
@@ -188,7 +189,8 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
             tracing::error!(%error, "cannot write the ready file");
         }
     };
-    let options = Options { secret, echo: args.echo, accept_loss: args.accept_loss, on_ready: Box::new(on_ready) };
+    let options =
+        Options { secret, secret_is_ours, echo: args.echo, accept_loss: args.accept_loss, on_ready: Box::new(on_ready) };
     let done = gateway::serve(settings, options);
     if let Err(fatal) = &done {
         tracing::error!(exit = fatal.exit.code(), reason = fatal.reason, "stopped");
@@ -273,7 +275,7 @@ fn tell_ready(path: &Path, ready: &Ready) -> io::Result<()> {
     fs::rename(&draft, path)
 }
 
-/// What a newcomer needs: where to connect, as whom, and two lines to paste.
+/// What a newcomer needs: the page to try it, where to connect, as whom, and two lines to paste.
 fn greeting(settings: &Settings, secret: &Secret, ready: &Ready) -> String {
     let token = |user| mint(secret, user, None, Duration::from_hours(24)).unwrap_or_default();
     let (ann, bo) = (token("ann"), token("bo"));
@@ -283,6 +285,7 @@ fn greeting(settings: &Settings, secret: &Secret, ready: &Ready) -> String {
     format!(
         r#"tidegate {version} is ready.
 
+  try it     http://{admin}/demo/  in two tabs, as two people
   clients    {url}  (subprotocol tidegate.v1.json or tidegate.v1)
   operators  http://{admin}/readyz  http://{admin}/metrics
   data       {data}  (with the secret that signs tokens)
@@ -291,7 +294,7 @@ Two tokens, good for 24 hours; `tidegate token --user NAME` makes more:
   ann  {ann}
   bo   {bo}
 
-Try it in two terminals. With websocat:
+Or in two terminals. With websocat:
   (echo '{{"t":"hello","device":"cli","token":"{bo}"}}'; cat) | websocat --protocol tidegate.v1.json {url}
   (echo '{{"t":"hello","device":"cli","token":"{ann}"}}'; cat) | websocat --protocol tidegate.v1.json {url}
 and then, as ann:

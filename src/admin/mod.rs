@@ -7,12 +7,14 @@
 //!  POST /v1/groups                      {conv, members[]}  ─┐
 //!  POST /v1/groups/{conv}/members       {add[], remove[]}   ├─► mail to the store, answered after the sync
 //!  GET  /v1/groups/{conv}                                  ─┘
+//!  GET  /demo/                          a page to try it
 //! ```
 //!
 //! Nothing here can slow a message: counters are read from blocks that their owners publish, histograms travel in buffers of their
 //! own, and a change of a group is one value in the lane to the store. There is no login: who reaches the listener may use it, so it
 //! stands on a loopback address unless the operator says otherwise, and `guard.rs` keeps web pages away from it.
 
+mod demo;
 mod groups;
 mod guard;
 mod health;
@@ -42,6 +44,7 @@ use crate::observe::counters::{ReactorBlock, StoreBlock};
 use crate::observe::histogram::Source;
 use crate::observe::metrics::{self, Metrics};
 
+pub use crate::admin::demo::Demo;
 pub use crate::admin::health::Health;
 use crate::admin::refusal::Refusal;
 
@@ -62,6 +65,8 @@ pub struct Sources {
     pub clock: Clock,
     /// What `--version` says.
     pub version: &'static str,
+    /// What the page to try needs.
+    pub demo: Demo,
 }
 
 /// The running admin thread.
@@ -117,6 +122,8 @@ struct Shared {
     health: Arc<Health>,
     submit: LaneSender<Submit>,
     changes: Arc<Semaphore>,
+    clock: Clock,
+    demo: Demo,
 }
 
 impl Shared {
@@ -127,10 +134,10 @@ impl Shared {
 
 async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-    let Sources { reactors, store, histograms, health, submit, clock, version } = sources;
+    let Sources { reactors, store, histograms, health, submit, clock, version, demo } = sources;
     let metrics = Metrics::new(version, clock.now(), reactors.clone(), Arc::clone(&store), histograms);
     let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
-    let shared = Arc::new(Shared { addr, metrics, store, health, submit, changes });
+    let shared = Arc::new(Shared { addr, metrics, store, health, submit, changes, clock, demo });
     let watch = watch(Arc::clone(&shared), reactors, clock);
     let http = axum::serve(listener::Bounded::new(listener), router(shared)).into_future();
     // The watch never ends, and a listener of axum answers no error; so this waits for the word to stop, then drops both.
@@ -162,6 +169,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/groups", post(groups::create))
         .route("/v1/groups/{conv}", get(groups::show))
         .route("/v1/groups/{conv}/members", post(groups::change))
+        .merge(demo::routes())
         .fallback(async |uri: Uri| Refusal::NoSuchPath(uri.path().to_owned()))
         .method_not_allowed_fallback(async || Refusal::WrongMethod)
         .layer(DefaultBodyLimit::max(limits::ADMIN_BODY_BYTES_MAX))

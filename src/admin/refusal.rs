@@ -33,6 +33,8 @@ pub enum Refusal {
     Busy,
     /// The store thread did not answer in time; the change may still happen.
     Silent,
+    /// The page asks for a token where the gateway makes none.
+    NoDemoTokens,
     /// A defect of ours.
     Internal,
 }
@@ -59,6 +61,7 @@ impl Refusal {
             Self::Store(MemberRefusal::ReadOnly) => (S::SERVICE_UNAVAILABLE, "read_only", "free space on the disk of the store"),
             Self::Busy => (S::SERVICE_UNAVAILABLE, "busy", "try again after Retry-After"),
             Self::Silent => (S::GATEWAY_TIMEOUT, "store_silent", "read the group to see whether the change happened"),
+            Self::NoDemoTokens => (S::FORBIDDEN, "no_demo_tokens", "make one with `tidegate token`; the page takes it"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "look into the log of the gateway"),
         }
     }
@@ -81,6 +84,7 @@ impl Refusal {
             Self::Store(MemberRefusal::ReadOnly) => "the store takes no changes: its disk is full or failed".to_owned(),
             Self::Busy => "the lane to the store is full, or too many changes wait".to_owned(),
             Self::Silent => "the store thread did not answer within 1 s; the change may still happen".to_owned(),
+            Self::NoDemoTokens => "tokens are made here only on loopback and with the generated secret".to_owned(),
             Self::Internal => "a defect of the gateway".to_owned(),
         }
     }
@@ -130,6 +134,7 @@ mod tests {
             Refusal::NoChange,
             Refusal::Busy,
             Refusal::Silent,
+            Refusal::NoDemoTokens,
             Refusal::Internal,
         ];
         all.extend(store.map(Refusal::Store));

@@ -33,6 +33,7 @@ fn node(submit_bound: usize) -> Node {
         submit,
         clock: Clock::new(),
         version: "0.0.0-test",
+        demo: Demo { listen: "127.0.0.1:8080".parse().unwrap(), path: "/ws".to_owned(), secret: None },
     };
     let admin = Admin::start("127.0.0.1:0".parse().unwrap(), sources).unwrap();
     Node { admin, health, store, mail }
