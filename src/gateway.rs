@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
+use crate::config::value::PresencePolicy;
 use crate::config::{Exit, Secret, Settings};
 use crate::ids::{Mid, ReactorId};
 use crate::io::descriptors::Descriptors;
@@ -50,7 +51,7 @@ use crate::store::reader::{self, Answers};
 use crate::store::record;
 use crate::store::recovery::Cold;
 use crate::store::schema::Hashes;
-use crate::store::sequencer::{self, Sequencer};
+use crate::store::sequencer::{self, Policy, Sequencer};
 use crate::store::thread::{self, Lanes};
 
 /// What one start was asked beyond its settings.
@@ -387,6 +388,7 @@ impl Store {
             levels: levels(settings),
             space: SpaceRule { free_bytes_min: settings.store.free_bytes_min, free_percent_min: settings.store.free_percent_min },
             cores: posts.len(),
+            policy: policy(settings),
         };
         let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
         let groups = cold.groups;
@@ -586,6 +588,13 @@ fn levels(settings: &Settings) -> Levels {
     Levels { direct: level(store.level_direct), group: level(store.level_group), channel: level(store.level_channel) }
 }
 
+fn policy(settings: &Settings) -> Policy {
+    Policy {
+        receipt_members_max: settings.state.receipt_members_max as usize,
+        presence_for_all: settings.state.presence == PresencePolicy::All,
+    }
+}
+
 /// What the settings mean to one of `cores` reactors. `hash_key` is the key of the stored rows, which is another one.
 ///
 /// # Errors
@@ -616,6 +625,8 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         send_window: protocol.send_window,
         send_rate: Rate { per_second: u32::from(protocol.send_rate), burst: u32::from(protocol.send_burst) },
         read_rate: Rate { per_second: u32::from(protocol.fetch_rate), burst: u32::from(protocol.fetch_rate) * 2 },
+        signal_rate: Rate { per_second: u32::from(settings.state.signal_rate), burst: u32::from(settings.state.signal_rate) * 2 },
+        max_signal: settings.state.signal_bytes_max,
         ping_ms: protocol.ping_ms,
         hello_ms: protocol.hello_ms,
         upgrade_ms: protocol.upgrade_ms,

@@ -178,3 +178,28 @@ pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Timers carried from a coarse level of the wheel to a finer one before a turn stops to move on (one bucket may exceed it, 10 ns
 /// each). Full: the rest in the next turn.
 pub const TIMERS_MOVED_PER_TURN_MAX: usize = 65_536;
+
+/// Nanoseconds between two receipts of one position. A change within them is told at their end.
+pub const RECEIPT_EVERY_NS: u64 = 1_000_000_000;
+
+/// Positions told within the last second. Filled by ACK and READ; full: the receipt is dropped. Counter: `receipts_dropped_count`.
+pub const RECEIPTS_OPEN_MAX: usize = 65_536;
+
+/// Nanoseconds a user must have come or gone before the watchers hear of it. Together with a step of the store it stays below the 6 s
+/// of the protocol.
+pub const PRESENCE_DEBOUNCE_NS: u64 = 5_000_000_000;
+
+/// Pairs of a watching device and a watched user. Filled by WATCH; full: ERROR 4004.
+pub const PRESENCE_SUBSCRIPTIONS_MAX: usize = 1_048_576;
+
+/// Users of whom is known when their last device went. Full: the oldest are forgotten, and their `seen_ms` reads 0.
+pub const PRESENCE_SEEN_MAX: usize = 65_536;
+
+/// Watchers told in one turn of the store. Full: the rest in the next turn.
+pub const PRESENCE_TOLD_PER_TURN_MAX: usize = 4_096;
+
+/// The longest life of a set of WATCH, seconds; what 0 means as well.
+pub const WATCH_TTL_S_MAX: u32 = 300;
+
+/// Conversations of one user looked through for one WATCH, to find whether two users share one. Beyond it they count as strangers.
+pub const SHARED_CONVERSATIONS_MAX: usize = 10_000;

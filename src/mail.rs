@@ -5,7 +5,7 @@
 
 use crate::clock::Moment;
 use crate::ids::{Cmid, Mid, ReactorId, RosterId, SessionRef};
-use crate::wire::envelope::{Encoding, ErrorCode, Trace};
+use crate::wire::envelope::{Encoding, ErrorCode, Trace, send_flags};
 use crate::wire::message::{Body, Text};
 
 /// Reactors, admin and readers to the store thread.
@@ -37,6 +37,17 @@ pub enum Submit {
     Page(PageMail),
     /// A change of groups and their members, from admin. Answered through the reply channel after the sync.
     Member(MemberMail),
+    /// WATCH: replaces the set of users this device watches. Answered by [`Event::Ok`] or [`Event::Failed`].
+    Watch(WatchMail),
+    /// SIGNAL: to the other devices of the members, kept nowhere.
+    Signal(SignalMail),
+    /// The session waits to be resumed: its device is in the roster and not connected. An [`Attach`] ends it.
+    Away {
+        /// The session.
+        session: SessionRef,
+        /// Its slot in the roster.
+        roster: RosterId,
+    },
 }
 
 impl Submit {
@@ -45,7 +56,18 @@ impl Submit {
     pub fn body_bytes(&self) -> u64 {
         match self {
             Self::Send(send) => (send.payload.len() + send.conv.len()) as u64,
+            Self::Signal(signal) => (signal.payload.len() + signal.conv.len()) as u64,
             _ => 0,
+        }
+    }
+
+    /// Whether it is shed first: not given to a lane that is more than half full.
+    #[must_use]
+    pub fn is_shed_first(&self) -> bool {
+        match self {
+            Self::Signal(_) | Self::Watch(_) => true,
+            Self::Send(send) => send.flags & send_flags::TRANSIENT != 0,
+            _ => false,
         }
     }
 }
@@ -72,6 +94,8 @@ pub struct Attach {
     pub device: Text,
     /// Platform of HELLO.
     pub platform: u8,
+    /// Granted capabilities.
+    pub caps: u8,
 }
 
 /// See [`Submit::Send`].
@@ -95,6 +119,30 @@ pub struct SendMail {
     pub payload: Body,
     /// When the reactor read it; for the latency histogram.
     pub received: Moment,
+}
+
+/// See [`Submit::Watch`].
+#[derive(Debug)]
+pub struct WatchMail {
+    /// Who asks.
+    pub from: Sender,
+    /// Whom, sorted and without repeats; empty: nobody any more.
+    pub users: Vec<Text>,
+    /// For how long, seconds, at most [`crate::limits::WATCH_TTL_S_MAX`].
+    pub ttl_s: u32,
+}
+
+/// See [`Submit::Signal`].
+#[derive(Debug)]
+pub struct SignalMail {
+    /// Who signals; `rid` is 0.
+    pub from: Sender,
+    /// Conversation, of a well-formed id.
+    pub conv: Text,
+    /// The application's.
+    pub kind: u16,
+    /// The payload; a slice of the same arena chunk as `conv`.
+    pub payload: Body,
 }
 
 /// One cursor of one device.
@@ -297,8 +345,8 @@ pub enum Event {
         code: ErrorCode,
         /// When to try again; 0 if not retryable.
         retry_ms: u32,
-        /// For SEND: its conversation and cmid, so that the send window and the ordering hold know. For a cursor (rid 0): its
-        /// conversation and a cmid of zeros.
+        /// For SEND: its conversation and cmid, so that the send window and the ordering hold know; a cmid of zeros for a TRANSIENT
+        /// one, which starts no hold. For a cursor and a SIGNAL (rid 0): their conversation and a cmid of zeros.
         send: Option<(Text, Cmid)>,
     },
     /// A SYNC or FETCH that no reader could be given: ERROR, and the next one of the connection starts.
@@ -329,6 +377,49 @@ pub enum Event {
         event: u8,
         /// Version of the membership.
         version: u64,
+        /// First target.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// RECEIPT to the targets.
+    Receipt {
+        /// Conversation.
+        conv: Text,
+        /// Whose positions.
+        user: Text,
+        /// Highest cursor of the user's devices.
+        recv: u64,
+        /// Read position.
+        read: u64,
+        /// First target.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// PRESENCE to the targets.
+    Presence {
+        /// User.
+        user: Text,
+        /// 0 offline, 1 online.
+        state: u8,
+        /// Last time the user was online, Unix milliseconds; 0: not known.
+        seen_ms: u64,
+        /// First target.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// SIGNALLED to the targets.
+    Signalled {
+        /// Conversation.
+        conv: Text,
+        /// Who signals.
+        from: Text,
+        /// The application's.
+        kind: u16,
+        /// The payload.
+        payload: Body,
         /// First target.
         first: u32,
         /// How many.

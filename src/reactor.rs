@@ -60,6 +60,9 @@ pub struct Outbox {
 
 impl Outlet for Outbox {
     fn submit(&mut self, mail: Submit) -> Result<(), Submit> {
+        if mail.is_shed_first() && self.submit.len() * 2 > self.submit.bound() {
+            return Err(mail);
+        }
         let bytes = mail.body_bytes();
         if bytes > 0 && !self.credit.take(bytes) {
             return Err(mail);
@@ -453,6 +456,8 @@ mod tests {
             send_window: 64,
             send_rate: rate,
             read_rate: rate,
+            signal_rate: Rate { per_second: 0, burst: 0 },
+            max_signal: 1_024,
             ping_ms: 30_000,
             hello_ms: 5_000,
             upgrade_ms: 10_000,

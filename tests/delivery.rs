@@ -421,15 +421,9 @@ fn what_is_missing_is_said() {
     al.put(&ClientFrame::Watch { rid: 77, ttl_s: 0, users: Users::List(vec!["bo".into()]) });
     let error = al.error();
     assert_eq!((error.rid, error.code), (77, 3005));
-    al.put(&ClientFrame::Signal { conv: DIRECT.into(), kind: 1, payload: b"typing"[..].into() });
-    let error = al.error();
-    assert_eq!((error.rid, error.code), (0, 3005));
     al.put(&ClientFrame::Nack { conv: DIRECT.into(), seq: 1, delay_ms: 0, reason: 0 });
     let error = al.error();
     assert_eq!((error.rid, error.code), (0, 3005));
-    let rid = al.put_send(DIRECT, cmid(), send_flags::TRANSIENT, b"typing");
-    let error = al.error();
-    assert_eq!((error.rid, error.code), (rid, 3005));
     assert_eq!(al.say(DIRECT, "alive").seq, 2);
 }
 

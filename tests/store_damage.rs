@@ -26,7 +26,7 @@ use tidegate::store::record::{MessageHeader, Position, Store};
 use tidegate::store::recovery::Cold;
 use tidegate::store::rows::Rows;
 use tidegate::store::schema::{Batch, Hashes, Keyspace, msg_seq};
-use tidegate::store::sequencer::{Sequencer, Settings};
+use tidegate::store::sequencer::{Policy, Sequencer, Settings};
 
 const STORE: Store = Store { shard: 0, shards: 1, dedup_s: 86_400, hash_key: [7; 16] };
 const CONVS: [&str; 3] = ["d:al:bo", "d:al:cy", "d:al:al"];
@@ -99,7 +99,12 @@ impl Written {
         let (log, recovered) = Log::open(disk, log_settings(position.group)).map_err(|error| error.to_string())?;
         let last = recovered.last;
         let mut cold = Direct { engine: &open };
-        let settings = Settings { levels: Levels::all(2), space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 }, cores: 1 };
+        let settings = Settings {
+            levels: Levels::all(2),
+            space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 },
+            cores: 1,
+            policy: Policy::default(),
+        };
         let progress = Arc::new(Progress::new(position.group));
         Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut cold)
             .map_err(|error| error.to_string())?;

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::value::{DriverChoice, Kind, LogFormat, LogLevel, Raw, Secret, Value};
+use super::value::{DriverChoice, Kind, LogFormat, LogLevel, PresencePolicy, Raw, Secret, Value};
 
 /// What a value must satisfy beyond its type.
 #[derive(Clone, Copy, Debug)]
@@ -190,6 +190,16 @@ settings! {
     send_burst: u16 = 128, Rule::Between(2, 65_535), Live;
     /// FETCH and SYNC per second of one connection.
     fetch_rate: u16 = 20, Rule::Between(1, 65_535), Live;
+
+    [state: StateSettings, "Receipts, presence and signals: what is said at most once and kept nowhere."]
+    /// Who may watch whom: users who share a conversation, or everybody everybody.
+    presence: PresencePolicy = PresencePolicy::Share, Rule::Any, Start;
+    /// Members of a group above which receipts stay among the user's own devices.
+    receipt_members_max: u32 = 100, Rule::Between(0, 1_000), Start;
+    /// SIGNALs per second of one connection.
+    signal_rate: u16 = 10, Rule::Between(1, 65_535), Start;
+    /// The longest payload of a SIGNAL, in bytes.
+    signal_bytes_max: u32 = KIB, Rule::Between(0, 65_535), Start;
 
     [limits: LimitSettings, "What one gateway may hold in memory. Full never means silence: the newcomer is refused, or the slowest is closed."]
     /// Connections of this gateway. 0: as many as the limit of open files allows.

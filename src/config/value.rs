@@ -234,6 +234,16 @@ words! {
 }
 
 words! {
+    /// Who may watch whom.
+    PresencePolicy {
+        /// Users who share a conversation.
+        Share = "share",
+        /// Everybody everybody.
+        All = "all",
+    }
+}
+
+words! {
     /// The least important lines that are still written.
     LogLevel {
         /// What needs an operator.

@@ -146,6 +146,8 @@ counters! {
     notices_sent_count: Counter = "NOTICE frames queued.",
     resyncs_sent_count: Counter = "RESYNC frames queued.",
     pages_sent_count: Counter = "PAGE and SYNC_PAGE frames queued.",
+    signals_shed_count: Counter = "SIGNALs dropped because the lane to the store was more than half full.",
+    transients_dropped_count: Counter = "RECEIPT, PRESENCE, SIGNALLED and TRANSIENT frames dropped because too much waited on the connection.",
     pings_sent_count: Counter = "WebSocket pings sent to quiet clients.",
     queued_bytes_full_count: Counter = "Connections closed because the send queues of the core were full.",
     submit_full_count: Counter = "Submissions refused with 5002 because the lane to the store or its byte credit was full.",
@@ -225,6 +227,12 @@ counters! {
     attaches_count: Counter = "Devices attached.",
     evicts_count: Counter = "Devices replaced by a newer connection.",
     stale_submissions_count: Counter = "Submissions of a session that is no more.",
+    subscriptions_open: Gauge = "Pairs of a watching device and a watched user.",
+    receipts_count: Counter = "RECEIPTs handed to reactors.",
+    receipts_dropped_count: Counter = "RECEIPTs dropped because too many positions moved or a lane was full.",
+    presences_count: Counter = "PRESENCEs handed to reactors.",
+    signals_count: Counter = "SIGNALLEDs handed to reactors.",
+    signals_dropped_count: Counter = "SIGNALs dropped by the store because it had no room.",
     submissions_refused_count: Counter = "Submissions refused because a bound of the store was full.",
     ;
     submissions_count["kind"; SUBMISSION_NAMES] = "Submissions taken from the lane, by kind.",
@@ -324,7 +332,7 @@ pub const VIOLATION_NAMES: [&str; 18] = [
 
 const REQUEST_NAMES: [&str; 11] = ["hello", "ping", "auth", "send", "ack", "nack", "sync", "fetch", "read", "watch", "signal"];
 
-const SUBMISSION_NAMES: [&str; 7] = ["attach", "leave", "send", "read", "cursors", "page", "member"];
+const SUBMISSION_NAMES: [&str; 10] = ["attach", "leave", "send", "read", "cursors", "page", "member", "watch", "signal", "away"];
 
 const ERROR_CODES: [u16; 25] = [
     1001, 1002, 1003, 1004, 1005, 2001, 2002, 2003, 2004, 3001, 3002, 3003, 3004, 3005, 3009, 4001, 4002, 4003, 4004, 5001, 5002,

@@ -127,6 +127,26 @@ impl Fanout {
         count
     }
 
+    /// Adds an event for `sessions`, made once per core that has one of them by `event` from the first target and the number of
+    /// targets. Returns how many receive it.
+    pub fn tell(&mut self, sessions: impl Iterator<Item = SessionRef>, event: impl Fn(u32, u32) -> Event) -> usize {
+        let firsts: Vec<u32> = self.cores.iter().map(|core| target_index(core.targets.len())).collect();
+        for session in sessions {
+            self.cores[usize::from(session.reactor.0)].push_target(session, false);
+        }
+        let mut told = 0;
+        for (core, first) in self.cores.iter_mut().zip(firsts) {
+            let count = target_index(core.targets.len()) - first;
+            if count > 0 {
+                core.events.push(event(first, count));
+                core.bytes += EVENT_BYTES;
+                told += count as usize;
+            }
+        }
+        self.deliveries_count += told;
+        told
+    }
+
     /// Adds a CONV event for every device of `users`.
     pub fn conv_event<'m>(
         &mut self,
@@ -136,19 +156,9 @@ impl Fanout {
         event: u8,
         version: u64,
     ) {
-        let firsts: Vec<u32> = self.cores.iter().map(|core| target_index(core.targets.len())).collect();
-        for id in users.flat_map(|(hash, user)| roster.devices(hash, user)) {
-            let session = roster.session(id).expect("the roster names devices that are there");
-            self.cores[usize::from(session.reactor.0)].push_target(session, false);
-        }
-        for (core, first) in self.cores.iter_mut().zip(firsts) {
-            let count = target_index(core.targets.len()) - first;
-            if count > 0 {
-                core.events.push(Event::Conv { conv: conv.clone(), event, version, first, count });
-                core.bytes += EVENT_BYTES;
-                self.deliveries_count += count as usize;
-            }
-        }
+        let devices = users.flat_map(|(hash, user)| roster.devices(hash, user));
+        let sessions = devices.map(|id| roster.session(id).expect("the roster names devices that are there"));
+        self.tell(sessions, |first, count| Event::Conv { conv: conv.clone(), event, version, first, count });
     }
 
     /// The members of a conversation have changed: it is resolved anew.

@@ -151,6 +151,11 @@ impl Roster {
         self.entries[roster.0 as usize].platform
     }
 
+    /// Changes what is kept as the platform of a slot in use: its owner may keep other traits of the device in the same byte.
+    pub fn set_platform(&mut self, roster: RosterId, platform: u8) {
+        self.entries[roster.0 as usize].platform = platform;
+    }
+
     /// The devices of a user, in no particular order.
     pub fn devices(&self, hash: u64, user: &str) -> impl Iterator<Item = RosterId> + '_ {
         self.chain(self.first(tag(hash), user))

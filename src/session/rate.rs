@@ -24,6 +24,13 @@ impl Bucket {
         Self { tokens_milli: rate.burst.saturating_mul(1000), stamp_ms: now_ms }
     }
 
+    /// Whether nothing has been taken that has not come back.
+    #[must_use]
+    pub fn is_full(&self, rate: Rate, now_ms: u32) -> bool {
+        let refill = u64::from(now_ms.wrapping_sub(self.stamp_ms)) * u64::from(rate.per_second);
+        u64::from(self.tokens_milli) + refill >= u64::from(rate.burst) * 1000
+    }
+
     /// Takes one token, or says in how many milliseconds there will be one.
     ///
     /// # Errors
@@ -64,6 +71,8 @@ mod tests {
         assert_eq!(bucket.take(RATE, 54), Err(1));
         assert_eq!(bucket.take(RATE, 55), Ok(()));
         assert_eq!(bucket.take(RATE, 55), Err(50));
+        assert!(!bucket.is_full(RATE, 204));
+        assert!(bucket.is_full(RATE, 205));
     }
 
     /// However long it rests, a bucket holds no more than its burst; the clock may wrap meanwhile.

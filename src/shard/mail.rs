@@ -11,7 +11,7 @@ use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Peer, Submit, T
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::Stage;
 use crate::session::hold::By;
-use crate::wire::envelope::{Deliver, Encoding, ErrorCode, ServerFrame, Welcome, deliver_flags, deliver_tail};
+use crate::wire::envelope::{Deliver, Encoding, ErrorCode, ServerFrame, Welcome, deliver_flags, deliver_tail, encode_server};
 
 /// Latencies a core has seen, taken and recorded by the reactor after each turn.
 #[derive(Debug, Default)]
@@ -62,10 +62,12 @@ impl Shard {
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
                 // A frame without rid names its conversation in the detail; a SEND is told by its rid.
                 match send {
-                    Some((conv, _)) if *rid == 0 => self.refuse(id, 0, *code, 0, &format!("{} position", conv.as_str())),
+                    Some((conv, _)) if *rid == 0 => self.refuse(id, 0, *code, 0, &format!("{} refused", conv.as_str())),
                     Some((conv, cmid)) => {
                         self.answered(id);
-                        self.hold_or_settle(id, conv, *cmid, *code, By::Store);
+                        if !cmid.is_zero() {
+                            self.hold_or_settle(id, conv, *cmid, *code, By::Store);
+                        }
                         self.refuse(id, *rid, *code, *retry_ms, "");
                     }
                     None => self.refuse(id, *rid, *code, *retry_ms, ""),
@@ -79,7 +81,27 @@ impl Shard {
                 }
             }
             Event::Deliver { message, first, count } => {
-                self.deliver(message, &targets[*first as usize..][..*count as usize]);
+                let targets = &targets[*first as usize..][..*count as usize];
+                if message.flags & deliver_flags::TRANSIENT != 0 {
+                    return self.tell(targets, |own| ServerFrame::Deliver(deliver_of(message, own)));
+                }
+                self.deliver(message, targets);
+            }
+            Event::Receipt { conv, user, recv, read, first, count } => {
+                let (conv, user): (&str, &str) = (conv, user);
+                let frame = |_| ServerFrame::Receipt { conv: conv.into(), user: user.into(), recv: *recv, read: *read };
+                self.tell(&targets[*first as usize..][..*count as usize], frame);
+            }
+            Event::Presence { user, state, seen_ms, first, count } => {
+                let user: &str = user;
+                let frame = |_| ServerFrame::Presence { user: user.into(), state: *state, seen_ms: *seen_ms };
+                self.tell(&targets[*first as usize..][..*count as usize], frame);
+            }
+            Event::Signalled { conv, from, kind, payload, first, count } => {
+                let (conv, from, payload): (&str, &str, &[u8]) = (conv, from, payload);
+                let frame =
+                    |_| ServerFrame::Signalled { conv: conv.into(), from: from.into(), kind: *kind, payload: payload.into() };
+                self.tell(&targets[*first as usize..][..*count as usize], frame);
             }
             Event::Conv { conv, event, version, first, count } => {
                 for target in &targets[*first as usize..][..*count as usize] {
@@ -246,6 +268,30 @@ impl Shard {
         let pos = session.deliver(bytes);
         self.counters.deliveries_count += 1;
         self.push_frame(id, frame, pos);
+    }
+
+    /// A frame that is sent at most once: built once per variant, and dropped for who has too much waiting.
+    fn tell<'f>(&mut self, targets: &[Target], frame: impl Fn(bool) -> ServerFrame<'f>) {
+        let mut variants: [Option<FrameIndex>; 4] = [None; 4];
+        for target in targets {
+            let session = self.sessions.get(slot_of(self.session_of(*target)));
+            // One that is joining has its WELCOME before it, one that is leaving nothing any more.
+            let Some(session) = session.filter(|session| session.stage == Stage::Active) else { continue };
+            let (id, encoding) = (session.connection, session.encoding);
+            let Some(connection) = self.connections.get(id) else { continue };
+            if connection.queue.bytes() > self.rules.queue_soft_bytes || self.pool.queued_bytes > self.rules.queued_bytes_max {
+                self.counters.transients_dropped_count += 1;
+                continue;
+            }
+            let variant = variant_of(encoding, target.own);
+            let index = *variants[variant].get_or_insert_with(|| {
+                self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, &frame(target.own), out))
+            });
+            self.push_frame(id, index, 0);
+        }
+        for frame in variants.into_iter().flatten() {
+            self.pool.release(frame);
+        }
     }
 
     fn resync_all(&mut self) {

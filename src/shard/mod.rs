@@ -81,6 +81,8 @@ pub struct Rules {
     pub send_window: u16,
     pub send_rate: Rate,
     pub read_rate: Rate,
+    pub signal_rate: Rate,
+    pub max_signal: u32,
     pub ping_ms: u32,
     pub hello_ms: u32,
     pub upgrade_ms: u32,
@@ -118,6 +120,9 @@ pub struct Shard {
     /// Cursors merged by max until the next hand-over to the store.
     cursors: HashMap<(SessionRef, Text), u64>,
     cursors_due_ms: Option<u64>,
+    /// Connections that have signalled lately.
+    signals: HashMap<ConnectionId, Bucket>,
+    signals_swept_ms: u64,
     /// Mail that found its lane full and must not be lost.
     leaves: VecDeque<Submit>,
     peers: VecDeque<(ReactorId, Peer)>,
@@ -162,6 +167,8 @@ impl Shard {
             commands: VecDeque::new(),
             cursors: HashMap::new(),
             cursors_due_ms: None,
+            signals: HashMap::new(),
+            signals_swept_ms: 0,
             leaves: VecDeque::new(),
             peers: VecDeque::new(),
             drain: None,

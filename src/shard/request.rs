@@ -2,13 +2,15 @@
 
 use super::{ATTACH_MS, Joining, Kind, Outlet, READS_WAITING_MAX, Shard, State};
 use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
-use crate::mail::{Attach, PageMail, PageRequest, SendMail, Sender, Submit};
+use crate::limits::WATCH_TTL_S_MAX;
+use crate::mail::{Attach, PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
 use crate::observe::counters::CloseCause;
 use crate::session::auth::AuthError;
 use crate::session::delivery::{Session, Stage};
 use crate::session::hold::{By, Verdict};
+use crate::session::rate::Bucket;
 use crate::wire::envelope::{
-    ClientFrame, Cursors, Encoding, ErrorCode, Frames, Hello, Send, ServerFrame, page_flags, send_flags,
+    ClientFrame, Cursors, Encoding, ErrorCode, Frames, Hello, Send, ServerFrame, Users, caps, page_flags, send_flags,
 };
 use crate::wire::message::Text;
 
@@ -67,7 +69,12 @@ impl Shard {
                 let request = PageRequest::Fetch { conv, from: *from, to: *to, limit: clamp_limit(*limit), newest };
                 self.handle_read(id, *rid, request, outlet);
             }
-            ClientFrame::Nack { conv, .. } | ClientFrame::Signal { conv, .. } => {
+            ClientFrame::Signal { conv, kind, payload } => {
+                if !draining {
+                    self.handle_signal(id, conv, *kind, payload, outlet);
+                }
+            }
+            ClientFrame::Nack { conv, .. } => {
                 if !draining {
                     let detail = format!("{conv} not in this release");
                     self.refuse(id, 0, ErrorCode::NotGranted, 0, &detail);
@@ -89,7 +96,7 @@ impl Shard {
                     self.overloaded(id, *rid);
                 }
             }
-            ClientFrame::Watch { rid, .. } => self.refuse(id, *rid, ErrorCode::NotGranted, 0, "presence is not in this release"),
+            ClientFrame::Watch { rid, ttl_s, users } => self.handle_watch(id, *rid, *ttl_s, users, outlet),
         }
     }
 
@@ -120,7 +127,7 @@ impl Shard {
             unacknowledged: 0,
             expires_s: expires_s(identity.expires_unix_s),
             window: window.clamp(1, self.rules.window_max),
-            caps: 0,
+            caps: granted_caps(hello.caps),
             stage: Stage::Joining,
             encoding,
             backlog: None,
@@ -132,7 +139,13 @@ impl Shard {
         let joining = Joining { user: user.clone(), minor: MINOR, attached: false, awaits: None, gone: false };
         self.cold[id.index as usize].extra.get_or_insert_default().joining = Some(joining);
         let device = Text::copy_from(&hello.device);
-        let attach = Attach { session: self.session_ref(session_id), user, device, platform: hello.platform };
+        let attach = Attach {
+            session: self.session_ref(session_id),
+            user,
+            device,
+            platform: hello.platform,
+            caps: granted_caps(hello.caps),
+        };
         if outlet.submit(Submit::Attach(attach)).is_err() {
             self.sessions.remove(session_id);
             self.connections.get_mut(id).expect("checked after every frame").session = 0;
@@ -193,9 +206,6 @@ impl Shard {
             }
             self.drop_empty_extra(id);
         }
-        if transient {
-            return self.refuse_send(id, send, ErrorCode::NotGranted, 0);
-        }
         if !self.may_name(&send.conv) {
             return self.refuse_send(id, send, ErrorCode::NotMember, 0);
         }
@@ -212,7 +222,7 @@ impl Shard {
         let mail = SendMail {
             from,
             cmid: send.cmid,
-            flags: send.flags & (send_flags::RETRY | send_flags::QUIET | send_flags::RELEASE),
+            flags: send.flags & (send_flags::RETRY | send_flags::TRANSIENT | send_flags::QUIET | send_flags::RELEASE),
             kind: send.kind,
             ttl_s: send.ttl_s,
             trace: None,
@@ -239,8 +249,57 @@ impl Shard {
 
     /// Answers a SEND that goes no further, and starts the hold where the contract says so.
     fn refuse_send(&mut self, id: ConnectionId, send: &Send<'_>, code: ErrorCode, retry_ms: u32) {
-        self.hold_or_settle(id, &send.conv, send.cmid, code, By::Core);
+        // A TRANSIENT message is never retried: what waited for its repeat would wait for ever.
+        if send.flags & send_flags::TRANSIENT == 0 {
+            self.hold_or_settle(id, &send.conv, send.cmid, code, By::Core);
+        }
         self.refuse(id, send.rid, code, retry_ms, "");
+    }
+
+    /// WATCH: the store replaces the set, and says who is online.
+    fn handle_watch(&mut self, id: ConnectionId, rid: u32, ttl_s: u32, users: &Users<'_>, outlet: &mut impl Outlet) {
+        let Some(session) = self.session_mut(id) else { return };
+        if u32::from(session.caps) & caps::PRESENCE == 0 {
+            return self.refuse(id, rid, ErrorCode::NotGranted, 0, "ask for presence in HELLO");
+        }
+        if ttl_s > WATCH_TTL_S_MAX {
+            return self.fail(id, rid, ErrorCode::BadField, "ttl_s: at most 300");
+        }
+        if let Some(wrong) = users.iter().find(|user| !ids::is_user(user)) {
+            let detail = format!("users: {:.40} is no user id", wrong.escape_debug().to_string());
+            return self.fail(id, rid, ErrorCode::BadField, &detail);
+        }
+        let now_ms = self.now_ms();
+        if let Err(retry_ms) = self.cold[id.index as usize].reads.take(self.rules.read_rate, now_ms) {
+            return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
+        }
+        let Some(from) = self.sender(id, rid) else { return };
+        let mut users: Vec<Text> = users.iter().map(|user| self.arena.text(user)).collect();
+        users.sort();
+        users.dedup();
+        if outlet.submit(Submit::Watch(WatchMail { from, users, ttl_s })).is_err() {
+            self.overloaded(id, rid);
+        }
+    }
+
+    /// SIGNAL: to the store, or dropped.
+    fn handle_signal(&mut self, id: ConnectionId, conv: &str, kind: u16, payload: &[u8], outlet: &mut impl Outlet) {
+        if ids::conversation_kind(conv).is_none() {
+            return self.refuse(id, 0, ErrorCode::NotMember, 0, &format!("{conv:.50} refused"));
+        }
+        if payload.len() > self.rules.max_signal as usize {
+            return self.refuse(id, 0, ErrorCode::PayloadTooLarge, 0, &format!("{conv} refused"));
+        }
+        let (now_ms, rate) = (self.now_ms(), self.rules.signal_rate);
+        let bucket = self.signals.entry(id).or_insert_with(|| Bucket::full(rate, now_ms));
+        if let Err(retry_ms) = bucket.take(rate, now_ms) {
+            return self.refuse(id, 0, ErrorCode::RateLimited, retry_ms, &format!("{conv} refused"));
+        }
+        let Some(from) = self.sender(id, 0) else { return };
+        let mail = SignalMail { from, conv: self.arena.text(conv), kind, payload: self.arena.body(payload) };
+        if outlet.submit(Submit::Signal(mail)).is_err() {
+            self.counters.signals_shed_count += 1;
+        }
     }
 
     pub(super) fn hold_or_settle(&mut self, id: ConnectionId, conv: &str, cmid: Cmid, code: ErrorCode, by: By) {
@@ -352,6 +411,11 @@ impl Shard {
             self.submit_cursors(outlet);
         }
     }
+}
+
+/// The capabilities of a HELLO that this release has.
+fn granted_caps(asked: u32) -> u8 {
+    (asked & (caps::RECEIPTS | caps::PRESENCE)) as u8
 }
 
 /// Seconds of an expiry in 32 bits: tokens beyond the year 2106 end then.

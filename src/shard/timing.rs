@@ -30,7 +30,19 @@ impl Shard {
             self.check_silent(slot, ping_ticks);
         }
         self.silent = silent;
+        self.sweep_signals();
         self.flush_mail(now, outlet);
+    }
+
+    /// Forgets the rates of those who have not signalled for long enough: a full bucket says nothing.
+    fn sweep_signals(&mut self) {
+        let (now_ms, rate) = (self.now.mono_ns / 1_000_000, self.rules.signal_rate);
+        if self.signals.is_empty() || now_ms < self.signals_swept_ms + SIGNALS_SWEEP_MS {
+            return;
+        }
+        self.signals_swept_ms = now_ms;
+        let now_ms = self.now_ms();
+        self.signals.retain(|_, bucket| !bucket.is_full(rate, now_ms));
     }
 
     /// How long the next wait may last, milliseconds.
@@ -178,3 +190,6 @@ impl Shard {
         }
     }
 }
+
+/// How often rates that say nothing any more are looked for.
+const SIGNALS_SWEEP_MS: u64 = 5_000;

@@ -12,7 +12,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::dedup::{Known, Recent};
 use super::entry::{Change, Entry, Message, Names, Operation};
-use super::job::Loaded;
+use super::job::{Loaded, Positions};
 use super::record::{self, Value};
 use super::schema::{
     self, Batch, Change as RowChange, Conv, Device, Hashes, Keyspace, META_POSITION, User, dedup_bucket, dedup_quarter,
@@ -166,9 +166,19 @@ pub struct Conversation {
     changed: u64,
     /// Read positions as far as they are known.
     reads: HashMap<User, u64>,
+    /// Highest cursors, of users about whom somebody wants receipts.
+    received: HashMap<User, Received>,
     /// Group that touched it last: not evicted before that group is closed.
     touched: u64,
     used: bool,
+}
+
+/// The highest cursor of the devices of a user.
+#[derive(Clone, Copy, Debug, Default)]
+struct Received {
+    seq: u64,
+    /// The cursors in the engine are in it; otherwise only those seen since the conversation was loaded.
+    is_whole: bool,
 }
 
 impl Conversation {
@@ -184,7 +194,7 @@ impl Conversation {
     }
 
     fn weight(&self) -> usize {
-        1 + self.members.len() + self.reads.len()
+        1 + self.members.len() + self.reads.len() + self.received.len()
     }
 }
 
@@ -274,6 +284,7 @@ impl State {
             floor_count: loaded.floor_count,
             changed: loaded.changed,
             reads: HashMap::new(),
+            received: HashMap::new(),
             touched: 0,
             used: true,
         };
@@ -282,13 +293,35 @@ impl State {
         self.ring.push_back(conv);
     }
 
-    /// Puts the read position of a user, as the engine says, into memory. A position known already is newer and stays.
-    pub fn insert_read(&mut self, conv: Conv, user: User, seq: u64) {
+    /// Puts the positions of a user, as the engine says, into memory. A position known already is newer and stays; the highest cursor
+    /// is that of engine and memory together.
+    pub fn insert_positions(&mut self, conv: Conv, user: User, positions: Positions) {
         if let Some(conversation) = self.conversations.get_mut(&conv) {
             let before = conversation.weight();
-            conversation.reads.entry(user).or_insert(seq);
+            conversation.reads.entry(user).or_insert(positions.read);
+            let received = conversation.received.entry(user).or_default();
+            received.seq = received.seq.max(positions.recv);
+            received.is_whole = true;
             self.weight += conversation.weight() - before;
         }
+    }
+
+    /// A device of the user holds the conversation up to `seq`.
+    pub fn merge_received(&mut self, conv: Conv, user: User, seq: u64) {
+        if let Some(conversation) = self.conversations.get_mut(&conv) {
+            let before = conversation.weight();
+            let received = conversation.received.entry(user).or_default();
+            received.seq = received.seq.max(seq);
+            self.weight += conversation.weight() - before;
+        }
+    }
+
+    /// How far a user is; `None` while memory does not know it.
+    #[must_use]
+    pub fn positions(&self, conv: Conv, user: User) -> Option<Positions> {
+        let conversation = self.conversations.get(&conv)?;
+        let received = conversation.received.get(&user).filter(|received| received.is_whole)?;
+        Some(Positions { read: *conversation.reads.get(&user)?, recv: received.seq })
     }
 
     /// Whether `dedup.N` must be asked before this SEND can be admitted.

@@ -134,7 +134,7 @@ impl Bench {
     fn read(&mut self, conv: &'static str, user: &'static str, seq: u64) -> Result<u64, ErrorCode> {
         let key = Self::load(&mut self.state, &self.engine, conv);
         let hash = self.state.hashes().user(user);
-        self.state.insert_read(key, hash, self.engine.read(self.state.hashes(), conv, user));
+        self.state.insert_positions(key, hash, self.engine.positions(self.state.hashes(), conv, user));
         match self.state.admit_read(conv, user, seq, self.now_ms) {
             ReadAdmission::Accept(entry) => {
                 self.accept(&entry);

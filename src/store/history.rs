@@ -1,11 +1,14 @@
 //! What SYNC, FETCH and the store's own questions read from one view of the engine.
 
+use std::collections::HashSet;
+
 use super::engine::EngineError;
-use super::job::{JobFault, Loaded};
+use super::job::{JobFault, Loaded, Positions};
 use super::record::{self, MessageHeader, Value};
 use super::rows::Rows;
 use super::schema::{self, Conv, Device, Hashes, Keyspace, User};
 use crate::ids::{self, Cmid, ConversationKind, Mid};
+use crate::limits::SHARED_CONVERSATIONS_MAX;
 use crate::mail::PageRequest;
 use crate::wire::envelope::{
     Encoding, Entry, ErrorCode, Message, PageHead, PageOrder, PageWriter, SyncPageWriter, deliver_flags, page_flags,
@@ -119,14 +122,61 @@ impl<R: Rows> History<R> {
         }))
     }
 
-    /// Read position of a user; 0: never read.
+    /// Read position of a user, and the highest cursor of the user's devices.
     ///
     /// # Errors
     /// [`JobFault`].
-    pub fn read_position(&self, conv: &str, user: &str) -> Result<u64, JobFault> {
-        let key = schema::user_key(self.hashes.user(user), self.hashes.conv(conv));
-        let row = self.view.get(Keyspace::Read, &key).map_err(engine)?;
-        row.map_or(Ok(0), |row| record::Read::decode(&row).map(|read| read.seq).map_err(mismatch))
+    pub fn positions(&self, conv: &str, user: &str) -> Result<Positions, JobFault> {
+        let (conv, user) = (self.hashes.conv(conv), self.hashes.user(user));
+        let row = self.view.get(Keyspace::Read, &schema::user_key(user, conv)).map_err(engine)?;
+        let read = row.map_or(Ok(0), |row| record::Read::decode(&row).map(|read| read.seq).map_err(mismatch))?;
+        let mut recv = 0;
+        // Cursors of one device stand together, so the search leaps from device to device.
+        let last = schema::cursor_key(user, Device(u64::MAX), Conv([0xFF; 16]));
+        let mut first = schema::cursor_key(user, Device(0), Conv([0; 16]));
+        for _ in 0..DEVICES_SEARCHED_MAX {
+            let Some(row) = self.view.range(Keyspace::Cursor, &first, &last).next() else { break };
+            let (key, _) = row.map_err(engine)?;
+            let device = schema::cursor_key_device(&key).ok_or(JobFault::Mismatch)?;
+            if let Some(row) = self.view.get(Keyspace::Cursor, &schema::cursor_key(user, device, conv)).map_err(engine)? {
+                recv = recv.max(record::Cursor::decode(&row).map_err(mismatch)?.seq);
+            }
+            let Some(next) = device.0.checked_add(1) else { break };
+            first = schema::cursor_key(user, Device(next), Conv([0; 16]));
+        }
+        Ok(Positions { read, recv })
+    }
+
+    /// For each of `others`, whether `user` shares a conversation with them.
+    ///
+    /// # Errors
+    /// [`JobFault`].
+    pub fn shared(&self, user: &str, others: &[Text]) -> Result<Vec<bool>, JobFault> {
+        let mine: HashSet<Conv> = self.present(self.hashes.user(user))?.into_iter().collect();
+        let shares = |other: &Text| {
+            if other.as_str() == user {
+                return Ok(true);
+            }
+            let (a, b) = if other.as_str() < user { (other.as_str(), user) } else { (user, other.as_str()) };
+            if mine.contains(&self.hashes.conv(&format!("d:{a}:{b}"))) {
+                return Ok(true);
+            }
+            Ok(self.present(self.hashes.user(other))?.iter().any(|conv| mine.contains(conv)))
+        };
+        others.iter().map(shares).collect()
+    }
+
+    /// The conversations a user has and has not left, as many as are looked through.
+    fn present(&self, user: User) -> Result<Vec<Conv>, JobFault> {
+        let prefix = user.0.to_be_bytes();
+        let mut present = Vec::new();
+        for row in self.view.prefix(Keyspace::ConvOf, &prefix).take(SHARED_CONVERSATIONS_MAX) {
+            let (key, value) = row.map_err(engine)?;
+            if !record::ConvOf::decode(&value).map_err(mismatch)?.left {
+                present.push(schema::user_key_conv(&key).ok_or(JobFault::Mismatch)?);
+            }
+        }
+        Ok(present)
     }
 
     /// What a cmid was used for within the window.
@@ -380,6 +430,9 @@ fn engine(_: EngineError) -> JobFault {
 fn mismatch(_: record::BadValue) -> JobFault {
     JobFault::Mismatch
 }
+
+/// Devices of one user whose cursors are looked at for a receipt, in the order of their hashes.
+const DEVICES_SEARCHED_MAX: usize = 256;
 
 /// `unread` is capped here.
 const UNREAD_MAX: u64 = 9_999;

@@ -182,8 +182,8 @@ impl Bench {
         let key = self.load(conv);
         let hash = self.state.hashes().user(user);
         if self.state.admit_read(conv, user, seq, self.now_ms) == ReadAdmission::Unknown {
-            let stands = self.history().read_position(conv, user).unwrap();
-            self.state.insert_read(key, hash, stands);
+            let stands = self.history().positions(conv, user).unwrap();
+            self.state.insert_positions(key, hash, stands);
         }
         if let ReadAdmission::Accept(entry) = self.state.admit_read(conv, user, seq, self.now_ms) {
             let Logged::Read { mid, .. } = entry.change else { panic!("a read position") };

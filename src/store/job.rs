@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::record::Dedup;
 use super::schema::Batch;
 use crate::ids::Cmid;
-use crate::mail::PageMail;
+use crate::mail::{PageMail, WatchMail};
 use crate::wire::envelope::ErrorCode;
 use crate::wire::message::Text;
 
@@ -32,12 +32,23 @@ pub enum Job {
         /// Group the snapshot must hold.
         after: u64,
     },
-    /// The read position of a user; answered by [`Answer::Position`].
+    /// Read position of a user and the highest cursor of the user's devices; answered by [`Answer::Position`].
     Position {
         /// Conversation.
         conv: Text,
         /// User.
         user: Text,
+        /// Group the snapshot must hold.
+        after: u64,
+    },
+    /// Which of these users share a conversation with the one who asks; answered by [`Answer::Shared`].
+    Share {
+        /// What is asked, to come back with the answer.
+        watch: WatchMail,
+        /// Who asks.
+        user: Text,
+        /// Order of the WATCHes.
+        turn: u64,
         /// Group the snapshot must hold.
         after: u64,
     },
@@ -59,9 +70,11 @@ impl Job {
     #[must_use]
     pub fn after(&self) -> u64 {
         match self {
-            Self::Page { after, .. } | Self::Load { after, .. } | Self::Position { after, .. } | Self::Dedup { after, .. } => {
-                *after
-            }
+            Self::Page { after, .. }
+            | Self::Load { after, .. }
+            | Self::Position { after, .. }
+            | Self::Share { after, .. }
+            | Self::Dedup { after, .. } => *after,
         }
     }
 }
@@ -76,14 +89,23 @@ pub enum Answer {
         /// What the engine says.
         result: Result<Option<Loaded>, JobFault>,
     },
-    /// See [`Job::Position`]. 0: never read.
+    /// See [`Job::Position`].
     Position {
         /// Conversation.
         conv: Text,
         /// User.
         user: Text,
         /// What the engine says.
-        result: Result<u64, JobFault>,
+        result: Result<Positions, JobFault>,
+    },
+    /// See [`Job::Share`].
+    Shared {
+        /// What was asked.
+        watch: WatchMail,
+        /// Order of the WATCHes.
+        turn: u64,
+        /// For each user asked about, whether a conversation is shared.
+        result: Result<Vec<bool>, JobFault>,
     },
     /// See [`Job::Dedup`].
     Dedup {
@@ -115,6 +137,15 @@ pub struct Loaded {
     pub changed: u64,
     /// Members with their first visible seq; empty for `d:`.
     pub members: Vec<(Text, u64)>,
+}
+
+/// How far a user is in a conversation. 0: not at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Positions {
+    /// Everything up to here is read.
+    pub read: u64,
+    /// Everything up to here is held by one of the user's devices.
+    pub recv: u64,
 }
 
 /// Why a job has no answer.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::job::Loaded;
+use super::job::{Loaded, Positions};
 use super::record::{self, Value};
 use super::schema::{Batch, Change, Hashes, Keyspace, META_POSITION, dedup_key, head_key, msg_seq, user_key};
 use crate::ids::Cmid;
@@ -65,9 +65,13 @@ impl Engine {
         })
     }
 
-    pub fn read(&self, hashes: &Hashes, conv: &str, user: &str) -> u64 {
-        let key = user_key(hashes.user(user), hashes.conv(conv));
-        self.get(Keyspace::Read, &key).map_or(0, |row| record::Read::decode(row).unwrap().seq)
+    pub fn positions(&self, hashes: &Hashes, conv: &str, user: &str) -> Positions {
+        let (conv, user) = (hashes.conv(conv), hashes.user(user));
+        let read = self.get(Keyspace::Read, &user_key(user, conv)).map_or(0, |row| record::Read::decode(row).unwrap().seq);
+        let prefix = user.0.to_be_bytes();
+        let cursors = self.prefixed(Keyspace::Cursor, &prefix).filter(|(key, _)| key.ends_with(&conv.0));
+        let recv = cursors.map(|(_, row)| record::Cursor::decode(row).unwrap().seq).max().unwrap_or(0);
+        Positions { read, recv }
     }
 
     pub fn dedup(&self, hashes: &Hashes, user: &str, cmid: Cmid) -> Option<record::Dedup> {

@@ -22,7 +22,11 @@ impl Outbox {
         self.overflowed |= !self.kept.is_empty() && self.bytes + bytes > OUTBOX_BYTES_MAX;
         if self.overflowed {
             group.events.retain(|event| match event {
-                Event::Deliver { count, .. } | Event::Conv { count, .. } => {
+                Event::Deliver { count, .. }
+                | Event::Conv { count, .. }
+                | Event::Receipt { count, .. }
+                | Event::Presence { count, .. }
+                | Event::Signalled { count, .. } => {
                     dropped += u64::from(*count);
                     false
                 }

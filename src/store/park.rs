@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use super::record::Dedup;
 use super::schema::Conv;
 use crate::ids::Cmid;
-use crate::mail::{CursorMail, MemberMail, SendMail, Sender};
+use crate::mail::{CursorMail, MemberMail, SendMail, Sender, SignalMail};
 use crate::wire::message::Text;
 
 /// A submission that concerns a conversation.
@@ -36,6 +36,13 @@ pub enum Work {
     Cursor(CursorMail),
     /// A change of members.
     Member(MemberMail),
+    /// A SIGNAL.
+    Signal {
+        /// As submitted.
+        mail: SignalMail,
+        /// Who signals.
+        user: Text,
+    },
 }
 
 /// What is known of a cmid beyond what memory holds.
@@ -58,6 +65,7 @@ impl Work {
             Work::Read { conv, .. } => conv,
             Work::Cursor(mail) => &mail.conv,
             Work::Member(mail) => &mail.conv,
+            Work::Signal { mail, .. } => &mail.conv,
         }
     }
 }

@@ -64,7 +64,10 @@ pub fn reply<R: Rows>(history: Result<History<R>, JobFault>, job: Job, now_s: u6
         }
         Job::Load { conv, after: _ } => Answer::Loaded { result: history.and_then(|history| history.load(&conv)), conv },
         Job::Position { conv, user, after: _ } => {
-            Answer::Position { result: history.and_then(|history| history.read_position(&conv, &user)), conv, user }
+            Answer::Position { result: history.and_then(|history| history.positions(&conv, &user)), conv, user }
+        }
+        Job::Share { watch, user, turn, after: _ } => {
+            Answer::Shared { result: history.and_then(|history| history.shared(&user, &watch.users)), watch, turn }
         }
         Job::Dedup { conv, user, cmid, after: _ } => {
             Answer::Dedup { result: history.and_then(|history| history.dedup(&user, cmid)), conv, user, cmid }

@@ -218,6 +218,13 @@ pub fn cursor_key(user: User, device: Device, conv: Conv) -> [u8; 32] {
     join(join::<8, 8, 16>(user.0.to_be_bytes(), device.0.to_be_bytes()), conv.0)
 }
 
+/// The device of a key of `cursor`; `None` if it is none.
+#[must_use]
+pub fn cursor_key_device(key: &[u8]) -> Option<Device> {
+    let device = <&[u8; 32]>::try_from(key).ok()?[8..16].try_into().ok()?;
+    Some(Device(u64::from_be_bytes(device)))
+}
+
 /// Which quarter of a dedup window a message falls in, counted from 1970.
 #[must_use]
 pub fn dedup_quarter(mid: Mid, window_s: u32) -> u64 {

@@ -14,6 +14,8 @@
 //! It never reads the engine and never waits for another thread. Lanes and clock are a trait, the disk is a trait: tests drive it
 //! turn by turn.
 
+mod live;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -47,6 +49,7 @@ use crate::route::fanout::{Fanout, Source};
 use crate::route::roster::{Attached, Roster};
 use crate::wire::envelope::{ErrorCode, SENT_DUPLICATE, deliver_flags, send_flags};
 use crate::wire::message::{Arena, Text};
+use live::{Live, signal_bytes, traits};
 
 /// What surrounds the sequencer. Nothing here waits.
 pub trait Ports {
@@ -81,6 +84,23 @@ pub struct Settings {
     pub space: SpaceRule,
     /// How many reactors there are.
     pub cores: usize,
+    /// Who may do and see what.
+    pub policy: Policy,
+}
+
+/// Who may do and see what; the defaults are those of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Members of a group above which receipts stay among the user's own devices.
+    pub receipt_members_max: usize,
+    /// Everybody may watch everybody; otherwise only those who share a conversation.
+    pub presence_for_all: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { receipt_members_max: 100, presence_for_all: false }
+    }
 }
 
 /// What the caller does after a turn.
@@ -102,6 +122,7 @@ pub struct Sequencer<D: Disk> {
     parking: Parking,
     holds: Holds,
     cursors: Cursors,
+    live: Live,
     open: Open,
     outboxes: Vec<Outbox>,
     /// Groups that are not written yet, below level 1: their number of entries and bodies.
@@ -190,6 +211,7 @@ impl<D: Disk> Sequencer<D> {
             parking: Parking::default(),
             holds: Holds::default(),
             cursors: Cursors::default(),
+            live: Live::default(),
             open: Open { number, ..Open::default() },
             outboxes: (0..settings.cores).map(|_| Outbox::default()).collect(),
             unwritten: VecDeque::new(),
@@ -241,7 +263,8 @@ impl<D: Disk> Sequencer<D> {
             self.submit(submit, now, ports);
             submitted += 1;
         }
-        let is_busy = taken == JOB_LANE_MAX || submitted == GROUP_SUBMISSIONS_MAX || !self.has_room();
+        let mut is_busy = taken == JOB_LANE_MAX || submitted == GROUP_SUBMISSIONS_MAX || !self.has_room();
+        is_busy |= self.tell_live(is_busy, now, ports);
         let is_due = self.open.since.is_some_and(|since| now.since(since) >= RIDE_MAX);
         let committed = if self.open.must_close || is_due || self.cursors.is_full() { self.close(now, ports)? } else { None };
         if self.must_sync || self.unsynced_bytes > UNSYNCED_BYTES_MAX {
@@ -299,12 +322,20 @@ impl<D: Disk> Sequencer<D> {
     fn submit(&mut self, submit: Submit, now: Moment, ports: &mut impl Ports) {
         self.counters.submissions_count[submission_index(&submit)] += 1;
         match submit {
-            Submit::Attach(attach) => self.attach(&attach),
+            Submit::Attach(attach) => self.attach(&attach, now),
             Submit::Leave { session, roster } => {
-                if self.roster.leave(roster, session) {
-                    self.fanout.push(session.reactor, Event::Left { session });
+                self.leave(session, roster, now);
+            }
+            Submit::Away { session, roster } => {
+                if self.roster.session(roster) == Some(session) {
+                    self.set_away(roster, now);
                 }
             }
+            Submit::Watch(mail) => self.watch(mail, now, ports),
+            Submit::Signal(mail) => match self.user(mail.from) {
+                Some(user) => self.offer(Work::Signal { mail, user }, now, ports),
+                None => self.credit_bytes += signal_bytes(&mail),
+            },
             Submit::Send(mail) => match self.user(mail.from) {
                 Some(user) => self.offer(Work::Send { mail, user, lookup: Lookup::Unasked }, now, ports),
                 None => self.credit_bytes += body_bytes(&mail),
@@ -324,12 +355,14 @@ impl<D: Disk> Sequencer<D> {
         }
     }
 
-    fn attach(&mut self, attach: &Attach) {
+    fn attach(&mut self, attach: &Attach, now: Moment) {
         self.counters.attaches_count += 1;
-        let Attach { session, user, device, platform } = attach;
+        let Attach { session, user, device, platform, caps } = attach;
         let hash = self.state.hashes().user(user).0;
-        match self.roster.attach(hash, user, device, *platform, *session) {
+        self.forget_device(hash, user, device);
+        match self.roster.attach(hash, user, device, traits(*platform, *caps), *session) {
             Attached::Placed { roster, evicted } => {
+                self.arrived(hash, roster, now);
                 if let Some(old) = evicted {
                     self.counters.evicts_count += 1;
                     self.fanout.push(old.reactor, Event::Evict { session: old, by: *session });
@@ -386,12 +419,14 @@ impl<D: Disk> Sequencer<D> {
             Answer::Position { conv: id, user, result } => {
                 let conv = self.state.hashes().conv(&id);
                 match result {
-                    Ok(seq) => self.state.insert_read(conv, self.state.hashes().user(&user), seq),
+                    Ok(positions) => self.state.insert_positions(conv, self.state.hashes().user(&user), positions),
                     Err(fault) => return self.refuse_parked(conv, fault),
                 }
+                self.receipt_answered(conv, self.state.hashes().user(&user), now, ports);
                 self.parking.unblock(conv);
                 self.unpark(conv, now, ports);
             }
+            Answer::Shared { watch, turn, result } => self.watch_answered(&watch, turn, result, now),
             Answer::Dedup { conv: id, user, cmid, result } => {
                 let conv = self.state.hashes().conv(&id);
                 match result {
@@ -453,6 +488,7 @@ impl<D: Disk> Sequencer<D> {
                 (&mail.conv, self.roster.user(mail.roster))
             }
             Work::Cursor(_) => return None,
+            Work::Signal { mail, user } => (&mail.conv, user.as_str()),
             Work::Member(mail) => {
                 return (!State::is_group(&mail.conv)).then_some(ErrorCode::NotMember);
             }
@@ -495,14 +531,18 @@ impl<D: Disk> Sequencer<D> {
                 None
             }
             Work::Read { from, conv: id, user, seq } => {
-                if self.read(*from, id, user, *seq, now) {
+                if self.read(conv, (*from, id, user, *seq), now, ports) {
                     return None;
                 }
                 let job = Job::Position { conv: id.clone(), user: user.clone(), after };
                 self.wait_for(job, conv, work, ports)
             }
             Work::Cursor(mail) => {
-                self.cursor(conv, mail, now);
+                self.cursor(conv, mail, now, ports);
+                None
+            }
+            Work::Signal { mail, user } => {
+                self.signal(conv, mail, user);
                 None
             }
             Work::Member(_) => {
@@ -516,7 +556,7 @@ impl<D: Disk> Sequencer<D> {
     fn unwelcome(&mut self, conv: Conv, mail: &SendMail) -> Option<ErrorCode> {
         if self.holds.refuses(mail.from.session, conv, mail.cmid, mail.flags) {
             Some(ErrorCode::Held)
-        } else if self.is_read_only {
+        } else if self.is_read_only && mail.flags & send_flags::TRANSIENT == 0 {
             Some(ErrorCode::StorageFailed)
         } else if self.is_overloaded {
             Some(ErrorCode::StoreOverloaded)
@@ -613,11 +653,18 @@ impl<D: Disk> Sequencer<D> {
     }
 
     /// `false`: the read position must be loaded first.
-    fn read(&mut self, from: Sender, conv: &Text, user: &Text, seq: u64, now: Moment) -> bool {
-        let value = match self.state.admit_read(conv, user, seq, now.unix_ms) {
+    fn read(
+        &mut self,
+        conv: Conv,
+        (from, id, user, seq): (Sender, &Text, &Text, u64),
+        now: Moment,
+        ports: &mut impl Ports,
+    ) -> bool {
+        let value = match self.state.admit_read(id, user, seq, now.unix_ms) {
             ReadAdmission::Accept(entry) => {
                 self.accept(&entry, now);
                 self.open.has_read = true;
+                self.receipt(conv, self.state.hashes().user(user), from.session, now, ports);
                 seq
             }
             ReadAdmission::Stands(position) => position,
@@ -631,7 +678,7 @@ impl<D: Disk> Sequencer<D> {
         true
     }
 
-    fn cursor(&mut self, conv: Conv, mail: &CursorMail, now: Moment) {
+    fn cursor(&mut self, conv: Conv, mail: &CursorMail, now: Moment, ports: &mut impl Ports) {
         if self.roster.session(mail.roster) != Some(mail.session) {
             self.counters.stale_submissions_count += 1;
             return;
@@ -641,10 +688,12 @@ impl<D: Disk> Sequencer<D> {
             Ok(true) => {
                 self.counters.cursors_merged_count += 1;
                 let hashes = self.state.hashes();
-                self.cursors.merge(hashes.user(user), hashes.device(device), conv, mail.seq, || {
+                let hashes_user = hashes.user(user);
+                self.cursors.merge(hashes_user, hashes.device(device), conv, mail.seq, || {
                     [Text::from(mail.conv.as_str()), Text::from(user), Text::from(device)]
                 });
                 self.open.since.get_or_insert(now);
+                self.received(conv, hashes_user, mail, now, ports);
             }
             Ok(false) => {}
             Err(code) => {
@@ -709,16 +758,20 @@ impl<D: Disk> Sequencer<D> {
         match work {
             Work::Send { mail, .. } => {
                 self.counters.sends_refused_count += 1;
-                if code.is_retryable() {
+                let is_transient = mail.flags & send_flags::TRANSIENT != 0;
+                if code.is_retryable() && !is_transient {
                     self.holds.begin(mail.from.session, conv, mail.cmid);
                 }
                 self.credit_bytes += body_bytes(&mail);
                 let Sender { session, rid, .. } = mail.from;
-                self.fail(session, rid, code, Some((mail.conv, mail.cmid)));
+                // It is never retried, so nothing waits for its repeat.
+                let cmid = if is_transient { Cmid::default() } else { mail.cmid };
+                self.fail(session, rid, code, Some((mail.conv, cmid)));
             }
             Work::Read { from, .. } => self.fail(from.session, from.rid, code, None),
             // Unknown conversations are skipped; a cursor lost otherwise only repeats deliveries.
             Work::Cursor(_) => {}
+            Work::Signal { mail, .. } => self.refuse_signal(mail, code),
             Work::Member(mail) => {
                 let refusal = if code == ErrorCode::NotMember { MemberRefusal::BadName } else { MemberRefusal::Overloaded };
                 self.open.replies.push((mail.reply, Err(refusal)));
@@ -870,7 +923,8 @@ impl<D: Disk> Sequencer<D> {
         if is_held || !self.outboxes.iter().all(Outbox::is_empty) {
             return LANE_RETRY_EVERY;
         }
-        let chores = Duration::from_nanos(self.chores_due.saturating_sub(now.mono_ns));
+        let due = self.live.next_ns().map_or(self.chores_due, |next| next.min(self.chores_due));
+        let chores = Duration::from_nanos(due.saturating_sub(now.mono_ns));
         let ride = self.open.since.map_or(chores, |since| RIDE_MAX.saturating_sub(now.since(since)));
         chores.min(ride)
     }
@@ -925,6 +979,9 @@ fn submission_index(submit: &Submit) -> usize {
         Submit::Cursors(_) => 4,
         Submit::Page(_) => 5,
         Submit::Member(_) => 6,
+        Submit::Watch(_) => 7,
+        Submit::Signal(_) => 8,
+        Submit::Away { .. } => 9,
     }
 }
 

@@ -122,7 +122,11 @@ impl World {
                 Answer::Loaded { result: Ok(self.engine.load(&hashes, &conv)), conv }
             }
             Job::Position { conv, user, .. } => {
-                Answer::Position { result: Ok(self.engine.read(&hashes, &conv, &user)), conv, user }
+                Answer::Position { result: Ok(self.engine.positions(&hashes, &conv, &user)), conv, user }
+            }
+            Job::Share { watch, user, turn, .. } => {
+                let shares = |other: &Text| other.as_str() == user.as_str() || other.as_str().starts_with('f');
+                Answer::Shared { result: Ok(watch.users.iter().map(shares).collect()), watch, turn }
             }
             Job::Dedup { conv, user, cmid, .. } => {
                 Answer::Dedup { result: Ok(self.engine.dedup(&hashes, &user, cmid)), conv, user, cmid }
@@ -140,7 +144,11 @@ impl World {
         for (_, group) in mine {
             for event in group.events {
                 let targets = match &event {
-                    Event::Deliver { first, count, .. } | Event::Conv { first, count, .. } => {
+                    Event::Deliver { first, count, .. }
+                    | Event::Conv { first, count, .. }
+                    | Event::Receipt { first, count, .. }
+                    | Event::Presence { first, count, .. }
+                    | Event::Signalled { first, count, .. } => {
                         let range = *first as usize..(*first + *count) as usize;
                         group.targets[range].iter().map(|target| target.index).collect()
                     }
@@ -165,6 +173,11 @@ impl World {
             Event::Attached { session, .. } => format!("{} attached", session.index),
             Event::AttachRefused { session, code } => format!("{} not attached {}", session.index, code.value()),
             Event::Left { session } => format!("{} left", session.index),
+            Event::Receipt { conv, user, recv, read, .. } => {
+                format!("{targets:?} receipt {} {} recv {recv} read {read}", &*conv, &*user)
+            }
+            Event::Presence { user, state, .. } => format!("{targets:?} presence {} {state}", &*user),
+            Event::Signalled { conv, from, kind, .. } => format!("{targets:?} signalled {} {} {kind}", &*conv, &*from),
             Event::Resync => "resync".to_owned(),
         };
         self.events(0).into_iter().map(tell).collect()
@@ -192,7 +205,7 @@ fn open_at(
     let position = world.engine.position();
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss, projected: position.group };
     let (log, recovered) = Log::open(disk.clone(), settings).expect("the log opens");
-    let settings = Settings { levels, space: SPACE, cores: 2 };
+    let settings = Settings { levels, space: SPACE, cores: 2, policy: Policy::default() };
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, world)
 }
@@ -207,7 +220,7 @@ fn sender(index: u32, rid: u32) -> Sender {
 }
 
 fn attach(index: u32, user: &str) -> Submit {
-    Submit::Attach(Attach { session: session(index), user: user.into(), device: "web".into(), platform: 1 })
+    Submit::Attach(Attach { session: session(index), user: user.into(), device: "web".into(), platform: 1, caps: 0 })
 }
 
 fn message(from: Sender, conv: &str, cmid: u8, flags: u8) -> SendMail {
@@ -395,14 +408,14 @@ fn a_page_sees_the_read_before_it() {
     sequencer.turn(&mut world).unwrap();
     assert_eq!(disk.syncs_count(), syncs + 1);
     world.serve_job();
-    assert_eq!(world.engine.read(&hashes(), "d:al:bo", "bo"), 1);
+    assert_eq!(world.engine.positions(&hashes(), "d:al:bo", "bo").read, 1);
     world.submits.extend([page(1), read(6, 2)]);
     let turn = sequencer.turn(&mut world).unwrap();
     assert_eq!((disk.syncs_count(), turn.wake_in), (syncs + 1, RIDE_MAX));
     world.pass(1000);
     settle(&mut sequencer, &mut world);
     assert_eq!(disk.syncs_count(), syncs + 2);
-    assert_eq!(world.engine.read(&hashes(), "d:al:bo", "bo"), 2);
+    assert_eq!(world.engine.positions(&hashes(), "d:al:bo", "bo").read, 2);
 }
 
 /// Cursors are merged, checked against head, written within a second, and never go back, also not through replay.
@@ -492,7 +505,7 @@ fn a_replaced_device_is_a_clean_cut() {
     world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
     settle(&mut sequencer, &mut world);
     world.told();
-    let again = Attach { session: session(9), user: "bo".into(), device: "web".into(), platform: 1 };
+    let again = Attach { session: session(9), user: "bo".into(), device: "web".into(), platform: 1, caps: 0 };
     world.submits.extend([send(0, 2, "d:al:bo", 2, 0), Submit::Attach(again), send(0, 3, "d:al:bo", 3, 0)]);
     world.submits.push_back(send(1, 4, "d:al:bo", 4, 0));
     world.submits.push_back(Submit::Leave { session: session(1), roster: RosterId(1) });
@@ -672,7 +685,7 @@ fn a_repeat_is_known_to_an_engine_made_anew() {
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: 0 };
     let (log, recovered) = Log::open(disk, settings).unwrap();
     let position = anew.engine.position();
-    let settings = Settings { levels: Levels::all(2), space: SPACE, cores: 2 };
+    let settings = Settings { levels: Levels::all(2), space: SPACE, cores: 2, policy: Policy::default() };
     let progress = Arc::new(Progress::new(0));
     let mut sequencer = Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut anew).unwrap();
     let mut world = World::new(anew.engine);
@@ -867,7 +880,7 @@ fn power_cut(steps: &[(u8, u8)], syncs: u64, keep: u64, acknowledge_before_sync:
     let position = world.engine.position();
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: position.group };
     let (log, recovered) = Log::open(disk, settings).map_err(|error| error.to_string())?;
-    let settings = Settings { levels: Levels::all(2), space: SPACE, cores: 2 };
+    let settings = Settings { levels: Levels::all(2), space: SPACE, cores: 2, policy: Policy::default() };
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, &mut world)
         .map_err(|error| error.to_string())?;

@@ -164,7 +164,7 @@ mod tests {
     use super::super::log::{Log, LogSettings};
     use super::super::record;
     use super::super::recovery::Cold;
-    use super::super::sequencer::Settings;
+    use super::super::sequencer::{Policy, Settings};
     use super::*;
     use crate::ids::{Cmid, RosterId, SessionRef};
     use crate::mail::{Attach, Event, SendMail, Sender};
@@ -205,8 +205,12 @@ mod tests {
             let disk = MemoryDisk::default();
             let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: 0 };
             let (log, recovered) = Log::open(disk.clone(), settings).unwrap();
-            let settings =
-                Settings { levels: Levels::all(2), space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 }, cores: 1 };
+            let settings = Settings {
+                levels: Levels::all(2),
+                space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 },
+                cores: 1,
+                policy: Policy::default(),
+            };
             let store = record::Store { shard: 0, shards: 1, dedup_s: 60, hash_key: [1; 16] };
             let position = record::Position::default();
             let progress = Arc::new(Progress::new(0));
@@ -235,7 +239,7 @@ mod tests {
                 },
             );
             let thread = thread.unwrap();
-            let attach = Attach { session: SESSION, user: "al".into(), device: "web".into(), platform: 0 };
+            let attach = Attach { session: SESSION, user: "al".into(), device: "web".into(), platform: 0, caps: 0 };
             submit.try_send(Submit::Attach(attach)).unwrap();
             let attached = groups.recv_within(patience).unwrap();
             assert!(matches!(attached.events[..], [Event::Attached { roster: RosterId(0), .. }]));

@@ -87,6 +87,16 @@ impl Raw {
         (raw, welcome)
     }
 
+    /// A connection that was welcomed with these capabilities.
+    pub fn capable(gateway: &Gateway, encoding: Encoding, user: &str, device: &str, caps: u32) -> Self {
+        let mut raw = Self::open(gateway, encoding);
+        let token = gateway.token(user);
+        let ClientFrame::Hello(hello) = hello(&token, device) else { unreachable!() };
+        raw.put(&ClientFrame::Hello(Hello { caps, ..hello }));
+        assert_eq!(raw.welcome().caps, caps);
+        raw
+    }
+
     /// As [`Raw::welcomed`], for who does not care what it says.
     pub fn connect(gateway: &Gateway, encoding: Encoding, user: &str, device: &str) -> Self {
         Self::welcomed(gateway, encoding, user, device).0

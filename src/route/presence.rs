@@ -1,0 +1,327 @@
+//! Who watches whom, and what was last said about whom.
+//!
+//! ```text
+//!  roster: first device came, last device went ──► changed() ──► told 5 s later, if it is still so ──► watchers
+//!  WATCH ──► the set of the device is replaced ──► the present state of each
+//! ```
+//!
+//! A user is online while a device of the user is connected. A change is told only after it has lasted [`PRESENCE_DEBOUNCE_NS`]: who
+//! reconnects in between does not blink. Telling is work for later: it is done in steps, and waits while the store is busy. Sets end
+//! with the connection that asked for them, and by their time to live. Nothing is kept about a user nobody watches but when the last
+//! device went.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use crate::ids::{RosterId, SessionRef};
+use crate::limits::{PRESENCE_DEBOUNCE_NS, PRESENCE_SEEN_MAX, PRESENCE_SUBSCRIPTIONS_MAX};
+use crate::wire::message::Text;
+
+/// All sets of all watchers.
+#[derive(Debug, Default)]
+pub struct Presence {
+    sets: HashMap<RosterId, Set>,
+    watched: HashMap<u64, Watched>,
+    subscriptions_count: usize,
+    /// Changes that have not lasted long enough, by the time at which they will have.
+    unsettled: VecDeque<(u64, u64)>,
+    /// Users whose state is being told, and the last watcher told.
+    telling: VecDeque<(u64, Option<u32>)>,
+    /// When the first set may end.
+    next_end_ns: Option<u64>,
+    /// When the last device of a user went, Unix milliseconds; oldest first in `seen_order`.
+    seen: HashMap<u64, u64>,
+    seen_order: VecDeque<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Set {
+    session: SessionRef,
+    turn: u64,
+    ends_ns: u64,
+    users: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    name: Text,
+    watchers: BTreeSet<u32>,
+    is_online: bool,
+    /// What the watchers believe.
+    told: bool,
+    is_telling: bool,
+    /// When the change under way will have lasted long enough; 0: none is.
+    due_ns: u64,
+}
+
+/// What a watcher is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// User.
+    pub user: Text,
+    /// Whether a device of the user is connected.
+    pub is_online: bool,
+    /// When the user was last online, Unix milliseconds; 0: not known.
+    pub seen_ms: u64,
+}
+
+/// One user of a WATCH.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Keyed hash of the user.
+    pub user: u64,
+    /// User id.
+    pub name: Text,
+    /// Whether a device of the user is connected now.
+    pub is_online: bool,
+}
+
+impl Presence {
+    /// Replaces the set of a device. `turn` orders the WATCHes of one device: an older one than the set in force changes nothing.
+    ///
+    /// # Errors
+    /// No room for so many subscriptions; the old set is gone then.
+    pub fn watch(
+        &mut self,
+        watcher: RosterId,
+        session: SessionRef,
+        turn: u64,
+        ends_ns: u64,
+        wishes: &[Wish],
+    ) -> Result<(), TooMany> {
+        if self.sets.get(&watcher).is_some_and(|set| set.session == session && set.turn > turn) {
+            return Ok(());
+        }
+        self.forget(watcher);
+        if self.subscriptions_count + wishes.len() > PRESENCE_SUBSCRIPTIONS_MAX {
+            return Err(TooMany);
+        }
+        for wish in wishes {
+            let watched = self.watched.entry(wish.user).or_insert_with(|| Watched {
+                name: wish.name.clone(),
+                watchers: BTreeSet::new(),
+                is_online: wish.is_online,
+                told: wish.is_online,
+                is_telling: false,
+                due_ns: 0,
+            });
+            watched.watchers.insert(watcher.0);
+        }
+        self.subscriptions_count += wishes.len();
+        // An empty set stands too: it outdates an answer to an earlier WATCH that is still on its way.
+        let users = wishes.iter().map(|wish| wish.user).collect();
+        self.sets.insert(watcher, Set { session, turn, ends_ns, users });
+        self.next_end_ns = Some(self.next_end_ns.map_or(ends_ns, |next| next.min(ends_ns)));
+        Ok(())
+    }
+
+    /// The connection of a watcher is gone, or its device belongs to another.
+    pub fn forget(&mut self, watcher: RosterId) {
+        let Some(set) = self.sets.remove(&watcher) else { return };
+        self.subscriptions_count -= set.users.len();
+        for user in set.users {
+            let watched = self.watched.get_mut(&user).expect("a set names users that are watched");
+            watched.watchers.remove(&watcher.0);
+            if watched.watchers.is_empty() {
+                self.watched.remove(&user);
+            }
+        }
+    }
+
+    /// Whether anybody watches this user.
+    #[must_use]
+    pub fn is_watched(&self, user: u64) -> bool {
+        self.watched.contains_key(&user)
+    }
+
+    /// The devices of a user came or went.
+    pub fn changed(&mut self, user: u64, is_online: bool, now_ns: u64) {
+        let Some(watched) = self.watched.get_mut(&user).filter(|watched| watched.is_online != is_online) else { return };
+        watched.is_online = is_online;
+        // Back before it was told: there is nothing to say.
+        watched.due_ns = if watched.told == is_online { 0 } else { now_ns + PRESENCE_DEBOUNCE_NS };
+        if watched.due_ns > 0 {
+            self.unsettled.push_back((watched.due_ns, user));
+        }
+    }
+
+    /// The last device of a user went.
+    pub fn gone(&mut self, user: u64, now_ms: u64) {
+        self.seen.insert(user, now_ms);
+        self.seen_order.push_back((now_ms, user));
+        while self.seen_order.len() > PRESENCE_SEEN_MAX {
+            let Some((at_ms, user)) = self.seen_order.pop_front() else { return };
+            if self.seen.get(&user) == Some(&at_ms) {
+                self.seen.remove(&user);
+            }
+        }
+    }
+
+    /// What the watchers of a user are told when they ask.
+    #[must_use]
+    pub fn state(&self, user: u64, now_ms: u64) -> Option<Told> {
+        let watched = self.watched.get(&user)?;
+        let seen_ms = if watched.told { now_ms } else { self.seen.get(&user).copied().unwrap_or(0) };
+        Some(Told { user: watched.name.clone(), is_online: watched.told, seen_ms })
+    }
+
+    /// Tells what has settled, to at most about `budget` watchers. Returns whether something is left to be told now.
+    pub fn tell(
+        &mut self,
+        now_ns: u64,
+        now_ms: u64,
+        budget: usize,
+        mut to: impl FnMut(&Told, &mut dyn Iterator<Item = SessionRef>),
+    ) -> bool {
+        while let Some(&(due_ns, user)) = self.unsettled.front()
+            && due_ns <= now_ns
+        {
+            self.unsettled.pop_front();
+            let Some(watched) = self.watched.get_mut(&user).filter(|watched| watched.due_ns == due_ns) else { continue };
+            watched.due_ns = 0;
+            watched.told = watched.is_online;
+            // Whoever is being told half way is told again from the start.
+            if !std::mem::replace(&mut watched.is_telling, true) {
+                self.telling.push_back((user, None));
+            } else if let Some(half) = self.telling.iter_mut().find(|(other, _)| *other == user) {
+                half.1 = None;
+            }
+        }
+        let mut left = budget;
+        while left > 0
+            && let Some((user, after)) = self.telling.pop_front()
+        {
+            let Some(told) = self.state(user, now_ms) else { continue };
+            let watched = self.watched.get_mut(&user).expect("it has a state");
+            let from = after.map_or(0, |last| last + 1);
+            let step: Vec<u32> = watched.watchers.range(from..).take(left).copied().collect();
+            left -= step.len();
+            let sets = &self.sets;
+            to(&told, &mut step.iter().filter_map(|id| sets.get(&RosterId(*id)).map(|set| set.session)));
+            match step.last() {
+                Some(&last) if watched.watchers.range(last + 1..).next().is_some() => self.telling.push_front((user, Some(last))),
+                _ => watched.is_telling = false,
+            }
+        }
+        !self.telling.is_empty()
+    }
+
+    /// Ends the sets whose time is over.
+    pub fn expire(&mut self, now_ns: u64) {
+        if self.next_end_ns.is_none_or(|next| now_ns < next) {
+            return;
+        }
+        let over: Vec<RosterId> = self.sets.iter().filter(|(_, set)| set.ends_ns <= now_ns).map(|(id, _)| *id).collect();
+        over.into_iter().for_each(|watcher| self.forget(watcher));
+        self.next_end_ns = self.sets.values().map(|set| set.ends_ns).min();
+    }
+
+    /// When [`Presence::tell`] is to be asked again.
+    #[must_use]
+    pub fn next_ns(&self) -> Option<u64> {
+        if self.telling.is_empty() { self.unsettled.front().map(|&(due_ns, _)| due_ns) } else { Some(0) }
+    }
+
+    /// Watchers and those they watch, pair by pair.
+    #[must_use]
+    pub fn subscriptions_count(&self) -> usize {
+        self.subscriptions_count
+    }
+}
+
+/// No room for so many subscriptions: ERROR 4004.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TooMany;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::ReactorId;
+
+    fn session(index: u32) -> SessionRef {
+        SessionRef { reactor: ReactorId(0), index, generation: 1 }
+    }
+
+    fn wish(user: u64, is_online: bool) -> Wish {
+        Wish { user, name: Text::from(format!("u{user}").as_str()), is_online }
+    }
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever comes and goes: a watcher is told only of changes, alternating; whoever has been stable for the debounce is believed
+        /// right by everybody; who comes back sooner is never told of; and at the end nothing is kept.
+        #[test]
+        fn watchers_believe_what_lasts(steps in prop::collection::vec((0..4_u8, 0..3_u32, 0..3_u64, 0..3_000_u64), 1..120)) {
+            let mut presence = Presence::default();
+            let mut online = [false; 3];
+            let mut stable_since = [0_u64; 3];
+            let mut beliefs: BTreeMap<(u32, u64), bool> = BTreeMap::new();
+            let mut now_ns = SECOND_NS;
+            for (turn, (action, watcher, user, pause_ms)) in (0..).zip(steps) {
+                now_ns += pause_ms * 1_000_000;
+                let id = RosterId(watcher);
+                let mut told = Vec::new();
+                while presence.tell(now_ns, 1, 1, |state, to| told.extend(to.map(|it| (it.index, state.clone())))) {}
+                for (index, state) in told {
+                    let user: u64 = state.user[1..].parse().unwrap();
+                    prop_assert_eq!(beliefs.insert((index, user), state.is_online), Some(!state.is_online), "only changes are told");
+                }
+                for (&(_, user), &believed) in &beliefs {
+                    let at = usize::try_from(user).unwrap();
+                    prop_assert!(now_ns - stable_since[at] < PRESENCE_DEBOUNCE_NS || believed == online[at]);
+                }
+                match action {
+                    0 => {
+                        let users = [user, (user + 1) % 3];
+                        let wishes = users.map(|user| wish(user, online[usize::try_from(user).unwrap()]));
+                        prop_assert_eq!(presence.watch(id, session(watcher), turn, u64::MAX, &wishes), Ok(()));
+                        beliefs.retain(|(other, _), _| *other != watcher);
+                        for user in users {
+                            beliefs.insert((watcher, user), presence.state(user, 1).unwrap().is_online);
+                        }
+                    }
+                    1 => {
+                        presence.forget(id);
+                        beliefs.retain(|(other, _), _| *other != watcher);
+                    }
+                    _ => {
+                        let at = usize::try_from(user).unwrap();
+                        online[at] = !online[at];
+                        stable_since[at] = now_ns;
+                        presence.changed(user, online[at], now_ns);
+                    }
+                }
+            }
+            (0..3).for_each(|watcher| presence.forget(RosterId(watcher)));
+            prop_assert!(presence.watched.is_empty() && presence.subscriptions_count == 0);
+        }
+    }
+
+    /// A set ends by its time to live, an older WATCH changes nothing, and who went is remembered with the time.
+    #[test]
+    fn sets_end_and_turns_count() {
+        let mut presence = Presence::default();
+        let (id, one) = (RosterId(4), session(4));
+        presence.watch(id, one, 2, 10, &[wish(7, true)]).unwrap();
+        presence.watch(id, one, 1, 10, &[wish(8, true)]).unwrap();
+        assert!(presence.is_watched(7) && !presence.is_watched(8));
+        presence.changed(7, false, 3);
+        presence.gone(7, 1_764_000_000_000);
+        assert!(presence.state(7, 9).unwrap().is_online, "not yet");
+        let mut told = Vec::new();
+        presence.tell(3 + PRESENCE_DEBOUNCE_NS, 9, 10, |state, to| told.push((state.clone(), to.count())));
+        assert_eq!(told, [(Told { user: Text::from("u7"), is_online: false, seen_ms: 1_764_000_000_000 }, 1)]);
+        presence.expire(9);
+        assert_eq!(presence.subscriptions_count(), 1);
+        presence.expire(10);
+        assert_eq!((presence.subscriptions_count(), presence.is_watched(7)), (0, false));
+        presence.watch(id, one, 3, 10, &[]).unwrap();
+        assert_eq!(presence.subscriptions_count(), 0);
+    }
+}
