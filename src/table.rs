@@ -1,15 +1,14 @@
-//! Slots with generations, for connections and sessions.
+//! Slots with generations, for connections and sessions.                                                          [slab]
 //!
 //! A slot is named by index and generation, so a name outlives its slot harmlessly: the next tenant has another generation. The
 //! address space is reserved once and untouched pages are not resident, so a large capacity costs nothing until it is used, no
 //! value ever moves, and nothing doubles.
 //!
-//! Bytes per slot in use: the value and 4 for the generation. There is no tag: a value must have a niche (an enum field will do),
-//! which the compiler checks, so an aligned value of 64 bytes occupies 64 and not 128. A slot that became vacant costs 4 more, for
-//! its place among the vacant ones.
-//!
-//! An idle connection with its session thus occupies 64 + 4 (hot) + 32 (cold) + 4 (last receive tick) + 64 + 4 (session), and 8 in
-//! the driver: 180 bytes.
+//! Bytes per slot in use: the value and 4 for the generation, which stands in an array of its own, so that a vacant slot keeps it.
+//! There is no tag: a value must have a niche (an enum field will do), which the compiler checks, so an aligned value of 64 bytes
+//! occupies 64 in the slab and not 128. Vacant slots are chained through themselves.
+
+use slab::Slab;
 
 use crate::ids::{ConnectionId, SessionRef};
 
@@ -25,52 +24,52 @@ pub struct Key {
 /// At most `capacity` values of type `T`. See the module text.
 #[derive(Debug)]
 pub struct Table<T> {
-    values: Vec<Option<T>>,
+    /// `None`: a retired slot, which stays occupied so that it is never used again.
+    values: Slab<Option<T>>,
     /// Of the present tenant, or of the next one.
     generations: Vec<u32>,
-    /// Indices to be used again, the last one first: its memory is the warmest.
-    vacant: Vec<u32>,
     capacity: usize,
-    len: usize,
+    retired_count: usize,
+}
+
+/// An entry of the slab as the package declares it; its own is private. A test compares the distance of two values.
+#[expect(dead_code, reason = "only its size is of interest")]
+enum Entry<T> {
+    Vacant(usize),
+    Occupied(T),
 }
 
 impl<T> Table<T> {
+    /// Bytes of one slot: the value, or what the chain of vacant slots needs if that is more, and the generation.
+    pub const SLOT_BYTES: usize = size_of::<Entry<Option<T>>>() + size_of::<u32>();
+
     /// An empty table. Reserves address space for `capacity` values, which is the most it will ever hold.
     ///
     /// # Panics
     /// If `capacity` does not fit an index of 32 bits, whose highest value is left to drivers.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
-        const { assert!(size_of::<Option<T>>() == size_of::<T>(), "the value has no niche; see the module text") };
-        assert!(u32::try_from(capacity).is_ok());
-        Self {
-            values: Vec::with_capacity(capacity),
-            generations: Vec::with_capacity(capacity),
-            vacant: Vec::with_capacity(capacity),
-            capacity,
-            len: 0,
+        const {
+            let slot = size_of::<Entry<Option<T>>>();
+            assert!(slot == size_of::<T>() || slot == 2 * size_of::<usize>(), "the value has no niche; see the module text");
         }
+        assert!(u32::try_from(capacity).is_ok());
+        Self { values: Slab::with_capacity(capacity), generations: Vec::with_capacity(capacity), capacity, retired_count: 0 }
     }
 
-    /// Puts `value` into a slot.
+    /// Puts `value` into a slot: the one that became vacant last, whose memory is the warmest, or one never used.
     ///
     /// # Errors
     /// The value, when the table is full.
     pub fn insert(&mut self, value: T) -> Result<Key, T> {
-        let index = match self.vacant.pop() {
-            Some(index) => index,
-            None if self.values.len() < self.capacity => {
-                self.values.push(None);
-                self.generations.push(0);
-                u32::try_from(self.values.len() - 1).expect("below the capacity")
-            }
-            None => return Err(value),
-        };
-        let slot = &mut self.values[index as usize];
-        assert!(slot.is_none(), "a vacant slot holds nothing");
-        *slot = Some(value);
-        self.len += 1;
-        Ok(Key { index, generation: self.generations[index as usize] })
+        if self.values.len() == self.capacity {
+            return Err(value);
+        }
+        let index = self.values.insert(Some(value));
+        if index == self.generations.len() {
+            self.generations.push(0);
+        }
+        Ok(Key { index: u32::try_from(index).expect("below the capacity"), generation: self.generations[index] })
     }
 
     /// Takes the value out and ends the life of the slot. `None`: the key is of an earlier life.
@@ -82,11 +81,12 @@ impl<T> Table<T> {
             return None;
         }
         let index = key.index as usize;
-        let value = self.values[index].take()?;
-        self.len -= 1;
+        let value = self.values.get_mut(index)?.take()?;
         if key.generation < ConnectionId::GENERATION_MAX {
             self.generations[index] += 1;
-            self.vacant.push(key.index);
+            self.values.remove(index);
+        } else {
+            self.retired_count += 1;
         }
         Some(value)
     }
@@ -95,14 +95,14 @@ impl<T> Table<T> {
     #[must_use]
     pub fn get(&self, key: impl Into<Key>) -> Option<&T> {
         let key = key.into();
-        if self.is_current(key) { self.values[key.index as usize].as_ref() } else { None }
+        if self.is_current(key) { self.values.get(key.index as usize)?.as_ref() } else { None }
     }
 
     /// As [`Table::get`], to change it.
     #[must_use]
     pub fn get_mut(&mut self, key: impl Into<Key>) -> Option<&mut T> {
         let key = key.into();
-        if self.is_current(key) { self.values[key.index as usize].as_mut() } else { None }
+        if self.is_current(key) { self.values.get_mut(key.index as usize)?.as_mut() } else { None }
     }
 
     /// The present tenant of a slot, if any, with its key. For scans that go on where they stopped.
@@ -115,7 +115,7 @@ impl<T> Table<T> {
     /// Slots ever used: indices are below it. A scan ends here.
     #[must_use]
     pub fn slots_count(&self) -> u32 {
-        u32::try_from(self.values.len()).expect("at most the capacity")
+        u32::try_from(self.generations.len()).expect("at most the capacity")
     }
 
     /// Every value with its key, in order of index.
@@ -126,13 +126,13 @@ impl<T> Table<T> {
     /// Values held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len
+        self.values.len() - self.retired_count
     }
 
     /// Whether it holds none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The most it will hold.
@@ -175,7 +175,7 @@ mod tests {
 
     /// Stands for a connection entry: aligned, 64 bytes, with an enum field for a niche.
     #[repr(C, align(64))]
-    struct Entry {
+    struct Line {
         state: State,
         rest: [u32; 15],
     }
@@ -187,7 +187,7 @@ mod tests {
         Closing,
     }
 
-    const _: () = assert!(size_of::<Entry>() == 64 && size_of::<Option<Entry>>() == 64);
+    const _: () = assert!(size_of::<Line>() == 64 && Table::<Line>::SLOT_BYTES == 68);
 
     /// A name of an earlier life finds nothing, and removes nothing, when the slot has a new tenant.
     #[test]
@@ -235,8 +235,8 @@ mod tests {
     #[test]
     fn values_lie_side_by_side() {
         let mut table = Table::with_capacity(3);
-        let keys = [0, 1, 2].map(|n| table.insert(Entry { state: State::Open, rest: [n; 15] }).ok().unwrap());
-        let place = |table: &Table<Entry>, key| std::ptr::from_ref(table.get(key).unwrap()).addr();
+        let keys = [0, 1, 2].map(|n| table.insert(Line { state: State::Open, rest: [n; 15] }).ok().unwrap());
+        let place = |table: &Table<Line>, key| std::ptr::from_ref(table.get(key).unwrap()).addr();
         assert_eq!(place(&table, keys[1]) - place(&table, keys[0]), 64);
         assert_eq!(place(&table, keys[2]) - place(&table, keys[1]), 64);
         assert_eq!(table.get(keys[2]).unwrap().rest, [2; 15]);
