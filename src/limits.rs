@@ -147,6 +147,10 @@ pub const LOADED_WEIGHT_MAX: usize = 2_097_152;
 /// Devices of one user that are connected or resumable. Full: ERROR 2004.
 pub const DEVICES_PER_USER_MAX: usize = 16;
 
+/// Devices for which the roster reserves address space, so that entries and names stay where they are and nothing doubles. More: it
+/// grows by doubling.
+pub const ROSTER_DEVICES_RESERVED: usize = 1_048_576;
+
 /// Cursors of devices waiting for a group of the log. Full: the group is closed at once.
 pub const CURSORS_PENDING_MAX: usize = 65_536;
 

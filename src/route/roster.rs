@@ -10,10 +10,10 @@
 //! nobody can choose users that collide.
 
 use crate::ids::{ReactorId, RosterId, SessionRef};
-use crate::limits::DEVICES_PER_USER_MAX;
+use crate::limits::{DEVICES_PER_USER_MAX, ROSTER_DEVICES_RESERVED};
 
 /// The devices that are connected or resumable.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Roster {
     entries: Vec<Entry>,
     /// First free entry; they are chained by `next`.
@@ -52,6 +52,21 @@ pub enum Attached {
     },
     /// The user has `limits::DEVICES_PER_USER_MAX` devices already: 2004.
     TooMany,
+}
+
+impl Default for Roster {
+    /// An empty roster. Address space for [`ROSTER_DEVICES_RESERVED`] devices is reserved; untouched pages are not resident.
+    fn default() -> Self {
+        Self {
+            entries: Vec::with_capacity(ROSTER_DEVICES_RESERVED),
+            free: None,
+            table: Vec::new(),
+            users_count: 0,
+            devices_count: 0,
+            names: NamePool { bytes: Vec::with_capacity(ROSTER_DEVICES_RESERVED * 2 * UNIT_BYTES), free: Default::default() },
+            version: 0,
+        }
+    }
 }
 
 impl Roster {
@@ -268,7 +283,7 @@ impl Roster {
 }
 
 /// Names of devices in units of 16 bytes, with a list of free places per size.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct NamePool {
     bytes: Vec<u8>,
     /// By units: offsets, in units, of free places.

@@ -182,8 +182,8 @@ impl Shard {
         let left_ms = (u64::from(expires_s) * 1000).saturating_sub(self.now.unix_ms);
         // The wheel reaches far enough for any token, but a timer beyond 2^31 ms is set again when it fires.
         let left_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        // One entry for the hours that a token lasts: the end is filed when EXPIRING is due.
         self.schedule(id, left_ms.saturating_sub(self.rules.expiring_ms), Kind::Expiring);
-        self.schedule(id, left_ms, Kind::Expired);
     }
 }
 

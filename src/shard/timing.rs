@@ -113,11 +113,19 @@ impl Shard {
         let (now_ms, expiring_ms) = (self.now.unix_ms, u64::from(self.rules.expiring_ms));
         let Some(session) = self.session_mut(id) else { return };
         let left_ms = (u64::from(session.expires_s) * 1000).saturating_sub(now_ms);
-        // AUTH may have extended the token meanwhile; the timer of the new end says so in its time.
-        if session.stage == Stage::Active && left_ms <= expiring_ms + 200 {
-            let in_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
+        let (expires_s, active) = (session.expires_s, session.stage == Stage::Active);
+        if left_ms > expiring_ms + 200 {
+            // AUTH has extended the token meanwhile, and the entry of the new end says so in its time; or the wheel ended before it.
+            if left_ms > u64::from(i32::MAX as u32) / 2 {
+                self.watch_expiry(id, expires_s);
+            }
+            return;
+        }
+        let in_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
+        if active {
             self.push_server(id, &ServerFrame::Expiring { in_ms });
         }
+        self.schedule(id, in_ms, Kind::Expired);
     }
 
     fn check_expired(&mut self, id: ConnectionId) {
