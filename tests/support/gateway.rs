@@ -225,7 +225,8 @@ impl Gateway {
         values.sum()
     }
 
-    fn pid(&self) -> u32 {
+    /// The process.
+    pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 }

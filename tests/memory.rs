@@ -1,0 +1,108 @@
+//! Memory as a contract: what an idle session costs the whole process, and what a reactor costs before anybody connects.
+//!
+//! Measured on the real binary from `/proc`: proportional bytes for sessions, resident bytes for reactors. Both figures are printed.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use support::gateway::Gateway;
+use support::{PATIENCE, raw};
+use tidegate::io::descriptors::Descriptors;
+use tidegate::wire::envelope::{Encoding, ServerFrame, ServerFrames, encode_client};
+
+/// Ten thousand authenticated sessions that do nothing, each of a user of its own: the growth of the process, divided by them, with
+/// names, roster, timers and what the allocator keeps of ten thousand handshakes.
+#[test]
+fn an_idle_session_costs_at_most_the_contract() {
+    let descriptors = Descriptors::for_connections(SESSIONS as u64).expect("Linux says the limit");
+    assert!(descriptors.suffice(), "{descriptors}");
+    let gateway = Gateway::start();
+    let empty = proportional_bytes(&gateway);
+    let mut sessions = Vec::with_capacity(SESSIONS);
+    while sessions.len() < SESSIONS {
+        // Many at once, so that handshakes overlap as they do after an outage.
+        let mut batch: Vec<_> = (0..BATCH).map(|offset| begin(&gateway, sessions.len() + offset)).collect();
+        batch.iter_mut().for_each(wait_for_welcome);
+        sessions.append(&mut batch);
+    }
+    assert_eq!(gateway.metric("tidegate_sessions_open"), SESSIONS as f64);
+    let grown = proportional_bytes(&gateway) - empty;
+    let each = grown as f64 / SESSIONS as f64;
+    println!("{SESSIONS} idle sessions: {grown} bytes, {each:.0} each; the contract is {SESSION_BYTES_MAX}");
+    assert!(each <= SESSION_BYTES_MAX, "an idle session costs {each:.0} bytes, all included");
+}
+
+/// What fifty-one more reactors cost a gateway that nobody is connected to: their pools, lanes, histograms and buffers are shares of
+/// the node's budget.
+#[test]
+fn fifty_two_reactors_fit_the_budget() {
+    let one = Gateway::with(&[("reactors", "1")]).resident_bytes();
+    let many = Gateway::with(&[("reactors", "52")]).resident_bytes();
+    let more = many.saturating_sub(one);
+    println!("52 reactors: {many} bytes resident, one: {one}; {more} more, {} each", more / 51);
+    assert!(more <= REACTORS_BYTES_MAX, "51 more reactors cost {more} bytes");
+}
+
+/// Upgrade and HELLO in one write; the answers are read later.
+fn begin(gateway: &Gateway, number: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.listen).expect("the gateway accepts");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let mut bytes = b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+        Sec-WebSocket-Protocol: tidegate.v1\r\n\r\n"
+        .to_vec();
+    let token = gateway.token(&format!("user-{number:07}"));
+    let mut hello = Vec::new();
+    encode_client(Encoding::Binary, &raw::hello(&token, "phone"), &mut hello);
+    let length = u16::try_from(hello.len()).expect("a short frame");
+    assert!(length >= 126);
+    // Final, binary, masked with zeros.
+    bytes.extend_from_slice(&[0x82, 0x80 | 126]);
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&hello);
+    stream.write_all(&bytes).expect("the gateway reads");
+    stream
+}
+
+fn wait_for_welcome(stream: &mut TcpStream) {
+    let mut bytes = Vec::new();
+    let mut room = [0; 1024];
+    loop {
+        let count = stream.read(&mut room).expect("the gateway answers");
+        assert!(count > 0, "closed before WELCOME: {}", String::from_utf8_lossy(&bytes));
+        bytes.extend_from_slice(&room[..count]);
+        let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let frame = &bytes[head + 4..];
+        let (header, length) = match frame {
+            [0x82, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([*high, *low]))),
+            [0x82, 126, ..] | [] | [0x82] => continue,
+            [0x82, length, ..] => (2, usize::from(*length)),
+            other => panic!("not a binary frame: {other:?}"),
+        };
+        let Some(payload) = frame.get(header..header + length) else { continue };
+        let answer = ServerFrames::new(Encoding::Binary, payload).next_frame();
+        assert!(matches!(answer, Ok(Some(ServerFrame::Welcome(_)))), "{answer:?}");
+        return;
+    }
+}
+
+/// Memory of the process, shared pages by share.
+fn proportional_bytes(gateway: &Gateway) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", gateway.pid())).expect("it runs");
+    let line = text.lines().find(|line| line.starts_with("Pss:")).expect("Linux says it");
+    let kib: u64 = line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
+    kib * 1024
+}
+
+/// Sessions held: with their two ends they fit two tables of 20,000 descriptors.
+const SESSIONS: usize = 10_000;
+/// Handshakes under way at once.
+const BATCH: usize = 250;
+/// All included.
+const SESSION_BYTES_MAX: f64 = 512.0;
+/// All reactors of a node together.
+const REACTORS_BYTES_MAX: u64 = 64 * 1024 * 1024;
