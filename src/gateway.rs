@@ -35,6 +35,7 @@ use crate::mail::{Control, Report, Submit};
 use crate::mailbox::{self, Credit, LaneReceiver, LaneSender, lane};
 use crate::observe::counters::{ReactorBlock, StoreBlock};
 use crate::observe::histogram::{self, ReactorHistograms, StoreHistograms};
+use crate::observe::trace::Sampling;
 use crate::reactor::{Outbox, Parts, Reactor};
 use crate::session::auth::Verifier;
 use crate::session::rate::Rate;
@@ -386,6 +387,8 @@ impl Store {
         let mut cold = Bare { engine: &engine, hashes, progress: &progress, groups: 0, failed: None };
         let how = sequencer::Settings {
             levels: levels(settings),
+            hellos_per_minute: u32::from(settings.protocol.hello_per_minute),
+            sampling: Sampling { every: settings.log.trace_every },
             space: SpaceRule { free_bytes_min: settings.store.free_bytes_min, free_percent_min: settings.store.free_percent_min },
             cores: posts.len(),
             policy: policy(settings),
@@ -638,6 +641,9 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         queue_hard_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_hard },
         queued_bytes_max: bounds.queue_bytes_max / cores as u64,
         stall_ms: bounds.write_stall_ms,
+        accept_rate: Rate { per_second: bounds.accept_per_s, burst: bounds.accept_burst },
+        handshakes_max: bounds.handshakes_max,
+        sampling: Sampling { every: settings.log.trace_every },
         drain_grace_ms: drain.window_ms.min(DRAIN_GRACE_MS),
         hashes: Hashes::new(key),
     })

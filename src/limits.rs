@@ -29,6 +29,14 @@ pub const RECV_FRAMES_PER_TURN_MAX: usize = 64;
 /// The shared receive buffer of a reactor, bytes.
 pub const RECV_BUFFER_BYTES: usize = 64 * 1024;
 
+/// Connections of a reactor beyond `limits.connections_max`, to be told that there is no room. Full: a newcomer is closed at accept.
+/// Counter: `accepts_refused_count`.
+pub const REFUSALS_MAX: usize = 64;
+
+/// Devices whose attempts to say HELLO are remembered, for the node. Full: the longest known is forgotten, and may try as if it were
+/// new.
+pub const DEVICE_ATTEMPTS_MAX: usize = 65_536;
+
 /// Bytes of a request head, request line and blank line included. Filled by whoever connects; full: HTTP 431 and the connection ends.
 pub const UPGRADE_HEAD_BYTES_MAX: usize = 8 * 1024;
 
@@ -160,6 +168,10 @@ pub const STORE_HOLDS_MAX: usize = 65_536;
 /// Bytes of groups kept for a core whose `group` lane is full. Full: deliveries are dropped, results kept, RESYNC follows. Counter:
 /// `deliveries_dropped_count`.
 pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Steps of followed messages that one turn of a thread notes for the log. Full: later ones of the turn are not written. Counter:
+/// `trace_steps_dropped_count`.
+pub const TRACE_STEPS_PER_TURN_MAX: usize = 64;
 
 /// How long READ positions and cursors wait for a group to ride on before they are written alone.
 pub const RIDE_MAX: Duration = Duration::from_secs(1);

@@ -291,7 +291,7 @@ pub enum Event {
     AttachRefused {
         /// The session.
         session: SessionRef,
-        /// 2003, 2004 or 5002.
+        /// 2003, 2004, 4001 or 5002.
         code: ErrorCode,
     },
     /// The same device came back elsewhere. Everything before this went to `session`, everything after goes to `by`. The slot is

@@ -18,7 +18,7 @@ use crate::clock::{Clock, Moment};
 use crate::conn::carry::Stashes;
 use crate::conn::send_queue::Batch;
 use crate::ids::{ConnectionId, ReactorId};
-use crate::io::driver::{Driver, Flow, Sent, Sink};
+use crate::io::driver::{Backlog, Driver, Flow, Sent, Sink};
 use crate::io::socket::Socket;
 use crate::io::wake::Waker;
 use crate::limits;
@@ -26,6 +26,7 @@ use crate::mail::{Control, Peer, Report, Submit};
 use crate::mailbox::{Credit, Inbox, LaneSender};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
+use crate::observe::trace;
 use crate::shard::{Command, Outlet, Shard};
 
 /// What a reactor is made of; built by the gateway, taken to the reactor's own thread.
@@ -100,6 +101,7 @@ impl<D: Driver> Reactor<D> {
             panics: Panics::default(),
             accept_error_logged: None,
             has_slept: false,
+            is_turning_away: false,
             histograms: parts.histograms,
             lends_count: 0,
             committed: Vec::new(),
@@ -117,6 +119,7 @@ impl<D: Driver> Reactor<D> {
         loop {
             let max_wait = self.max_wait(busy);
             self.hands.has_slept = !max_wait.is_zero();
+            self.admit();
             let turned = self.driver.turn(max_wait, &mut self.hands);
             self.waker.awake();
             turned?;
@@ -140,6 +143,19 @@ impl<D: Driver> Reactor<D> {
             return Duration::ZERO;
         }
         Duration::from_millis(self.hands.shard.wait_ms_max())
+    }
+
+    /// Decides whether this turn accepts: newcomers, or only to turn them away.
+    fn admit(&mut self) {
+        let Self { driver, hands, .. } = self;
+        hands.is_turning_away = false;
+        let mut accepts = hands.shard.admits(hands.now);
+        if !accepts {
+            hands.shard.counters.accepts_paused_count += 1;
+            hands.is_turning_away = driver.backlog().is_some_and(Backlog::is_half_full) && hands.shard.may_turn_away(hands.now);
+            accepts = hands.is_turning_away;
+        }
+        driver.accept(accepts);
     }
 
     /// Takes at most [`limits::MAIL_PER_TURN_MAX`] mails; `true` if there are more.
@@ -207,15 +223,20 @@ impl<D: Driver> Reactor<D> {
         counters.driver_budget_exhausted_count = driver.budget_exhausted_count;
         counters.driver_accept_errors_count = driver.accept_errors_count;
         let (connections, sessions) = (hands.shard.connections_count() as u64, hands.shard.sessions_count() as u64);
+        let handshakes = u64::from(hands.shard.handshakes_open());
         let (queued, stashed) = (hands.shard.queued_bytes(), hands.stashes.used_bytes() as u64);
         let arena_chunks = hands.shard.arena_chunks_count();
         let counters = &mut hands.shard.counters;
         counters.connections_open = connections;
         counters.sessions_open = sessions;
+        counters.handshakes_open = handshakes;
         counters.queued_bytes = queued;
         counters.stash_bytes = stashed;
         counters.arena_chunks_count = arena_chunks;
         self.block.publish(counters);
+        for step in hands.shard.steps.drain() {
+            trace::log(&format!("reactor-{}", hands.id.0), &step);
+        }
         let histograms = &mut hands.histograms;
         hands.shard.latencies.upgraded.drain(..).for_each(|latency| histograms.upgraded(latency));
         hands.shard.latencies.acknowledged.drain(..).for_each(|latency| histograms.acknowledged(latency));
@@ -238,6 +259,8 @@ struct Hands {
     /// The driver may sleep in this turn, so the first event must read the clock: the time of the last turn would be counted as
     /// latency of this one.
     has_slept: bool,
+    /// This turn accepts only to answer 503.
+    is_turning_away: bool,
     histograms: ReactorHistograms,
     /// Lends of bytes; one in [`PARSE_SAMPLED_EVERY`] is measured.
     lends_count: u32,
@@ -329,6 +352,11 @@ impl<D: Driver> Sink<D> for Hands {
             return self.shard.handle_closed(id, &mut self.stashes);
         }
         self.histograms.accepted(self.clock.now().since(accepted));
+        if self.is_turning_away {
+            self.shard.turn_away_newcomer(id);
+        } else if !self.shard.admits(accepted) {
+            driver.accept(false);
+        }
     }
 
     fn bytes(&mut self, driver: &mut D, id: ConnectionId, bytes: &mut [u8]) -> Flow {
@@ -430,8 +458,9 @@ mod tests {
     use crate::config::Secret;
     use crate::ids::SessionRef;
     use crate::io::epoll::Epoll;
-    use crate::mail::{Group, PageReply};
+    use crate::mail::{Event, Group, PageReply};
     use crate::mailbox::{lane, reactor_lanes};
+    use crate::observe::counters::CloseCause;
     use crate::session::auth::Verifier;
     use crate::session::rate::Rate;
     use crate::shard::Rules;
@@ -470,8 +499,67 @@ mod tests {
             queued_bytes_max: 1 << 20,
             stall_ms: 10_000,
             drain_grace_ms: 1_000,
+            accept_rate: rate,
+            handshakes_max: 8,
+            sampling: trace::Sampling { every: 0 },
             hashes: Hashes::new([1; 16]),
         }
+    }
+
+    /// The one cause of a close that nobody can provoke from outside: a defect while bytes are handled. It is counted once, as itself.
+    #[test]
+    fn a_panic_ends_one_connection_as_an_internal_error() {
+        let secret = Secret::new(vec![7; 32]).unwrap();
+        let now = Clock::new().now();
+        let mut shard = Shard::new(ReactorId(0), Arc::new(rules()), Arc::new(Verifier::new(&secret, 0)), now);
+        let mut stashes = Stashes::new(1 << 20);
+        let id = shard.handle_accept(now, None).unwrap();
+        let other = shard.handle_accept(now, None).unwrap();
+        shard.handle_panic(id);
+        shard.handle_closed(id, &mut stashes);
+        assert_eq!(shard.counters.closes_count[CloseCause::InternalError.index()], 1);
+        assert_eq!(shard.counters.closes_count.iter().sum::<u64>(), 1);
+        assert_eq!((shard.connections_count(), shard.handshakes_open()), (1, 1));
+        shard.handle_closed(other, &mut stashes);
+        assert_eq!((shard.connections_count(), shard.handshakes_open()), (0, 0));
+    }
+
+    /// What finds a lane full is counted: a HELLO that the store cannot be told of ends with 4503, as overloaded.
+    #[test]
+    fn a_full_lane_is_counted() {
+        struct Full;
+        impl Outlet for Full {
+            fn submit(&mut self, mail: Submit) -> Result<(), Submit> {
+                Err(mail)
+            }
+            fn peer(&mut self, _: ReactorId, mail: Peer) -> Result<(), Peer> {
+                Err(mail)
+            }
+        }
+        let secret = Secret::new(vec![7; 32]).unwrap();
+        let now = Moment { mono_ns: 1, unix_ms: 1_764_000_000_000 };
+        let mut shard = Shard::new(ReactorId(0), Arc::new(rules()), Arc::new(Verifier::new(&secret, 0)), now);
+        let mut stashes = Stashes::new(1 << 20);
+        let id = shard.handle_accept(now, None).unwrap();
+        let head = "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidegate.v1.json\r\n\r\n";
+        shard.handle_bytes(now, id, &mut head.as_bytes().to_vec(), &mut stashes, &mut Full);
+        let token = crate::session::auth::mint(&secret, "al", None, 1_764_000_100).unwrap();
+        let hello = format!(r#"{{"t":"hello","device":"1","token":"{token}"}}"#);
+        let length = u16::try_from(hello.len()).unwrap().to_be_bytes();
+        // Masked with zeros.
+        let mut frame = [&[0x81, 0x80 | 126][..], &length, &[0; 4], hello.as_bytes()].concat();
+        shard.handle_bytes(now, id, &mut frame, &mut stashes, &mut Full);
+        assert_eq!(shard.counters.submit_full_count, 1);
+        // Two sessions of other cores: the mail to one of them waits for room.
+        let stranger = |core, index| SessionRef { reactor: ReactorId(core), index, generation: 1 };
+        let evict = Event::Evict { session: stranger(0, 7), by: stranger(1, 7) };
+        shard.handle_group(now, &Group { events: vec![evict], ..Group::default() }, &mut Full);
+        assert_eq!(shard.counters.peer_full_count, 1);
+        shard.handle_time(now, &mut Full);
+        assert_eq!(shard.counters.peer_full_count, 2);
+        shard.handle_closed(id, &mut stashes);
+        assert_eq!(shard.counters.closes_count[CloseCause::Overloaded.index()], 1);
     }
 
     /// The gauges of the lanes say what waited when a turn began to take its mail.

@@ -65,7 +65,20 @@ const DOORS: &[(&str, &[&str])] = &[
     ("slab", &["table"]),
     ("tokio", &["admin/"]),
     ("toml_edit", &["config/"]),
-    ("tracing", &["admin/", "gateway", "main", "observe/log", "reactor", "store/projector", "store/reader", "store/thread"]),
+    (
+        "tracing",
+        &[
+            "admin/",
+            "gateway",
+            "main",
+            "observe/log",
+            "observe/trace",
+            "reactor",
+            "store/projector",
+            "store/reader",
+            "store/thread",
+        ],
+    ),
     ("tracing_subscriber", &["observe/log"]),
 ];
 

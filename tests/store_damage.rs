@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tidegate::ids::Cmid;
+use tidegate::observe::trace::Sampling;
 use tidegate::store::apply::{Admission, State, Submission};
 use tidegate::store::disk::SpaceRule;
 use tidegate::store::disk_memory::MemoryDisk;
@@ -101,6 +102,8 @@ impl Written {
         let mut cold = Direct { engine: &open };
         let settings = Settings {
             levels: Levels::all(2),
+            hellos_per_minute: 0,
+            sampling: Sampling { every: 0 },
             space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 },
             cores: 1,
             policy: Policy::default(),

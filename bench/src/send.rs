@@ -62,7 +62,7 @@ fn figures(options: &SendOptions, load: &Load, before: &Snapshot, after: &Snapsh
         run.add(format!("sent_us_{name}"), after.sent_latency.value_at_quantile(quantile) as f64 / 1e3);
         run.add(format!("deliver_us_{name}"), after.deliver_latency.value_at_quantile(quantile) as f64 / 1e3);
     }
-    for stage in ["commit", "sync", "acknowledge", "delivery"] {
+    for stage in ["parse", "commit", "sync", "delivery", "write", "acknowledge"] {
         let (earlier, later) = (stage_buckets(&before.metrics, stage), stage_buckets(&after.metrics, stage));
         for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
             if let Some(latency_s) = stage_quantile(&earlier, &later, quantile) {

@@ -190,6 +190,8 @@ settings! {
     send_burst: u16 = 128, Rule::Between(2, 65_535), Live;
     /// FETCH and SYNC per second of one connection.
     fetch_rate: u16 = 20, Rule::Between(1, 65_535), Live;
+    /// HELLOs with a good token of one device per minute. 0: no limit.
+    hello_per_minute: u16 = 10, Rule::Between(0, 60_000), Start;
 
     [state: StateSettings, "Receipts, presence and signals: what is said at most once and kept nowhere."]
     /// Who may watch whom: users who share a conversation, or everybody everybody.
@@ -204,6 +206,12 @@ settings! {
     [limits: LimitSettings, "What one gateway may hold in memory. Full never means silence: the newcomer is refused, or the slowest is closed."]
     /// Connections of this gateway. 0: as many as the limit of open files allows.
     connections_max: u32 = 0, Rule::Between(0, 10_000_000), Start;
+    /// Connections accepted per second by one reactor. 0: no limit. Beyond it newcomers wait in the kernel.
+    accept_per_s: u32 = 2_000, Rule::Between(0, 1_000_000), Live;
+    /// Connections accepted at once by one reactor.
+    accept_burst: u32 = 4_000, Rule::Between(1, 1_000_000), Live;
+    /// Connections of one reactor that are not past their HELLO. Beyond it newcomers wait in the kernel.
+    handshakes_max: u32 = 1_024, Rule::Between(1, 10_000_000), Live;
     /// Bytes waiting for one connection, above which the gateway stops reading from it.
     queue_bytes_soft: u32 = 64 * KIB, Rule::Between(4_096, 1 << 30), Live;
     /// Bytes waiting for one connection, above which deliveries become notices.
@@ -247,6 +255,9 @@ settings! {
     [log: LogSettings, "What the gateway says about itself, on standard error."]
     /// The least important lines that are written.
     level: LogLevel = LogLevel::Info, Rule::Any, Live;
+    /// One message in so many is followed: a line where it is received, committed and delivered.
+    /// 0: only those whose sender sets the sampled bit of its trace context, which are followed in any case.
+    trace_every: u32 = 1_000, Rule::Between(0, 1_000_000_000), Live;
     /// The shape of a line.
     format: LogFormat = LogFormat::Json, Rule::Any, Start;
 }

@@ -47,11 +47,33 @@ pub trait Driver: Sized {
     /// Whether new connections are taken from the listener.
     fn accept(&mut self, on: bool);
 
+    /// How full the queue of the listener is; `None`: there is none, or it cannot be asked.
+    fn backlog(&self) -> Option<Backlog> {
+        None
+    }
+
     /// A handle by which other threads end the wait of [`Driver::turn`].
     fn waker(&self) -> Waker;
 
     /// What the driver counted since it was made.
     fn counters(&self) -> DriverCounters;
+}
+
+/// The queue of connections that the kernel has set up and nobody has accepted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backlog {
+    /// Connections in it.
+    pub waiting: u32,
+    /// The most it holds.
+    pub length: u32,
+}
+
+impl Backlog {
+    /// Whether waiting for better times will soon cost connections.
+    #[must_use]
+    pub fn is_half_full(self) -> bool {
+        self.waiting > self.length / 2
+    }
 }
 
 /// What a driver tells the core. Every method may call the driver back; the driver queues and never recurses.

@@ -30,7 +30,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::ids::ConnectionId;
-use crate::io::driver::{Close, Driver, DriverCounters, Flow, Sent, Sink};
+use crate::io::driver::{Backlog, Close, Driver, DriverCounters, Flow, Sent, Sink};
 use crate::io::socket::{Listener, Socket, is_passing};
 use crate::io::wake::Waker;
 use crate::limits;
@@ -170,6 +170,10 @@ impl Driver for Epoll {
 
     fn accept(&mut self, on: bool) {
         self.accepting.on = on;
+    }
+
+    fn backlog(&self) -> Option<Backlog> {
+        self.accepting.listener.as_ref()?.backlog().ok()
     }
 
     fn waker(&self) -> Waker {

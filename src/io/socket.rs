@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use crate::io::driver::Backlog;
 use crate::limits;
 
 /// A non-blocking, close-on-exec TCP socket. `!Send`: a descriptor number means nothing in another thread once tables are private.
@@ -178,6 +179,21 @@ impl Listener {
         self.socket.set_client_options(user_timeout)
     }
 
+    /// How full the accept queue is.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn backlog(&self) -> io::Result<Backlog> {
+        // SAFETY: all-zero is a valid `tcp_info`: it is numbers only.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut length = libc::socklen_t::try_from(size_of_val(&info)).expect("an option is short");
+        let into = (&raw mut info).cast();
+        // SAFETY: `info` is writable for `length` bytes until the call returns, and `self` keeps the descriptor open.
+        check(unsafe { libc::getsockopt(self.socket.raw(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut length) })?;
+        // For a listener the kernel puts the queue into these two fields.
+        Ok(Backlog { waiting: info.tcpi_unacked, length: info.tcpi_sacked })
+    }
+
     /// Takes one connection from the queue, non-blocking and close-on-exec.
     ///
     /// # Errors
@@ -340,6 +356,19 @@ mod tests {
         let result = unsafe { libc::getsockopt(socket.raw(), libc::IPPROTO_TCP, name, (&raw mut value).cast(), &raw mut length) };
         assert_eq!(result, 0);
         value
+    }
+
+    /// The queue of a listener says how many wait and how many may.
+    #[test]
+    fn a_listener_knows_its_queue() {
+        let listener = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 5).unwrap();
+        let clients = [(); 3].map(|()| TcpStream::connect(listener.local_address().unwrap()).unwrap());
+        let backlog = listener.backlog().unwrap();
+        assert_eq!(backlog, Backlog { waiting: 3, length: 5 });
+        assert!(backlog.is_half_full());
+        listener.accept().unwrap();
+        assert!(!listener.backlog().unwrap().is_half_full());
+        drop(clients);
     }
 
     /// An aborted connection reaches the peer as a reset, not as an end.

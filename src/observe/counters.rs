@@ -124,6 +124,7 @@ counters! {
     ReactorCounters, ReactorBlock;
     connections_open: Gauge = "Open connections.",
     sessions_open: Gauge = "Sessions in the table, those being opened or closed included.",
+    handshakes_open: Gauge = "Connections that are not past their HELLO.",
     queued_bytes: Gauge = "Bytes waiting to be sent.",
     stash_bytes: Gauge = "Bytes of unfinished messages and frames.",
     group_lane_open: Gauge = "Commit groups waiting in the lane from the store.",
@@ -131,6 +132,10 @@ counters! {
     page_lane_open: Gauge = "Finished pages waiting in the lane from the readers.",
     connections_accepted_count: Counter = "Connections accepted.",
     accepts_refused_count: Counter = "Connections closed at accept because the core is full.",
+    accepts_paused_count: Counter = "Turns in which no connection was accepted, for want of tokens or because too many handshakes are under way.",
+    accepts_turned_away_count: Counter = "Connections answered with 503 at accept because the queue of the listener was half full.",
+    upgrades_turned_away_count: Counter = "Upgrade requests answered with GOAWAY and 4503 because the node was full or draining.",
+    hellos_limited_count: Counter = "HELLOs refused because the device tried too often.",
     upgrades_accepted_count: Counter = "Upgrade requests answered with 101.",
     sessions_opened_count: Counter = "WELCOMEs sent.",
     sessions_closed_count: Counter = "Sessions ended.",
@@ -155,6 +160,7 @@ counters! {
     groups_received_count: Counter = "Commit groups received from the store.",
     stale_events_count: Counter = "Events and mail for a connection or session that is no more.",
     arena_chunks_count: Counter = "Arena chunks asked of the allocator.",
+    trace_steps_dropped_count: Counter = "Steps of followed messages that were not written to the log because a turn had too many.",
     panics_count: Counter = "Panics caught while the bytes of one connection were handled.",
     turns_count: Counter = "Turns of the loop.",
     turns_over_5ms_count: Counter = "Turns that worked longer than 5 ms.",
@@ -234,6 +240,7 @@ counters! {
     signals_count: Counter = "SIGNALLEDs handed to reactors.",
     signals_dropped_count: Counter = "SIGNALs dropped by the store because it had no room.",
     submissions_refused_count: Counter = "Submissions refused because a bound of the store was full.",
+    trace_steps_dropped_count: Counter = "Commits of followed messages that were not written to the log because a turn had too many.",
     ;
     submissions_count["kind"; SUBMISSION_NAMES] = "Submissions taken from the lane, by kind.",
 }

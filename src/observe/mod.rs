@@ -4,3 +4,4 @@ pub mod counters;
 pub mod histogram;
 pub mod log;
 pub mod metrics;
+pub mod trace;

@@ -111,6 +111,7 @@ impl Shard {
         connection.state = State::Closing;
         connection.flags &= !flags::PAUSED;
         self.cold[id.index as usize].cause.get_or_insert(cause);
+        self.end_handshake(id);
         self.forget_session(id);
         self.schedule(id, CLOSE_MS, Kind::Close);
         self.touch(id);

@@ -9,9 +9,12 @@ use crate::conn::send_queue::{FrameIndex, Wrap};
 use crate::ids::{ConnectionId, RosterId, SessionRef};
 use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Peer, Submit, Target};
 use crate::observe::counters::CloseCause;
+use crate::observe::trace::Place;
 use crate::session::delivery::Stage;
 use crate::session::hold::By;
-use crate::wire::envelope::{Deliver, Encoding, ErrorCode, ServerFrame, Welcome, deliver_flags, deliver_tail, encode_server};
+use crate::wire::envelope::{
+    Deliver, Encoding, ErrorCode, ServerFrame, Welcome, caps, deliver_flags, deliver_tail, encode_server, page_flags,
+};
 
 /// Latencies a core has seen, taken and recorded by the reactor after each turn.
 #[derive(Debug, Default)]
@@ -41,6 +44,11 @@ impl Shard {
                 self.connections.get_mut(id).expect("named by the session").session = 0;
                 match code {
                     ErrorCode::StoreOverloaded => self.turn_away(id),
+                    ErrorCode::RateLimited => {
+                        self.counters.hellos_limited_count += 1;
+                        self.push_error(id, 0, *code, RETRY_HELLO_MS, page_flags::ERROR_CLOSING, "this device tries too often");
+                        self.close(id, 4429, CloseCause::RateLimited);
+                    }
                     _ => self.fail(id, 0, *code, "this user or device may not connect"),
                 }
             }
@@ -83,7 +91,7 @@ impl Shard {
             Event::Deliver { message, first, count } => {
                 let targets = &targets[*first as usize..][..*count as usize];
                 if message.flags & deliver_flags::TRANSIENT != 0 {
-                    return self.tell(targets, |own| ServerFrame::Deliver(deliver_of(message, own)));
+                    return self.tell(targets, |own| ServerFrame::Deliver(deliver_of(message, own, false)));
                 }
                 self.deliver(message, targets);
             }
@@ -183,7 +191,7 @@ impl Shard {
         let rules = self.rules.clone();
         let session = self.sessions.get_mut(session_id).expect("named by its connection");
         session.stage = Stage::Active;
-        let (window, caps, pos, expires_s) = (session.window, u32::from(session.caps), session.pos, session.expires_s);
+        let (window, granted, pos, expires_s) = (session.window, u32::from(session.caps), session.pos, session.expires_s);
         self.connections.get_mut(id).expect("looked up by session_id").state = State::Active;
         self.counters.sessions_opened_count += 1;
         let welcome = Welcome {
@@ -192,7 +200,7 @@ impl Shard {
             level: rules.level,
             window,
             send_window: rules.send_window,
-            caps,
+            caps: granted,
             ping_ms: rules.ping_ms,
             resume_ms: 0,
             dedup_s: rules.dedup_s,
@@ -224,7 +232,15 @@ impl Shard {
 
     /// One stored message to many sessions: the tail of each variant is built once.
     fn deliver(&mut self, message: &Delivery, targets: &[Target]) {
-        let mut variants: [Option<FrameIndex>; 4] = [None; 4];
+        let mut variants = [None; VARIANTS];
+        let context = message.trace.map(|it| (it.trace_id, it.flags));
+        if let Some(followed) = self.rules.sampling.follow(message.cmid, context) {
+            let devices = u32::try_from(targets.len()).unwrap_or(u32::MAX);
+            let place = Place::Delivered { mid: message.mid, seq: message.seq, devices };
+            if !self.steps.note(followed, &message.conv, place) {
+                self.counters.trace_steps_dropped_count += 1;
+            }
+        }
         for target in targets {
             self.deliver_one(message, *target, &mut variants);
         }
@@ -233,19 +249,20 @@ impl Shard {
         }
     }
 
-    fn deliver_one(&mut self, message: &Delivery, target: Target, variants: &mut [Option<FrameIndex>; 4]) {
+    fn deliver_one(&mut self, message: &Delivery, target: Target, variants: &mut [Option<FrameIndex>; VARIANTS]) {
         let session_id = slot_of(self.session_of(target));
         let Some(session) = self.sessions.get_mut(session_id) else { return self.stale() };
         if session.stage == Stage::Leaving {
             return;
         }
         let (id, encoding) = (session.connection, session.encoding);
-        let variant = variant_of(encoding, target.own);
+        let traced = message.trace.is_some() && u32::from(session.caps) & caps::TRACE != 0;
+        let variant = variant_of(encoding, target.own, traced);
         let frame = match variants[variant] {
             Some(frame) => frame,
             None => {
                 let max_frame = self.rules.max_frame as usize;
-                let deliver = deliver_of(message, target.own);
+                let deliver = deliver_of(message, target.own, traced);
                 let frame =
                     self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| deliver_tail(encoding, &deliver, max_frame, out));
                 variants[variant] = Some(frame);
@@ -283,7 +300,7 @@ impl Shard {
                 self.counters.transients_dropped_count += 1;
                 continue;
             }
-            let variant = variant_of(encoding, target.own);
+            let variant = variant_of(encoding, target.own, false);
             let index = *variants[variant].get_or_insert_with(|| {
                 self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, &frame(target.own), out))
             });
@@ -440,25 +457,31 @@ fn slot_of(session: SessionRef) -> ConnectionId {
     ConnectionId { index: session.index, generation: session.generation }
 }
 
-fn variant_of(encoding: Encoding, own: bool) -> usize {
-    usize::from(encoding == Encoding::Json) * 2 + usize::from(own)
+fn variant_of(encoding: Encoding, own: bool, traced: bool) -> usize {
+    usize::from(traced) * 4 + usize::from(encoding == Encoding::Json) * 2 + usize::from(own)
 }
 
-fn deliver_of(message: &Delivery, own: bool) -> Deliver<'_> {
+/// Encodings, own or not, with trace context or without.
+const VARIANTS: usize = 8;
+
+fn deliver_of(message: &Delivery, own: bool, traced: bool) -> Deliver<'_> {
+    let flags = if traced { message.flags } else { message.flags & !deliver_flags::TRACE };
     Deliver {
         pos: 0,
         seq: message.seq,
         mid: message.mid,
-        flags: message.flags | if own { deliver_flags::OWN } else { 0 },
+        flags: flags | if own { deliver_flags::OWN } else { 0 },
         kind: message.kind,
         exp_s: message.exp_s,
         cmid: own.then_some(message.cmid),
-        trace: message.trace,
+        trace: message.trace.filter(|_| traced),
         conv: message.conv.as_str().into(),
         from: message.from.as_str().into(),
         payload: (&*message.payload).into(),
     }
 }
 
+/// Hint with a HELLO that came too soon after too many.
+const RETRY_HELLO_MS: u32 = 10_000;
 /// Hint with a page that a reader could not make.
 const RETRY_PAGE_MS: u32 = 1_000;

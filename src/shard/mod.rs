@@ -14,6 +14,7 @@
 //!                    timing.rs: deadlines, liveness, drain
 //! ```
 
+mod admission;
 mod answer;
 mod mail;
 mod receive;
@@ -32,8 +33,10 @@ use crate::conn::send_queue::{SendPool, SendQueue};
 use crate::conn::timers::{Liveness, Timer, Wheel};
 use crate::ids::{ConnectionId, ReactorId, SessionRef};
 use crate::io::driver::Close;
+use crate::limits::REFUSALS_MAX;
 use crate::mail::{PageMail, Peer, Submit};
 use crate::observe::counters::{CloseCause, ReactorCounters};
+use crate::observe::trace::{Sampling, Steps};
 use crate::session::auth::Verifier;
 use crate::session::delivery::Session;
 use crate::session::hold::Holds;
@@ -95,6 +98,9 @@ pub struct Rules {
     pub queued_bytes_max: u64,
     pub stall_ms: u32,
     pub drain_grace_ms: u32,
+    pub accept_rate: Rate,
+    pub handshakes_max: u32,
+    pub sampling: Sampling,
     /// Keyed by 128 bits from the system's generator, new at every start: session ids come from it, names are compared by it.
     pub hashes: Hashes,
 }
@@ -128,11 +134,18 @@ pub struct Shard {
     peers: VecDeque<(ReactorId, Peer)>,
     drain: Option<Drain>,
     session_turn: u64,
+    /// Tokens for accepting, and for refusing at accept.
+    accepts: Bucket,
+    refusals: Bucket,
+    /// Connections with [`flags::HANDSHAKE`].
+    handshakes_open: u32,
     now: Moment,
     /// Plain counts, published by the reactor once a turn.
     pub counters: ReactorCounters,
     /// Latencies recorded since the reactor last took them.
     pub latencies: Latencies,
+    /// Steps of followed messages since the reactor last took them.
+    pub steps: Steps,
 }
 
 /// What the driver has to do.
@@ -150,7 +163,10 @@ impl Shard {
     /// An empty core. Tables reserve address space for `connections_max` once; untouched pages cost nothing.
     #[must_use]
     pub fn new(id: ReactorId, rules: Arc<Rules>, verifier: Arc<Verifier>, now: Moment) -> Self {
-        let connections_max = rules.connections_max;
+        // Beyond the configured number there is room for those who are told that there is none.
+        let connections_max = rules.connections_max + REFUSALS_MAX;
+        let now_ms = admission::now_ms(now);
+        let rate = rules.accept_rate;
         Self {
             id,
             verifier,
@@ -173,9 +189,13 @@ impl Shard {
             peers: VecDeque::new(),
             drain: None,
             session_turn: 0,
+            accepts: Bucket::full(rate, now_ms),
+            refusals: Bucket::full(admission::refusal_rate(rate), now_ms),
+            handshakes_open: 0,
             now,
             counters: ReactorCounters::default(),
             latencies: Latencies::default(),
+            steps: Steps::default(),
             rules,
         }
     }
@@ -183,14 +203,20 @@ impl Shard {
     /// A connection was accepted: a slot for it, or `None` when the core is full or draining and the socket is to be dropped.
     pub fn handle_accept(&mut self, now: Moment, _peer: Option<IpAddr>) -> Option<ConnectionId> {
         self.now = now;
-        if self.connections.len() >= self.rules.connections_max {
+        if self.connections.len() >= self.rules.connections_max + REFUSALS_MAX {
             self.counters.accepts_refused_count += 1;
             return None;
         }
         self.counters.connections_accepted_count += 1;
         let id = ConnectionId::from(
-            self.connections.insert(Connection { message_tick: self.now_us(), ..Connection::default() }).ok()?,
+            self.connections
+                .insert(Connection { message_tick: self.now_us(), flags: flags::HANDSHAKE, ..Connection::default() })
+                .ok()?,
         );
+        // Without a token only in the turn that took the last one, or to be refused.
+        let now_ms = self.now_ms();
+        let _ = self.accepts.take(self.rules.accept_rate, now_ms);
+        self.handshakes_open += 1;
         let slot = id.index as usize;
         if self.cold.len() <= slot {
             self.cold.resize_with(slot + 1, Cold::default);
@@ -214,6 +240,7 @@ impl Shard {
             self.cold[id.index as usize].cause.get_or_insert(CloseCause::ClientGone);
         }
         // What is queued (an answer, a close frame) still leaves; then FIN.
+        self.end_handshake(id);
         self.forget_session(id);
         let connection = self.connections.get_mut(id).expect("looked up above");
         connection.state = State::Closing;
@@ -239,6 +266,7 @@ impl Shard {
 
     /// Last word of the driver: the slot is free.
     pub fn handle_closed(&mut self, id: ConnectionId, stashes: &mut Stashes) {
+        self.end_handshake(id);
         let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
         self.pool.clear(&mut connection.queue);
         connection.receive.stop(stashes);
@@ -277,6 +305,12 @@ impl Shard {
     #[must_use]
     pub fn sessions_count(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Connections that are not past their HELLO.
+    #[must_use]
+    pub fn handshakes_open(&self) -> u32 {
+        self.handshakes_open
     }
 
     /// Bytes waiting to be sent.
@@ -325,6 +359,7 @@ impl Shard {
         connection.state = State::Finished;
         self.pool.clear(&mut connection.queue);
         self.cold[id.index as usize].cause.get_or_insert(cause);
+        self.end_handshake(id);
         self.forget_session(id);
         self.commands.push_back(Command::Close(id, Close::Abort));
     }
@@ -387,6 +422,8 @@ mod flags {
     pub const STALLING: u8 = 32;
     /// The clock of an unfinished message runs.
     pub const MESSAGE_CLOCK: u8 = 64;
+    /// Not yet past its HELLO.
+    pub const HANDSHAKE: u8 = 128;
 }
 
 /// The cold line of a connection, a parallel array: 32 bytes.

@@ -85,8 +85,8 @@ impl Shard {
     }
 
     fn accept_upgrade(&mut self, id: ConnectionId, request: &Request<'_>) {
-        if self.drain.is_some() {
-            return self.refuse_upgrade(id, Refusal::Overloaded, CloseCause::Drain);
+        if self.turn_away_request(id, request) {
+            return;
         }
         self.counters.upgrades_accepted_count += 1;
         let accepted_us = self.connections.get(id).expect("looked up by the caller").message_tick;
@@ -98,6 +98,7 @@ impl Shard {
         connection.encoding = request.encoding;
         if self.rules.echo {
             connection.state = State::Echo;
+            self.end_handshake(id);
         } else {
             connection.state = State::WaitHello;
             if let Some(bearer) = request.bearer {
@@ -121,6 +122,7 @@ impl Shard {
         let cold = &mut self.cold[id.index as usize];
         cold.cause.get_or_insert(cause);
         cold.extra = None;
+        self.end_handshake(id);
         self.schedule(id, CLOSE_MS, Kind::Close);
         self.touch(id);
     }

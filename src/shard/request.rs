@@ -5,6 +5,7 @@ use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
 use crate::limits::WATCH_TTL_S_MAX;
 use crate::mail::{Attach, PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
 use crate::observe::counters::CloseCause;
+use crate::observe::trace::Place;
 use crate::session::auth::AuthError;
 use crate::session::delivery::{Session, Stage};
 use crate::session::hold::{By, Verdict};
@@ -152,6 +153,7 @@ impl Shard {
             self.counters.submit_full_count += 1;
             return self.turn_away(id);
         }
+        self.end_handshake(id);
         self.schedule(id, ATTACH_MS, Kind::Attach);
     }
 
@@ -219,13 +221,23 @@ impl Shard {
         if self.cold[slot].sends_unanswered >= self.rules.send_window {
             return self.refuse_send(id, send, ErrorCode::WindowExceeded, RETRY_HELD_MS);
         }
+        // Without the cap a trace context is dropped silently.
+        let is_granted = self.session_mut(id).is_some_and(|session| u32::from(session.caps) & caps::TRACE != 0);
+        let trace = send.trace.filter(|_| is_granted);
+        let trace_flag = if trace.is_some() { send_flags::TRACE } else { 0 };
+        if let Some(followed) = self.rules.sampling.follow(send.cmid, trace.map(|it| (it.trace_id, it.flags)))
+            && !self.steps.note(followed, &send.conv, Place::Received)
+        {
+            self.counters.trace_steps_dropped_count += 1;
+        }
         let mail = SendMail {
             from,
             cmid: send.cmid,
-            flags: send.flags & (send_flags::RETRY | send_flags::TRANSIENT | send_flags::QUIET | send_flags::RELEASE),
+            flags: send.flags & (send_flags::RETRY | send_flags::TRANSIENT | send_flags::QUIET | send_flags::RELEASE)
+                | trace_flag,
             kind: send.kind,
             ttl_s: send.ttl_s,
-            trace: None,
+            trace,
             conv: self.arena.text(&send.conv),
             payload: self.arena.body(&send.payload),
             received: self.now,
@@ -415,7 +427,7 @@ impl Shard {
 
 /// The capabilities of a HELLO that this release has.
 fn granted_caps(asked: u32) -> u8 {
-    (asked & (caps::RECEIPTS | caps::PRESENCE)) as u8
+    (asked & (caps::RECEIPTS | caps::PRESENCE | caps::TRACE)) as u8
 }
 
 /// Seconds of an expiry in 32 bits: tokens beyond the year 2106 end then.

@@ -1,6 +1,7 @@
 //! How messages are ordered, made durable and kept.
 
 pub mod apply;
+pub mod attempts;
 pub mod cursor;
 pub mod dedup;
 pub mod disk;

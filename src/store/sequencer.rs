@@ -22,6 +22,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use super::apply::{Admission, MemberAdmission, ReadAdmission, State, Submission};
+use super::attempts::Attempts;
 use super::cursor::Cursors;
 use super::disk::{Disk, SpaceRule};
 use super::entry::{Change, Entry, Message, Operation};
@@ -45,6 +46,7 @@ use crate::mail::{
     Submit,
 };
 use crate::observe::counters::StoreCounters;
+use crate::observe::trace::{Place, Sampling, Steps};
 use crate::route::fanout::{Fanout, Source};
 use crate::route::roster::{Attached, Roster};
 use crate::wire::envelope::{ErrorCode, SENT_DUPLICATE, deliver_flags, send_flags};
@@ -80,6 +82,10 @@ pub trait Ports {
 pub struct Settings {
     /// What SENT promises.
     pub levels: Levels,
+    /// HELLOs of one device per minute; 0: no limit.
+    pub hellos_per_minute: u32,
+    /// Which messages are followed through the log.
+    pub sampling: Sampling,
     /// When SEND is refused for want of space.
     pub space: SpaceRule,
     /// How many reactors there are.
@@ -122,6 +128,7 @@ pub struct Sequencer<D: Disk> {
     parking: Parking,
     holds: Holds,
     cursors: Cursors,
+    attempts: Attempts,
     live: Live,
     open: Open,
     outboxes: Vec<Outbox>,
@@ -145,6 +152,7 @@ pub struct Sequencer<D: Disk> {
     chores_due: u64,
     counters: StoreCounters,
     latencies: Latencies,
+    steps: Steps,
     /// Breaks the promise on purpose, so that tests can prove that they would see it.
     acknowledge_before_sync: bool,
 }
@@ -211,6 +219,7 @@ impl<D: Disk> Sequencer<D> {
             parking: Parking::default(),
             holds: Holds::default(),
             cursors: Cursors::default(),
+            attempts: Attempts::new(settings.hellos_per_minute),
             live: Live::default(),
             open: Open { number, ..Open::default() },
             outboxes: (0..settings.cores).map(|_| Outbox::default()).collect(),
@@ -226,6 +235,7 @@ impl<D: Disk> Sequencer<D> {
             chores_due: 0,
             counters: StoreCounters::default(),
             latencies: Latencies::default(),
+            steps: Steps::default(),
             acknowledge_before_sync: false,
         };
         if recovered.lost.is_some() || recovered.unsafe_end {
@@ -315,6 +325,11 @@ impl<D: Disk> Sequencer<D> {
         &mut self.latencies
     }
 
+    /// Commits of followed messages; the caller takes them out after a turn that went well.
+    pub fn steps(&mut self) -> &mut Steps {
+        &mut self.steps
+    }
+
     fn has_room(&self) -> bool {
         self.fanout.deliveries_count() < GROUP_DELIVERIES_MAX
     }
@@ -359,6 +374,10 @@ impl<D: Disk> Sequencer<D> {
         self.counters.attaches_count += 1;
         let Attach { session, user, device, platform, caps } = attach;
         let hash = self.state.hashes().user(user).0;
+        if !self.attempts.take((hash, self.state.hashes().device(device).0), now.mono_ns / 1_000_000) {
+            let event = Event::AttachRefused { session: *session, code: ErrorCode::RateLimited };
+            return self.fanout.push(session.reactor, event);
+        }
         self.forget_device(hash, user, device);
         match self.roster.attach(hash, user, device, traits(*platform, *caps), *session) {
             Attached::Placed { roster, evicted } => {
@@ -615,6 +634,12 @@ impl<D: Disk> Sequencer<D> {
                 self.open.must_close = true;
                 self.open.level = self.open.level.max(level);
                 self.open.received.push(mail.received);
+                let context = mail.trace.map(|it| (it.trace_id, it.flags));
+                if let Some(followed) = self.settings.sampling.follow(mail.cmid, context)
+                    && !self.steps.note(followed, &mail.conv, Place::Committed { mid, seq })
+                {
+                    self.counters.trace_steps_dropped_count += 1;
+                }
                 self.counters.messages_stored_count += 1;
                 self.sent(&mail, level, 0, seq, mid);
                 let flags = mail.flags & (send_flags::QUIET | send_flags::TRACE);

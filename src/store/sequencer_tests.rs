@@ -205,7 +205,14 @@ fn open_at(
     let position = world.engine.position();
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss, projected: position.group };
     let (log, recovered) = Log::open(disk.clone(), settings).expect("the log opens");
-    let settings = Settings { levels, space: SPACE, cores: 2, policy: Policy::default() };
+    let settings = Settings {
+        levels,
+        hellos_per_minute: 0,
+        sampling: Sampling { every: 0 },
+        space: SPACE,
+        cores: 2,
+        policy: Policy::default(),
+    };
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, world)
 }
@@ -685,7 +692,14 @@ fn a_repeat_is_known_to_an_engine_made_anew() {
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: 0 };
     let (log, recovered) = Log::open(disk, settings).unwrap();
     let position = anew.engine.position();
-    let settings = Settings { levels: Levels::all(2), space: SPACE, cores: 2, policy: Policy::default() };
+    let settings = Settings {
+        levels: Levels::all(2),
+        hellos_per_minute: 0,
+        sampling: Sampling { every: 0 },
+        space: SPACE,
+        cores: 2,
+        policy: Policy::default(),
+    };
     let progress = Arc::new(Progress::new(0));
     let mut sequencer = Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut anew).unwrap();
     let mut world = World::new(anew.engine);
@@ -880,7 +894,14 @@ fn power_cut(steps: &[(u8, u8)], syncs: u64, keep: u64, acknowledge_before_sync:
     let position = world.engine.position();
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: position.group };
     let (log, recovered) = Log::open(disk, settings).map_err(|error| error.to_string())?;
-    let settings = Settings { levels: Levels::all(2), space: SPACE, cores: 2, policy: Policy::default() };
+    let settings = Settings {
+        levels: Levels::all(2),
+        hellos_per_minute: 0,
+        sampling: Sampling { every: 0 },
+        space: SPACE,
+        cores: 2,
+        policy: Policy::default(),
+    };
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, &mut world)
         .map_err(|error| error.to_string())?;

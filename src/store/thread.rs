@@ -17,6 +17,7 @@ use crate::mail::{Group, Submit};
 use crate::mailbox::{Credit, LaneReceiver, LaneSender};
 use crate::observe::counters::StoreBlock;
 use crate::observe::histogram::StoreHistograms;
+use crate::observe::trace;
 
 /// The ends of all lanes that the store thread holds.
 #[derive(Debug)]
@@ -99,6 +100,9 @@ impl Lanes {
         let counters = sequencer.counters();
         counters.submit_lane_open = waiting;
         self.block.publish(counters);
+        for step in sequencer.steps().drain() {
+            trace::log("store", &step);
+        }
         let latencies = sequencer.latencies();
         latencies.committed.drain(..).for_each(|latency| self.histograms.committed(latency));
         latencies.synced.drain(..).for_each(|latency| self.histograms.synced(latency));
@@ -207,6 +211,8 @@ mod tests {
             let (log, recovered) = Log::open(disk.clone(), settings).unwrap();
             let settings = Settings {
                 levels: Levels::all(2),
+                hellos_per_minute: 0,
+                sampling: trace::Sampling { every: 0 },
                 space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 },
                 cores: 1,
                 policy: Policy::default(),

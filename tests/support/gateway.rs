@@ -44,8 +44,14 @@ impl Gateway {
         drop(fs::remove_dir_all(&dir));
         fs::create_dir_all(&dir).expect("a directory for the test");
         let secret = Secret::new(format!("secret of test {number} in process {}, long enough", std::process::id()).into_bytes());
-        let defaults =
-            [("reactors", "2"), ("drain.lead_ms", "0"), ("drain.window_ms", "500"), ("store.free_bytes_min", "1048576")];
+        // Tests reconnect as often as they like.
+        let defaults = [
+            ("reactors", "2"),
+            ("drain.lead_ms", "0"),
+            ("drain.window_ms", "500"),
+            ("store.free_bytes_min", "1048576"),
+            ("protocol.hello_per_minute", "0"),
+        ];
         let kept = defaults.iter().filter(|(key, _)| !settings.iter().any(|(other, _)| other == key));
         let listen = free_address();
         let mut gateway = Self {

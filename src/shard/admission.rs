@@ -1,0 +1,92 @@
+//! Who may come in: the rate of accepting, the handshakes under way, and what a newcomer is told when there is no room.
+//!
+//! Tokens or places spent: the driver stops accepting and the kernel's queue pushes back. Only when that queue is half full are
+//! newcomers taken from it and answered at once with a canned 503, at a rate of its own. Whoever comes while the node drains or is
+//! full is upgraded and told by GOAWAY and 4503, because a browser sees nothing of a 503; when memory is short it is 503 after all.
+
+use super::{Shard, State, flags};
+use crate::clock::Moment;
+use crate::conn::send_queue::Wrap;
+use crate::ids::ConnectionId;
+use crate::observe::counters::CloseCause;
+use crate::session::rate::Rate;
+use crate::wire::envelope::ServerFrame;
+use crate::wire::upgrade::{Refusal, Request};
+
+impl Shard {
+    /// Whether the driver may accept another connection.
+    #[must_use]
+    pub fn admits(&self, now: Moment) -> bool {
+        let mut accepts = self.accepts;
+        let has_token = accepts.take(self.rules.accept_rate, now_ms(now)).is_ok();
+        self.drain.is_none() && has_token && self.handshakes_open < self.rules.handshakes_max
+    }
+
+    /// Whether a connection that may not be admitted may be accepted all the same, for [`Shard::turn_away_newcomer`].
+    #[must_use]
+    pub fn may_turn_away(&self, now: Moment) -> bool {
+        let mut refusals = self.refusals;
+        self.drain.is_none() && refusals.take(refusal_rate(self.rules.accept_rate), now_ms(now)).is_ok()
+    }
+
+    /// Answers a connection just accepted with 503 before it has asked for anything.
+    pub fn turn_away_newcomer(&mut self, id: ConnectionId) {
+        let now_ms = now_ms(self.now);
+        // Whether there was a token has been asked by `may_turn_away`; a few may come in the same turn.
+        let _ = self.refusals.take(refusal_rate(self.rules.accept_rate), now_ms);
+        self.counters.accepts_turned_away_count += 1;
+        self.refuse_upgrade(id, Refusal::Overloaded, CloseCause::Overloaded);
+    }
+
+    /// What a good request is told instead of being let in: nothing (`false`), GOAWAY and 4503, or 503.
+    pub(super) fn turn_away_request(&mut self, id: ConnectionId, request: &Request<'_>) -> bool {
+        let is_short = self.pool.queued_bytes > self.rules.queued_bytes_max / 8 * 7;
+        let (cause, goaway) = match &self.drain {
+            Some(drain) => (CloseCause::Drain, if drain.close_code == 1012 { GOAWAY_RESTART } else { GOAWAY_DRAIN }),
+            None if is_short || self.connections.len() > self.rules.connections_max => (CloseCause::Overloaded, GOAWAY_OVERLOAD),
+            None => return false,
+        };
+        if is_short || request.encoding.is_none() {
+            self.refuse_upgrade(id, Refusal::Overloaded, cause);
+            return true;
+        }
+        self.counters.upgrades_turned_away_count += 1;
+        let frame = self.pool.build(Wrap::Raw, |out| request.write_accept(out));
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        self.pool.push(&mut connection.queue, frame, 0);
+        self.pool.release(frame);
+        connection.encoding = request.encoding;
+        connection.state = State::WaitHello;
+        let (delay_ms, spread_ms) = (GOAWAY_DELAY_MS, GOAWAY_SPREAD_MS);
+        self.push_server(id, &ServerFrame::Goaway { code: goaway, delay_ms, spread_ms, grace_ms: 0, target: "".into() });
+        self.close(id, 4503, cause);
+        true
+    }
+
+    /// A connection is through with its handshake, or ends. Asked for twice, the second time says nothing.
+    pub(super) fn end_handshake(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && connection.flags & flags::HANDSHAKE != 0
+        {
+            connection.flags &= !flags::HANDSHAKE;
+            self.handshakes_open -= 1;
+        }
+    }
+}
+
+/// Refusing costs less than admitting.
+pub(super) fn refusal_rate(accept: Rate) -> Rate {
+    Rate { per_second: accept.per_second.saturating_mul(4), burst: accept.burst.saturating_mul(4) }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "wraps, and differences still hold")]
+pub(super) fn now_ms(now: Moment) -> u32 {
+    (now.mono_ns / 1_000_000) as u32
+}
+
+const GOAWAY_DRAIN: u16 = 1;
+const GOAWAY_RESTART: u16 = 3;
+const GOAWAY_OVERLOAD: u16 = 4;
+/// When whoever was turned away may come again.
+const GOAWAY_DELAY_MS: u32 = 5_000;
+const GOAWAY_SPREAD_MS: u32 = 5_000;

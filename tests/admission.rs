@@ -1,0 +1,126 @@
+//! Who may come in, through the real binary: rates and numbers that are spent make newcomers wait or tell them to come later, and once
+//! there is room they are served.
+
+mod support;
+
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
+
+use support::eventually;
+use support::gateway::Gateway;
+use support::raw::{ENCODINGS, Next, Raw};
+use tidegate::wire::envelope::{Encoding, ServerFrame, page_flags};
+
+/// A full node upgrades whoever offers the subprotocol and says GOAWAY and 4503, which a browser can see; one that leaves lets the next
+/// one in.
+#[test]
+fn a_full_node_says_when_to_come_back() {
+    let gateway = Gateway::with(&[("reactors", "1"), ("limits.connections_max", "2")]);
+    let first = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    let _second = Raw::connect(&gateway, Encoding::Binary, "bo", "1");
+    for encoding in ENCODINGS {
+        let mut third = Raw::open(&gateway, encoding);
+        match third.next() {
+            Next::Frame(ServerFrame::Goaway { code: 4, delay_ms, spread_ms, target, .. }) => {
+                assert!(delay_ms > 0 && spread_ms > 0 && target.is_empty());
+            }
+            other => panic!("not GOAWAY: {other:?}"),
+        }
+        assert_eq!(third.closed(), Some(4503));
+    }
+    assert_eq!(gateway.metric("tidegate_upgrades_turned_away_total"), 2.0);
+    eventually("the ends", || (gateway.metric(r#"tidegate_closes_total{cause="overloaded"}"#) == 2.0).then_some(()));
+    drop(first);
+    eventually("room", || (gateway.metric("tidegate_connections_open") == 1.0).then_some(()));
+    Raw::connect(&gateway, Encoding::Json, "cy", "1");
+}
+
+/// Once its tokens are spent a reactor accepts as fast as they come back; nobody is lost.
+#[test]
+fn accepting_has_a_rate() {
+    let gateway = Gateway::with(&[("reactors", "1"), ("limits.accept_per_s", "5"), ("limits.accept_burst", "2")]);
+    let all: Vec<Raw> = (0..8).map(|number| Raw::connect(&gateway, Encoding::Binary, "al", &number.to_string())).collect();
+    assert!(gateway.metric("tidegate_accepts_paused_total") > 0.0);
+    assert_eq!(gateway.metric("tidegate_connections_accepted_total"), 8.0);
+    assert_eq!(gateway.metric("tidegate_sessions_open"), all.len() as f64);
+}
+
+/// Connections that never say who they are fill the places for handshakes: newcomers wait, and come in when one has gone or was let in.
+#[test]
+fn handshakes_have_a_number() {
+    let gateway = Gateway::with(&[
+        ("reactors", "1"),
+        ("limits.handshakes_max", "2"),
+        ("protocol.upgrade_ms", "60000"),
+        ("protocol.hello_ms", "60000"),
+    ]);
+    let silent = TcpStream::connect(gateway.listen).expect("the gateway listens");
+    let mut upgraded = Raw::open(&gateway, Encoding::Binary);
+    eventually("two handshakes", || (gateway.metric("tidegate_handshakes_open") == 2.0).then_some(()));
+    let waiting = TcpStream::connect(gateway.listen).expect("the kernel takes it");
+    eventually("a pause", || (gateway.metric("tidegate_accepts_paused_total") > 3.0).then_some(()));
+    assert_eq!(gateway.metric("tidegate_connections_accepted_total"), 2.0);
+    upgraded.hello(&gateway.token("al"), "1");
+    upgraded.welcome();
+    eventually("the one that waited", || (gateway.metric("tidegate_connections_accepted_total") == 3.0).then_some(()));
+    drop((silent, waiting));
+    eventually("no handshake", || (gateway.metric("tidegate_handshakes_open") == 0.0).then_some(()));
+    Raw::connect(&gateway, Encoding::Binary, "bo", "1");
+    eventually("no handshake", || (gateway.metric("tidegate_handshakes_open") == 0.0).then_some(()));
+}
+
+/// When those who wait fill half of the kernel's queue, they are taken from it and answered with 503, which says when to come back.
+#[test]
+fn a_long_queue_is_turned_away() {
+    let gateway = Gateway::with(&[("reactors", "1"), ("limits.handshakes_max", "1"), ("protocol.upgrade_ms", "60000")]);
+    let mut waiting = Vec::new();
+    let answer = eventually("an answer without a request", || {
+        if waiting.len() < 4_500 {
+            waiting.extend((0..100).map(|_| {
+                let stream = TcpStream::connect(gateway.listen).expect("the kernel takes it");
+                stream.set_nonblocking(true).expect("a socket");
+                stream
+            }));
+        }
+        waiting.iter_mut().find_map(|stream| {
+            let mut answer = [0; 1024];
+            match stream.read(&mut answer) {
+                Ok(count) if count > 0 => Some(String::from_utf8_lossy(&answer[..count]).into_owned()),
+                Ok(_) => panic!("ended without a word"),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                    None
+                }
+            }
+        })
+    });
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: "), "{answer}");
+    assert!(gateway.metric("tidegate_accepts_turned_away_total") > 0.0);
+    assert!(gateway.metric(r#"tidegate_upgrades_refused_total{status="503"}"#) > 0.0);
+    drop(waiting);
+    let mut raw = Raw::open(&gateway, Encoding::Binary);
+    raw.hello(&gateway.token("al"), "1");
+    raw.welcome();
+}
+
+/// A device that says HELLO again and again is told to wait, whatever core it comes to; its user's other devices are not concerned, nor
+/// is somebody else's device of the same name.
+#[test]
+fn a_device_may_not_say_hello_without_end() {
+    let gateway = Gateway::with(&[("protocol.hello_per_minute", "3")]);
+    for _ in 0..3 {
+        Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    }
+    for encoding in ENCODINGS {
+        let mut raw = Raw::open(&gateway, encoding);
+        raw.hello(&gateway.token("al"), "1");
+        let error = raw.error();
+        assert_eq!((error.rid, error.code), (0, 4001));
+        assert_eq!(error.flags & page_flags::ERROR_CLOSING, page_flags::ERROR_CLOSING);
+        assert!(error.retry_ms > 0);
+        assert_eq!(raw.closed(), Some(4429));
+    }
+    assert_eq!(gateway.metric("tidegate_hellos_limited_total"), 2.0);
+    Raw::connect(&gateway, Encoding::Binary, "al", "2");
+    Raw::connect(&gateway, Encoding::Binary, "bo", "1");
+}
