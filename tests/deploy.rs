@@ -7,12 +7,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use support::gateway::{Gateway, free_address};
 use support::{PATIENCE, eventually};
-use tidegate_client::Event;
+use tidegate_client::{Event, Events};
 
 /// Two people chat through nginx; their messages are durable, and both sides see them.
 #[test]
@@ -65,7 +64,7 @@ fn alerts_name_metrics_that_exist() {
 
 struct Person {
     client: tidegate_client::Client,
-    events: Receiver<Event>,
+    events: Events,
 }
 
 /// `al` and `bo` say something to each other through the balancer.
@@ -84,7 +83,7 @@ fn chat(gateway: &Gateway, balancer: &Balancer) -> (Person, Person) {
 }
 
 /// The next message of somebody else.
-fn next_message(events: &Receiver<Event>) -> (u64, String) {
+fn next_message(events: &Events) -> (u64, String) {
     loop {
         match events.recv_timeout(PATIENCE).expect("a message comes") {
             Event::Message(message) if !message.own => {

@@ -155,6 +155,9 @@ pub struct Sequencer<D: Disk> {
     steps: Steps,
     /// Breaks the promise on purpose, so that tests can prove that they would see it.
     acknowledge_before_sync: bool,
+    /// With the fault above: how long the write comes late, so that a kill finds the gap.
+    #[cfg(debug_assertions)]
+    write_delay: Option<Duration>,
 }
 
 /// The group being gathered.
@@ -237,6 +240,8 @@ impl<D: Disk> Sequencer<D> {
             latencies: Latencies::default(),
             steps: Steps::default(),
             acknowledge_before_sync: false,
+            #[cfg(debug_assertions)]
+            write_delay: None,
         };
         if recovered.lost.is_some() || recovered.unsafe_end {
             sequencer.begin_epoch(cold).map_err(RecoverError::Log)?;
@@ -301,6 +306,14 @@ impl<D: Disk> Sequencer<D> {
             self.chores_due = 0;
         }
         Ok(())
+    }
+
+    /// Breaks the promise of this store from now on: everything is acknowledged before it is written, and written late. For tests that
+    /// must see a checker fail; a release build has no such method.
+    #[cfg(debug_assertions)]
+    pub fn plant_early_acknowledgement(&mut self, write_delay: Duration) {
+        self.acknowledge_before_sync = true;
+        self.write_delay = Some(write_delay);
     }
 
     /// Whether everything has been handed over.
@@ -821,6 +834,8 @@ impl<D: Disk> Sequencer<D> {
         if self.open.entries_count > 0 {
             if self.acknowledge_before_sync {
                 self.hand_out(None, ports);
+                #[cfg(debug_assertions)]
+                self.write_delay.into_iter().for_each(std::thread::sleep);
             }
             let number = self.open.number;
             // What rides alone is no message, and is kept as well as any.

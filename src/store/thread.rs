@@ -61,6 +61,10 @@ where
 
 /// The thread itself.
 fn run<D: Disk>(mut sequencer: Sequencer<D>, lanes: Lanes) -> Result<(), LogError> {
+    #[cfg(debug_assertions)]
+    if std::env::var_os(EARLY_ACKNOWLEDGEMENT).is_some() {
+        sequencer.plant_early_acknowledgement(EARLY_BY);
+    }
     let mut doors = Doors { lanes, next_reader: 0 };
     loop {
         let turn = sequencer.turn(&mut doors)?;
@@ -154,6 +158,12 @@ impl Ports for Doors {
         self.lanes.credit.give(bytes);
     }
 }
+
+/// Set in the environment of a build with debug assertions, it plants a fault: the crash campaign of the load generator must find it.
+#[cfg(debug_assertions)]
+const EARLY_ACKNOWLEDGEMENT: &str = "FAULT_ACKNOWLEDGE_BEFORE_WRITE";
+#[cfg(debug_assertions)]
+const EARLY_BY: Duration = Duration::from_millis(20);
 
 /// How long a stopping store waits for others to take their mail: 2 s in all.
 const FINISH_TURNS_MAX: u32 = 2_000;

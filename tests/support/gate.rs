@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tidegate::wire::envelope::Encoding;
-use tidegate_client::{Client, Event, Outgoing, Pending};
+use tidegate_client::{Client, Event, Events, Outgoing, Pending};
 
 use super::eventually;
 use super::gateway::Gateway;
@@ -199,7 +199,7 @@ fn sender(shared: &Arc<Shared>, user: &'static str, device: String, client: Clie
 }
 
 /// Notes what a device gives out, until its client ends.
-fn receiver(shared: &Arc<Shared>, device: String, events: Receiver<Event>) -> JoinHandle<()> {
+fn receiver(shared: &Arc<Shared>, device: String, events: Events) -> JoinHandle<()> {
     let shared = Arc::clone(shared);
     std::thread::spawn(move || {
         loop {

@@ -15,7 +15,7 @@ use jsonwebtoken::crypto::sign;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use tidegate::config::Secret;
 use tidegate::session::auth::mint;
-use tidegate_client::{Client, Event, Options};
+use tidegate_client::{Client, Events, Options};
 
 use super::eventually;
 
@@ -175,12 +175,12 @@ impl Gateway {
     }
 
     /// A client with these options.
-    pub fn client(&self, options: Options) -> (Client, std::sync::mpsc::Receiver<Event>) {
+    pub fn client(&self, options: Options) -> (Client, Events) {
         Client::connect(&format!("ws://{}/ws", self.listen), options).expect("a good URL")
     }
 
     /// A client that goes through something in between, such as a balancer at `url`.
-    pub fn client_through(&self, url: &str, options: Options) -> (Client, std::sync::mpsc::Receiver<Event>) {
+    pub fn client_through(&self, url: &str, options: Options) -> (Client, Events) {
         Client::connect(url, options).expect("a good URL")
     }
 

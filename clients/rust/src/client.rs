@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate::ids::Cmid;
 
-use crate::event::{Event, Outgoing, SendError, Sent, Ticket};
+use crate::event::{Event, Outgoing, SendError, Sent, Stop, Ticket};
+use crate::events::{Events, Feed, events};
 use crate::inbox::Position;
+use crate::journal::{Journal, Kept};
 use crate::link::{Arrival, BadUrl, Endpoint, Inbound, Link};
 use crate::machine::{Action, Closed, Machine, Settings};
 use crate::pending::{Pending, Resolver};
@@ -25,6 +29,8 @@ const SLEEP_MIN: Duration = Duration::from_millis(1);
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 /// How often a full event queue is looked at again.
 const BLOCKED_WAIT: Duration = Duration::from_millis(10);
+/// Time that lies before the start of a client, as far as messages of an earlier life are concerned: longer than any horizon.
+const BEFORE: Duration = Duration::from_secs(60 * 86_400);
 /// Longest wait for the application to take the last events of a client that ended.
 const LAST_EVENTS_WAIT: Duration = Duration::from_secs(1);
 
@@ -32,6 +38,9 @@ const LAST_EVENTS_WAIT: Duration = Duration::from_secs(1);
 pub struct Options {
     /// How to speak and what to remember.
     pub settings: Settings,
+    /// A file in which messages wait until they are acknowledged, so that they survive the program. One client at a time may use it.
+    /// `None`: they wait in memory.
+    pub outbox: Option<PathBuf>,
     token: TokenSource,
 }
 
@@ -42,7 +51,7 @@ impl Options {
     /// The protocol's defaults for `device`, with tokens from `token`: it is asked before each connection and when the one in use
     /// ends soon, told whether it must be a fresh one, and may answer `None` to be asked again later.
     pub fn new(device: &str, token: impl FnMut(bool) -> Option<String> + Send + 'static) -> Self {
-        Self { settings: Settings::new(device), token: Box::new(token) }
+        Self { settings: Settings::new(device), outbox: None, token: Box::new(token) }
     }
 }
 
@@ -59,7 +68,32 @@ impl fmt::Debug for Options {
 pub struct Client(Arc<Handle>);
 
 #[derive(Debug)]
-struct Handle(SyncSender<Input>);
+struct Handle {
+    inputs: SyncSender<Input>,
+    /// Messages of an earlier life that nobody has asked about yet.
+    restored: Mutex<Vec<Pending>>,
+}
+
+/// Why there is no client.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The URL is of no use.
+    Url(BadUrl),
+    /// The outbox on disk cannot be opened.
+    Outbox(io::Error),
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(error) => error.fmt(f),
+            Self::Outbox(error) => write!(f, "the outbox cannot be opened: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {}
 
 /// Where the device stands: what an application keeps to go on from after a restart.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -85,17 +119,21 @@ impl Client {
     /// Starts a client for `url`, such as `ws://127.0.0.1:8080/ws`. Returns at once; events tell how the connection stands.
     ///
     /// # Errors
-    /// The URL is of no use.
+    /// [`ConnectError`].
     ///
     /// # Panics
     /// If the system gives no randomness or no thread.
-    pub fn connect(url: &str, options: Options) -> Result<(Self, Receiver<Event>), BadUrl> {
-        let endpoint = Endpoint::parse(url)?;
+    pub fn connect(url: &str, options: Options) -> Result<(Self, Events), ConnectError> {
+        let endpoint = Endpoint::parse(url).map_err(ConnectError::Url)?;
         let (inputs, input) = sync_channel(INPUTS_MAX);
-        let (events, event) = sync_channel(EVENTS_MAX);
+        let (feed, events) = events(EVENTS_MAX);
+        let (journal, kept) = match options.outbox.as_deref().map(Journal::open).transpose().map_err(ConnectError::Outbox)? {
+            Some((journal, kept)) => (Some(journal), kept),
+            None => (None, Vec::new()),
+        };
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).expect("the system has randomness");
-        let driver = Driver {
+        let mut driver = Driver {
             machine: Machine::new(options.settings.clone(), u64::from_le_bytes(seed)),
             settings: options.settings,
             token: options.token,
@@ -105,12 +143,21 @@ impl Client {
             link_number: 0,
             resolvers: HashMap::new(),
             inputs: inputs.clone(),
-            events,
+            events: feed,
             blocked: None,
+            journal,
         };
+        let restored = kept.into_iter().map(|one| driver.restore(one)).collect();
         let spawned = std::thread::Builder::new().name("tidegate".to_owned()).spawn(move || driver.run(&input));
         spawned.expect("the system has a thread");
-        Ok((Self(Arc::new(Handle(inputs))), event))
+        Ok((Self(Arc::new(Handle { inputs, restored: Mutex::new(restored) })), events))
+    }
+
+    /// Messages that the outbox on disk still held, in the order in which they were asked for; each is told once. They are sent whether
+    /// or not anybody asks.
+    #[must_use]
+    pub fn restored(&self) -> Vec<Pending> {
+        std::mem::take(&mut *self.0.restored.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Sends `payload` to `conv` and blocks until the gateway has acknowledged it, across reconnects, for as long as it takes.
@@ -121,7 +168,8 @@ impl Client {
         self.submit(Outgoing::new(conv, payload)).wait()
     }
 
-    /// Asks to send `message`, and returns at once. Messages to one conversation keep the order of asking.
+    /// Asks to send `message`, and returns at once unless hundreds were asked for in this moment. Messages to one conversation keep the
+    /// order of asking.
     ///
     /// # Panics
     /// If the system gives no randomness.
@@ -130,42 +178,57 @@ impl Client {
         let cmid = fresh_cmid();
         let (pending, resolver) = Pending::new(cmid);
         // A client that ended drops the resolver, which says so.
-        drop(self.0.0.send(Input::Send(cmid, message, resolver)));
+        drop(self.0.inputs.send(Input::Send(cmid, message, resolver)));
+        pending
+    }
+
+    /// As [`Client::submit`], but never blocks: if too much was asked for in this moment, the result is [`SendError::OutboxFull`]. What
+    /// it returns is a future that belongs to no runtime.
+    ///
+    /// # Panics
+    /// If the system gives no randomness.
+    pub fn try_submit(&self, message: Outgoing) -> Pending {
+        let cmid = fresh_cmid();
+        let (pending, resolver) = Pending::new(cmid);
+        if let Err(TrySendError::Full(Input::Send(_, _, resolver))) = self.0.inputs.try_send(Input::Send(cmid, message, resolver))
+        {
+            resolver.resolve(Err(SendError::OutboxFull));
+        }
         pending
     }
 
     /// Moves the user's read position; [`Event::ReadPosition`] confirms it.
     pub fn read(&self, conv: &str, seq: u64) {
-        drop(self.0.0.send(Input::Read(conv.to_owned(), seq)));
+        drop(self.0.inputs.send(Input::Read(conv.to_owned(), seq)));
     }
 
     /// Sends a signal if the connection is up.
     pub fn signal(&self, conv: &str, kind: u16, payload: &[u8]) {
-        drop(self.0.0.send(Input::Signal(conv.to_owned(), kind, payload.to_vec())));
+        drop(self.0.inputs.send(Input::Signal(conv.to_owned(), kind, payload.to_vec())));
     }
 
     /// Acknowledges everything of `conv` up to `seq`, with [`crate::Acknowledge::ByHand`].
     pub fn processed(&self, conv: &str, seq: u64) {
-        drop(self.0.0.send(Input::Processed(conv.to_owned(), seq)));
+        drop(self.0.inputs.send(Input::Processed(conv.to_owned(), seq)));
     }
 
     /// Where the device stands; empty if the client has ended.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let (answer, answered) = sync_channel(1);
-        drop(self.0.0.send(Input::Snapshot(answer)));
+        drop(self.0.inputs.send(Input::Snapshot(answer)));
         answered.recv().unwrap_or_default()
     }
 
     /// Ends the connection for good. What was not acknowledged resolves to [`SendError::Stopped`].
     pub fn close(&self) {
-        drop(self.0.0.send(Input::Close));
+        drop(self.0.inputs.send(Input::Close));
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        drop(self.0.send(Input::Close));
+        drop(self.inputs.send(Input::Close));
     }
 }
 
@@ -178,14 +241,23 @@ struct Driver {
     link: Option<Link>,
     /// Counts connections: what an earlier one still hands over is dropped.
     link_number: u64,
-    resolvers: HashMap<Ticket, Resolver>,
+    resolvers: HashMap<Ticket, (Cmid, Resolver)>,
     inputs: SyncSender<Input>,
-    events: SyncSender<Event>,
+    events: Feed,
     /// An event the application has no room for yet.
     blocked: Option<Event>,
+    journal: Option<Journal>,
 }
 
 impl Driver {
+    fn restore(&mut self, one: Kept) -> Pending {
+        let (pending, resolver) = Pending::new(one.cmid);
+        let age = Duration::from_millis(unix_ms().saturating_sub(one.asked_unix_ms));
+        let ticket = self.machine.restore(one.cmid, one.message, self.now().saturating_sub(age));
+        self.resolvers.insert(ticket, (one.cmid, resolver));
+        pending
+    }
+
     fn run(mut self, input: &Receiver<Input>) {
         loop {
             self.turn();
@@ -220,7 +292,11 @@ impl Driver {
         }
         self.transmit();
         while let Some(outcome) = self.machine.poll_outcome() {
-            if let Some(resolver) = self.resolvers.remove(&outcome.ticket) {
+            if let Some((cmid, resolver)) = self.resolvers.remove(&outcome.ticket) {
+                if let Some(journal) = self.journal.as_mut().filter(|_| outcome.result != Err(SendError::Stopped)) {
+                    // Not noted, it is sent once more in the next life and recognised.
+                    drop(journal.done(cmid));
+                }
                 resolver.resolve(outcome.result);
             }
         }
@@ -266,8 +342,8 @@ impl Driver {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Send(cmid, message, resolver) => match self.machine.send(cmid, message) {
-                Ok(ticket) => drop(self.resolvers.insert(ticket, resolver)),
+            Input::Send(cmid, message, resolver) => match self.send(cmid, message) {
+                Ok(ticket) => drop(self.resolvers.insert(ticket, (cmid, resolver))),
                 Err(error) => resolver.resolve(Err(error)),
             },
             Input::Read(conv, seq) => self.machine.read(&conv, seq),
@@ -288,6 +364,18 @@ impl Driver {
         }
     }
 
+    fn send(&mut self, cmid: Cmid, message: Outgoing) -> Result<Ticket, SendError> {
+        let copy = (self.journal.is_some() && !message.transient).then(|| message.clone());
+        let ticket = self.machine.send(cmid, message)?;
+        if let Some((journal, message)) = self.journal.as_mut().zip(copy)
+            && journal.keep(&Kept { cmid, asked_unix_ms: unix_ms(), message }).is_err()
+        {
+            self.machine.close_for(Stop::Storage);
+            return Err(SendError::Storage);
+        }
+        Ok(ticket)
+    }
+
     fn arrivals(&mut self) {
         while let Some(arrival) = self.link.as_mut().and_then(Link::arrival) {
             let now = self.now();
@@ -304,6 +392,11 @@ impl Driver {
 
     fn transmit(&mut self) {
         let now = self.now();
+        // What may leave now is on disk first.
+        if self.journal.as_mut().is_some_and(|journal| journal.sync().is_err()) {
+            self.journal = None;
+            self.machine.close_for(Stop::Storage);
+        }
         let Some(link) = self.link.as_mut() else { return };
         let mut bytes = Vec::new();
         let mut result = Ok(());
@@ -325,7 +418,7 @@ impl Driver {
     fn give_events(&mut self) {
         loop {
             let Some(event) = self.blocked.take().or_else(|| self.machine.poll_event(self.now())) else { return };
-            match self.events.try_send(event) {
+            match self.events.give(event) {
                 Ok(()) => {}
                 Err(TrySendError::Full(event)) => {
                     self.blocked = Some(event);
@@ -344,17 +437,21 @@ impl Driver {
     }
 
     fn now(&self) -> Duration {
-        self.origin.elapsed()
+        // Messages of an earlier life were asked for before this one began.
+        BEFORE + self.origin.elapsed()
     }
+}
+
+fn unix_ms() -> u64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(unix.as_millis()).unwrap_or_default()
 }
 
 /// A UUIDv7: 48 bits of time, 74 of chance.
 fn fresh_cmid() -> Cmid {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes[6..]).expect("the system has randomness");
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let unix_ms = u64::try_from(unix.as_millis()).unwrap_or_default();
-    bytes[..6].copy_from_slice(&unix_ms.to_be_bytes()[2..]);
+    bytes[..6].copy_from_slice(&unix_ms().to_be_bytes()[2..]);
     bytes[6] = bytes[6] & 0x0f | 0x70;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     Cmid(bytes)

@@ -69,8 +69,11 @@ pub enum SendError {
     NotRepeated,
     /// The first attempt is older than the gateway remembers. It may have been stored: look for the cmid in the history.
     Horizon,
-    /// The client stopped first. A message that was written before may have been stored.
+    /// The client stopped first. A message that was written before may have been stored; one in an outbox on disk is sent when the
+    /// outbox is opened again.
     Stopped,
+    /// The outbox on disk could not take it, so it was not sent.
+    Storage,
 }
 
 impl std::fmt::Display for SendError {
@@ -83,6 +86,7 @@ impl std::fmt::Display for SendError {
             Self::NotRepeated => f.write_str("a transient message was not accepted, and is never repeated"),
             Self::Horizon => f.write_str("the message is too old to repeat safely; look for it in the history"),
             Self::Stopped => f.write_str("the client stopped before the message was acknowledged"),
+            Self::Storage => f.write_str("the outbox on disk could not take the message"),
         }
     }
 }
@@ -264,4 +268,6 @@ pub enum Stop {
     Forbidden,
     /// 4409: the same device connected elsewhere.
     Replaced,
+    /// The outbox on disk cannot be synced any more: nothing can be promised.
+    Storage,
 }

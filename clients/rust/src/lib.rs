@@ -6,6 +6,9 @@
 //!       └──────events───────┘          └── Link: WebSocket, TCP, one reading thread
 //! ```
 //!
+//! Async code awaits [`Client::try_submit`] and [`Events::next`] in any runtime, or none. With [`Options::outbox`] what waits to be sent
+//! survives the program. `examples/chat.rs` and `examples/async.rs` show both ways.
+//!
 //! [`Client`] is all an application needs: it blocks in [`Client::send`] until a message is durable, and gives out every message of every
 //! conversation once and in order. [`Machine`] is the same without sockets, threads or clocks, for who has those already.
 //!
@@ -26,7 +29,9 @@
 
 mod client;
 mod event;
+mod events;
 mod inbox;
+mod journal;
 mod link;
 mod machine;
 mod outbox;
@@ -37,8 +42,9 @@ mod reconnect;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Client, Options, Snapshot};
+pub use client::{Client, ConnectError, Options, Snapshot};
 pub use event::{Cmid, Conversation, Event, Mid, Outcome, Outgoing, Received, SendError, Sent, State, Stop, Ticket};
+pub use events::Events;
 pub use inbox::{History, Position};
 pub use link::BadUrl;
 pub use machine::{Acknowledge, Action, Closed, Machine, Settings};

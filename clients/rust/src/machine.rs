@@ -243,6 +243,12 @@ impl Machine {
         self.outbox.push(cmid, message)
     }
 
+    /// Takes a message of an earlier life, which was asked for at `asked`. It may have been written to a socket and even stored since
+    /// then, so it goes out as a repeat, before anything new, and is given up beyond the gateway's horizon.
+    pub fn restore(&mut self, cmid: Cmid, message: Outgoing, asked: Duration) -> Ticket {
+        self.outbox.restore(cmid, message, Some(asked))
+    }
+
     /// Moves the user's read position; repeated until the gateway confirms it with [`Event::ReadPosition`].
     pub fn read(&mut self, conv: &str, seq: u64) {
         self.reads.want(conv, seq);
@@ -262,11 +268,16 @@ impl Machine {
 
     /// Ends the client: the gateway drops the session, and nothing is repeated any more.
     pub fn close(&mut self) {
+        self.close_for(Stop::Closed);
+    }
+
+    /// Ends the client as [`Machine::close`] does, for another reason.
+    pub fn close_for(&mut self, stop: Stop) {
         self.is_last_ack_due = matches!(self.phase, Phase::Active | Phase::Leaving { .. });
         if self.is_last_ack_due || matches!(self.phase, Phase::Greeting { .. } | Phase::Connecting) {
             self.actions.push_back(Action::Close(CLOSE_DONE));
         }
-        self.stop(Stop::Closed);
+        self.stop(stop);
     }
 
     // What happened.

@@ -84,11 +84,16 @@ impl Outbox {
         if self.entries.len() >= OUTBOX_MAX {
             return Err(SendError::OutboxFull);
         }
+        Ok(self.restore(cmid, message, None))
+    }
+
+    /// Takes a message that an earlier life may have written to a socket at `first_written`.
+    pub(crate) fn restore(&mut self, cmid: Cmid, message: Outgoing, first_written: Option<Duration>) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let state = EntryState::Waiting(Duration::ZERO);
-        self.entries.insert(ticket, Entry { cmid, message, first_written: None, state });
-        Ok(ticket)
+        self.entries.insert(ticket, Entry { cmid, message, first_written, state });
+        ticket
     }
 
     /// Messages not acknowledged.

@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::{Message, accept_hdr};
 
 use super::gateway::Gateway;
-use crate::{Client, Event, Options, Outgoing, SendError, State, Stop};
+use crate::{Client, Event, Events, Options, Outgoing, SendError, State, Stop};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -56,7 +56,7 @@ impl Server {
         server
     }
 
-    fn client(&self, user: &'static str, encoding: Encoding) -> (Client, Receiver<Event>) {
+    fn client(&self, user: &'static str, encoding: Encoding) -> (Client, Events) {
         let mut options = Options::new(user, move |fresh| Some(format!("{user} {fresh}")));
         options.settings.encoding = encoding;
         options.settings.reconnect_base = Duration::from_millis(5);
@@ -130,7 +130,7 @@ fn connection(stream: TcpStream, model: &Mutex<Gateway>, is_cut: bool, refuse: u
 }
 
 /// The payloads of messages, until there are `count`.
-fn messages(events: &Receiver<Event>, count: usize) -> Vec<String> {
+fn messages(events: &Events, count: usize) -> Vec<String> {
     let deadline = Instant::now() + PATIENCE;
     let mut payloads = Vec::new();
     while payloads.len() < count {
@@ -145,7 +145,7 @@ fn messages(events: &Receiver<Event>, count: usize) -> Vec<String> {
 }
 
 /// Waits for the state that ends a client.
-fn stopped(events: &Receiver<Event>) -> Stop {
+fn stopped(events: &Events) -> Stop {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -231,4 +231,52 @@ fn a_bad_url_is_refused() {
     for url in ["", "http://127.0.0.1/ws", "wss://127.0.0.1/ws", "ws:///x", "127.0.0.1:80"] {
         assert!(Client::connect(url, Options::new("al", |_| None)).is_err(), "{url}");
     }
+}
+
+/// What an outbox on disk holds when a client ends is sent by the next one, before anything new and once in effect; what was
+/// acknowledged is not sent again.
+#[test]
+fn an_outbox_on_disk_survives_the_client() {
+    let folder = std::env::temp_dir().join(format!("tidegate-outbox-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let server = Server::start();
+    let options = |url_device: &str| {
+        let mut options = Options::new(url_device, |_| Some("token".to_owned()));
+        options.outbox = Some(folder.join("outbox"));
+        options
+    };
+    let (offline, _events) = Client::connect("ws://127.0.0.1:1/ws", options("al")).expect("a good URL");
+    let waiting: Vec<_> = ["one", "two"].map(|text| offline.submit(Outgoing::new("d:al:bo", text.as_bytes()))).into();
+    offline.close();
+    for one in waiting {
+        assert_eq!(one.wait(), Err(SendError::Stopped));
+    }
+    let (online, _events) = Client::connect(&server.url, options("al")).expect("a good URL");
+    assert_eq!(online.send("d:al:bo", b"three").expect("acknowledged").seq, 3);
+    let seqs: Vec<_> = online.restored().into_iter().map(|one| one.wait().expect("acknowledged").seq).collect();
+    assert_eq!(seqs, [1, 2]);
+    online.close();
+    drop((online, offline));
+    let (again, _events) = Client::connect(&server.url, options("al")).expect("a good URL");
+    assert_eq!(again.restored().len(), 0);
+    drop(again);
+    std::fs::remove_dir_all(&folder).expect("a folder");
+}
+
+/// Async code needs no runtime of ours: futures of the client resolve under any executor.
+#[test]
+fn futures_run_anywhere() {
+    let server = Server::start();
+    let (al, mut events) = server.client("al", Encoding::Binary);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        let (one, two) = (al.try_submit(Outgoing::new("d:al:bo", b"1")), al.try_submit(Outgoing::new("d:al:bo", b"2")));
+        assert_eq!((one.await.expect("acknowledged").seq, two.await.expect("acknowledged").seq), (1, 2));
+        al.close();
+        let mut seen = 0;
+        while let Some(event) = events.next().await {
+            seen += u32::from(matches!(event, Event::Message(_)));
+        }
+        assert_eq!(seen, 2);
+    });
 }

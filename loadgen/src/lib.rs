@@ -1,0 +1,23 @@
+//! Puts a Tidegate gateway under load, open loop, and keeps a ledger of every message.
+//!
+//! ```text
+//!  main ─► run: stages, kills, storms ──orders──► Shared ◄──boards── worker, one thread each
+//!                                                                      │ pace: what is due
+//!                                                                      │ client: Machine and frames, pure
+//!                                                                      │ network: sockets, or another TCP
+//!                                                                      ▼
+//!                                              verify: the ledger ─► report: text, JSON; page: HTML
+//! ```
+
+pub mod client;
+pub mod network;
+pub mod pace;
+pub mod page;
+pub mod random;
+pub mod report;
+pub mod run;
+pub mod scenario;
+pub mod stats;
+pub mod subject;
+pub mod verify;
+pub mod worker;

@@ -1,0 +1,425 @@
+//! The command line of the load generator.                                                            [clap, indicatif, toml_edit]
+
+use std::fs;
+use std::io::IsTerminal;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use loadgen::page;
+use loadgen::report::Report;
+use loadgen::run::{Bench, Progress};
+use loadgen::scenario::Load;
+use loadgen::subject::{Minter, Process, Started, Target};
+use loadgen::verify::PAYLOAD_BYTES_MIN;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let line = Line::parse();
+    let done = match line.scenario {
+        Scenario::Page { run, other, html } => {
+            return match compare(&run, other.as_deref(), &html) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(reason) => fail(&reason),
+            };
+        }
+        Scenario::File { file } => arguments(&file).and_then(|line| Line::parse_from(line).run()),
+        _ => line.run(),
+    };
+    match done {
+        Ok(report) => {
+            print!("{}", report.text());
+            if !report.findings.is_empty() {
+                ExitCode::from(EXIT_LEDGER)
+            } else if !report.broken.is_empty() {
+                ExitCode::from(EXIT_THRESHOLD)
+            } else {
+                ExitCode::SUCCESS
+            }
+        }
+        Err(reason) => fail(&reason),
+    }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    eprintln!("loadgen: {reason}");
+    ExitCode::from(EXIT_FAILED)
+}
+
+fn compare(run: &Path, other: Option<&Path>, html: &Path) -> Result<(), String> {
+    let read = |path: &Path| -> Result<serde_json::Value, String> {
+        let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        serde_json::from_str(&text).map_err(|error| format!("{} is no report: {error}", path.display()))
+    };
+    let other = other.map(read).transpose()?;
+    fs::write(html, page::html(&read(run)?, other.as_ref())).map_err(|error| format!("cannot write {}: {error}", html.display()))
+}
+
+/// The command line that a file stands for.
+fn arguments(file: &Path) -> Result<Vec<String>, String> {
+    let name = file.display();
+    let text = fs::read_to_string(file).map_err(|error| format!("cannot read {name}: {error}"))?;
+    let table: toml_edit::DocumentMut = text.parse().map_err(|error| format!("{name}: {error}"))?;
+    let scenario = table
+        .get("scenario")
+        .and_then(|item| item.as_str())
+        .ok_or_else(|| format!("{name}: scenario = \"chat\" or so is missing"))?;
+    let mut line = vec!["loadgen".to_owned(), scenario.to_owned()];
+    for (key, item) in table.iter().filter(|(key, _)| *key != "scenario") {
+        let flag = format!("--{}", key.replace('_', "-"));
+        match item.as_value() {
+            Some(toml_edit::Value::Boolean(on)) => line.extend(on.value().then_some(flag)),
+            Some(toml_edit::Value::String(text)) => line.push(format!("{flag}={}", text.value())),
+            Some(toml_edit::Value::Integer(number)) => line.push(format!("{flag}={}", number.value())),
+            Some(toml_edit::Value::Float(number)) => line.push(format!("{flag}={}", number.value())),
+            _ => return Err(format!("{name}: {key} is neither text, number, true nor false")),
+        }
+    }
+    Ok(line)
+}
+
+/// Puts a Tidegate gateway under load and keeps a ledger of every message.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes:\n  0  the ledger is clean and every threshold was kept\n  1  the ledger found something lost, duplicate, out of order or corrupt\n  2  a mistake in the command line\n  3  a threshold was broken\n  4  nothing can be said: the run did not take place or broke off"
+)]
+struct Line {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// Users write to each other and to groups at a steady rate, open loop.
+    Chat(ChatArgs),
+    /// Connections that only live: no messages but heartbeats.
+    Idle(ChatArgs),
+    /// The highest rate the gateway follows, and the latencies at parts of it.
+    Peak(PeakArgs),
+    /// Kill -9 under load, restart, and again.
+    Crash(CrashArgs),
+    /// Everybody is cut off at once and comes back.
+    Storm(StormArgs),
+    /// Run the scenario of a TOML file: `scenario = "chat"`, and the flags as keys.
+    File {
+        /// The file.
+        file: PathBuf,
+    },
+    /// One HTML page out of one JSON report, or out of two to compare.
+    Page {
+        /// The run.
+        run: PathBuf,
+        /// Another run.
+        other: Option<PathBuf>,
+        /// Where to write.
+        #[arg(long, value_name = "FILE")]
+        html: PathBuf,
+    },
+}
+
+/// What every scenario is told.
+#[derive(Clone, Debug, Args)]
+struct Common {
+    /// Where clients connect.
+    #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
+    url: String,
+    /// The gateway's admin side.
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    admin: SocketAddr,
+    /// Allow a gateway on another machine.
+    #[arg(long)]
+    allow_remote: bool,
+    /// File with the secret that signs tokens.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Data directory of the gateway, where its generated secret is.
+    #[arg(long, value_name = "DIR", default_value = "tidegate-data")]
+    data_dir: PathBuf,
+    /// Start the gateway by this command, and end it afterwards.
+    #[arg(long, value_name = "CMD")]
+    start: Option<String>,
+    /// The gateway's process, whose CPU, memory and descriptors are then reported.
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
+    /// Connections.
+    #[arg(long, short = 'n', default_value_t = 100)]
+    connections: usize,
+    /// Users, who own the connections as devices in turn; by default one each.
+    #[arg(long)]
+    users: Option<usize>,
+    /// Payload bytes, or the least and the most: 200 or 32-1024.
+    #[arg(long, default_value = "200", value_parser = range)]
+    payload: (usize, usize),
+    /// Part of the messages that go to a group.
+    #[arg(long, default_value_t = 0.0)]
+    group_share: f64,
+    /// Members of a group.
+    #[arg(long, default_value_t = 10)]
+    group_size: usize,
+    /// Connections opened per second.
+    #[arg(long, default_value_t = 2000.0)]
+    ramp: f64,
+    /// Decides every draw; the same seed brings the same schedule.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads that carry connections.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Loopback addresses to come from in turn, so that ports suffice: 127.1.0.1 and so on.
+    #[arg(long, default_value_t = 0)]
+    sources: u8,
+    /// Give each thread a descriptor table, and so a limit of open files, of its own.
+    #[arg(long)]
+    private_tables: bool,
+    /// First ceiling of the clients' reconnect delay, in milliseconds.
+    #[arg(long, default_value_t = 500)]
+    back_off_ms: u64,
+    /// Last ceiling of the clients' reconnect delay, in milliseconds.
+    #[arg(long, default_value_t = 30_000)]
+    back_off_max_ms: u64,
+    /// In the end, let one new device per user read everything again.
+    #[arg(long)]
+    audit: bool,
+    /// Seconds that everything may take to arrive in the end.
+    #[arg(long, default_value_t = 30.0)]
+    drain: f64,
+    /// Write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report as one HTML page with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct ChatArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Messages per second in all.
+    #[arg(long, default_value_t = 100.0)]
+    rate: f64,
+    /// Seconds before measuring.
+    #[arg(long, default_value_t = 2.0)]
+    warm_up: f64,
+    /// Seconds of measuring.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Connections cut per second, which then come back by themselves.
+    #[arg(long, default_value_t = 0.0)]
+    churn: f64,
+    /// Fail if the p99 of DELIVER is above this many milliseconds.
+    #[arg(long, value_name = "MS")]
+    max_p99: Option<f64>,
+    /// Fail if the p99.9 of DELIVER is above this many milliseconds.
+    #[arg(long, value_name = "MS")]
+    max_p999: Option<f64>,
+    /// Fail if less than this part of the rate is acknowledged, such as 0.99.
+    #[arg(long, value_name = "PART")]
+    min_rate: Option<f64>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct PeakArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The first rate to try.
+    #[arg(long, default_value_t = 1000.0)]
+    from: f64,
+    /// Seconds per stage.
+    #[arg(long, default_value_t = 4.0)]
+    seconds: f64,
+    /// A rate counts while the p99 of SENT stays below this many milliseconds.
+    #[arg(long, default_value_t = 1000.0)]
+    p99: f64,
+    /// Parts of the peak to measure afterwards.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.25, 0.5, 0.75, 0.9])]
+    parts: Vec<f64>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct CrashArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Messages per second in all.
+    #[arg(long, default_value_t = 1000.0)]
+    rate: f64,
+    /// How often to kill.
+    #[arg(long, default_value_t = 20)]
+    kills: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+struct StormArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Messages per second in all, before and during the storm.
+    #[arg(long, default_value_t = 100.0)]
+    rate: f64,
+    /// Seconds that 99.9 % may take to be back.
+    #[arg(long, default_value_t = 60.0)]
+    wait: f64,
+}
+
+impl Line {
+    fn run(&self) -> Result<Report, String> {
+        let (name, common) = match &self.scenario {
+            Scenario::Chat(args) => ("chat", &args.common),
+            Scenario::Idle(args) => ("idle", &args.common),
+            Scenario::Peak(args) => ("peak", &args.common),
+            Scenario::Crash(args) => ("crash", &args.common),
+            Scenario::Storm(args) => ("storm", &args.common),
+            Scenario::File { .. } | Scenario::Page { .. } => {
+                return Err("a file names chat, idle, peak, crash or storm".to_owned());
+            }
+        };
+        let mut started = common.start.as_deref().map(|command| Started::run(command, common.admin)).transpose()?;
+        let bench = common.bench(started.as_ref(), name == "crash")?;
+        let load = common.load();
+        let seconds = Duration::from_secs_f64;
+        let mut broken = Vec::new();
+        let mut report = match &self.scenario {
+            Scenario::Chat(args) => bench.run(name, load, |run| {
+                run.churn(args.churn);
+                let stage = run.stage(args.rate, seconds(args.warm_up), seconds(args.seconds), seconds(common.drain))?;
+                let limits = [("p99", args.max_p99, stage.deliver_us.p99), ("p99.9", args.max_p999, stage.deliver_us.p999)];
+                for (name, limit, found) in limits {
+                    let limit = limit.filter(|limit| found > limit * 1e3);
+                    broken.extend(limit.map(|limit| format!("{name} of DELIVER is {:.1} ms, above {limit} ms", found / 1e3)));
+                }
+                let part = stage.acknowledged_per_s / args.rate;
+                let least = args.min_rate.filter(|&least| part < least);
+                broken
+                    .extend(least.map(|least| {
+                        format!("{:.1} % of the rate was acknowledged, below {:.1} %", part * 100.0, least * 100.0)
+                    }));
+                Ok(())
+            }),
+            Scenario::Idle(args) => bench.run(name, load, |run| {
+                run.churn(args.churn);
+                run.stage(0.0, seconds(args.warm_up), seconds(args.seconds), Duration::ZERO).map(drop)
+            }),
+            Scenario::Peak(args) => bench.run(name, load, |run| {
+                run.peak(args.from, seconds(args.seconds), seconds(args.p99 / 1e3), &args.parts).map(drop)
+            }),
+            Scenario::Crash(args) => {
+                let gateway = started.as_mut().ok_or("a crash campaign starts the gateway itself: give --start CMD")?;
+                bench.run(name, load, |run| run.crash(gateway, args.rate, args.kills))
+            }
+            Scenario::Storm(args) => bench.run(name, load, |run| {
+                run.stage(args.rate, seconds(1.0), seconds(5.0), seconds(common.drain))?;
+                run.storm(args.rate, seconds(args.wait))
+            }),
+            Scenario::File { .. } | Scenario::Page { .. } => return Err("this is no scenario".to_owned()),
+        }?;
+        BAR.finish_and_clear();
+        report.broken = broken;
+        report.command = command();
+        if let Some(path) = &common.html {
+            let value = serde_json::to_value(&report).map_err(|error| error.to_string())?;
+            fs::write(path, page::html(&value, None)).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
+        if let Some(path) = &common.json {
+            let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
+            fs::write(path, text + "\n").map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
+        Ok(report)
+    }
+}
+
+impl Common {
+    fn bench(&self, started: Option<&Started>, is_audit: bool) -> Result<Bench, String> {
+        let target = Target::parse(&self.url)?;
+        let is_here = target.is_loopback() && self.admin.ip().is_loopback();
+        if !is_here && !self.allow_remote {
+            return Err(format!("{} is not this machine; --allow-remote if that is meant", self.url));
+        }
+        if self.threads == 0 {
+            return Err("at least one thread, please".to_owned());
+        }
+        let secret = self.secret_file.clone().unwrap_or_else(|| self.data_dir.join("secret"));
+        let tables = if self.private_tables { self.threads } else { 1 };
+        let descriptors = tidegate::io::descriptors::Descriptors::for_connections((self.connections / tables) as u64);
+        let descriptors = descriptors.map_err(|error| format!("open files: {error}"))?;
+        if !descriptors.suffice() {
+            return Err(format!("{descriptors}; or use more --threads with --private-tables"));
+        }
+        Ok(Bench {
+            target,
+            admin: Some(self.admin),
+            minter: Minter::read(&secret)?,
+            workers: self.threads,
+            sources: (1..=self.sources).map(|last| Ipv4Addr::new(127, 1, 0, last)).collect(),
+            private_tables: self.private_tables,
+            ramp_per_s: self.ramp,
+            back_off: (Duration::from_millis(self.back_off_ms), Duration::from_millis(self.back_off_max_ms)),
+            audit: self.audit || is_audit,
+            drain: Duration::from_secs_f64(self.drain),
+            // The process changes with every kill.
+            process: if is_audit { None } else { started.map(Started::process).or(self.pid.map(Process)) },
+            progress: show,
+        })
+    }
+
+    fn load(&self) -> Load {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (least, most) = self.payload;
+        Load {
+            connections: self.connections,
+            users: self.users.unwrap_or(self.connections),
+            payload_bytes: (least.max(PAYLOAD_BYTES_MIN), most.max(PAYLOAD_BYTES_MIN)),
+            group_share: self.group_share,
+            group_size: self.group_size,
+            seed: self.seed,
+            tag: format!("{:x}", unix.as_millis()),
+        }
+    }
+}
+
+/// One line on a terminal; elsewhere a line every five seconds.
+fn show(progress: &Progress<'_>) {
+    let Progress { phase, part, sample, findings } = progress;
+    let line = format!(
+        "{phase}: {} welcomed, {:.0}/s acknowledged, {:.0}/s delivered, {} waiting, p99 {:.1} ms, {findings} findings",
+        sample.active,
+        sample.acknowledged_per_s,
+        sample.delivered_per_s,
+        sample.unsent,
+        sample.deliver_us_p99 / 1e3
+    );
+    if std::io::stderr().is_terminal() {
+        #[expect(clippy::cast_possible_truncation, reason = "0 to 100")]
+        BAR.set_position((part.clamp(0.0, 1.0) * 100.0) as u64);
+        BAR.set_message(line);
+    } else if sample.at_s % 5.0 < 1.0 {
+        eprintln!("{:>5.0} s  {line}", sample.at_s);
+    }
+}
+
+static BAR: LazyLock<ProgressBar> = LazyLock::new(|| {
+    let style = ProgressStyle::with_template("{elapsed:>5} {bar:20} {wide_msg}").expect("a good template");
+    ProgressBar::new(100).with_style(style)
+});
+
+/// `200`, or `32-1024`.
+fn range(text: &str) -> Result<(usize, usize), String> {
+    let (least, most) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| text.parse::<usize>().map_err(|_| "a number of bytes, or two with a dash".to_owned());
+    let (least, most) = (number(least)?, number(most)?);
+    if least <= most { Ok((least, most)) } else { Err("the least first".to_owned()) }
+}
+
+/// The command line; of the program only its name, since where it stood says nothing.
+fn command() -> String {
+    std::iter::once("loadgen".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
+}
+
+const EXIT_LEDGER: u8 = 1;
+const EXIT_THRESHOLD: u8 = 3;
+const EXIT_FAILED: u8 = 4;

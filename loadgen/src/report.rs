@@ -1,0 +1,208 @@
+//! What a run found out: as text, as JSON, as one HTML page.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::client::Causes;
+use crate::stats::{Counts, Percentiles};
+use crate::subject::Usage;
+use crate::verify::Findings;
+
+/// A whole run.
+#[derive(Clone, Default, Debug, Serialize)]
+pub struct Report {
+    /// What was run.
+    pub scenario: String,
+    /// The command line, without the path of the program.
+    pub command: String,
+    /// Seconds since 1970.
+    pub unix_s: u64,
+    /// Kernel, processor, cores, memory, load.
+    pub machine: BTreeMap<String, String>,
+    /// Connections, users, conversations.
+    pub size: BTreeMap<String, u64>,
+    /// Seconds until all connections were welcomed.
+    pub ramp_s: f64,
+    /// Stages, in order.
+    pub stages: Vec<Stage>,
+    /// One line per second.
+    pub samples: Vec<Sample>,
+    /// Counted over all stages.
+    pub counts: Counts,
+    /// ERROR by code.
+    pub errors: BTreeMap<u16, u64>,
+    /// Close codes, HTTP refusals, reasons for giving up.
+    pub causes: Causes,
+    /// Only after a crash campaign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crash: Option<Crash>,
+    /// Only after a storm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storm: Option<Storm>,
+    /// Of the gateway, before the first connection, at the end with all of them, and after the last one left.
+    pub gateway: Vec<(String, Usage)>,
+    /// Of this program, per connection.
+    pub own_bytes_per_connection: u64,
+    /// What the ledger says.
+    pub findings: Findings,
+    /// Reasons not to believe a figure.
+    pub warnings: Vec<String>,
+    /// Thresholds that were not kept.
+    pub broken: Vec<String>,
+}
+
+/// A rate, held for a while.
+#[derive(Clone, Default, Debug, Serialize)]
+pub struct Stage {
+    /// Messages per second that were meant to leave.
+    pub rate_wanted_per_s: f64,
+    /// Seconds measured.
+    pub seconds: f64,
+    /// SENT per second.
+    pub acknowledged_per_s: f64,
+    /// DELIVER per second.
+    pub delivered_per_s: f64,
+    /// Messages that waited for SENT when the measured time was over.
+    pub backlog: u64,
+    /// Microseconds from the intended time to SENT.
+    pub sent_us: Percentiles,
+    /// Microseconds from the intended time to each DELIVER.
+    pub deliver_us: Percentiles,
+    /// Microseconds from the intended time to the moment at which it was handed to the client: the generator's own error.
+    pub pacing_us: Percentiles,
+    /// CPU of the gateway in percent of a core, if its process is known.
+    pub gateway_cpu_percent: Option<f64>,
+    /// CPU of this program in percent of a core.
+    pub generator_cpu_percent: f64,
+}
+
+/// One second of a run.
+#[derive(Clone, Copy, Default, Debug, Serialize)]
+pub struct Sample {
+    /// Seconds since the run began.
+    pub at_s: f64,
+    /// SENT per second.
+    pub acknowledged_per_s: f64,
+    /// DELIVER per second.
+    pub delivered_per_s: f64,
+    /// Connections welcomed.
+    pub active: u64,
+    /// Messages that wait for SENT.
+    pub unsent: u64,
+    /// p99 of DELIVER since the stage began, microseconds.
+    pub deliver_us_p99: f64,
+    /// Of the gateway.
+    pub gateway: Option<Usage>,
+}
+
+/// A crash campaign.
+#[derive(Clone, Default, Debug, Serialize)]
+pub struct Crash {
+    /// kill -9.
+    pub kills: u64,
+    /// Milliseconds from the kill until the gateway was ready again: median, and longest.
+    pub ready_ms_median: f64,
+    /// See above.
+    pub ready_ms_max: f64,
+    /// Milliseconds from the kill until messages were acknowledged again: median.
+    pub acknowledged_ms_median: f64,
+    /// Repeats that the gateway recognised.
+    pub repeats_recognised: u64,
+}
+
+/// All connections cut at once.
+#[derive(Clone, Default, Debug, Serialize)]
+pub struct Storm {
+    /// Connections cut.
+    pub cut: u64,
+    /// Seconds until 99.9 % were welcomed again; `None`: not in time.
+    pub back_s: Option<f64>,
+    /// Of these, sessions taken up again.
+    pub resumed: u64,
+}
+
+impl Report {
+    /// Whether the ledger is clean and every threshold was kept.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.findings.is_empty() && self.broken.is_empty()
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let size: Vec<String> = self.size.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        writeln!(out, "{}: {}; all welcomed after {:.2} s", self.scenario, size.join(", "), self.ramp_s)?;
+        for stage in &self.stages {
+            stage.write(out)?;
+        }
+        if let Some(crash) = &self.crash {
+            let Crash { kills, ready_ms_median, ready_ms_max, acknowledged_ms_median, repeats_recognised } = crash;
+            writeln!(
+                out,
+                "{kills} kills; ready again after {ready_ms_median:.0} ms (longest {ready_ms_max:.0}), acknowledging after \
+                 {acknowledged_ms_median:.0} ms (medians); {repeats_recognised} repeats recognised"
+            )?;
+        }
+        if let Some(Storm { cut, back_s, resumed }) = &self.storm {
+            let back = back_s.map_or_else(|| "not in time".to_owned(), |seconds| format!("after {seconds:.2} s"));
+            writeln!(out, "storm: {cut} cut at once, 99.9 % back {back}, {resumed} resumed")?;
+        }
+        let Counts { submitted, acknowledged, delivered, received, given_up, welcomed, cut_off, cut_on_purpose, .. } =
+            self.counts;
+        writeln!(
+            out,
+            "messages: {submitted} submitted, {acknowledged} acknowledged, {given_up} given up; {delivered} delivered, {received} \
+             given out; connections: {welcomed} welcomed, {cut_on_purpose} cut on purpose, {cut_off} cut off otherwise"
+        )?;
+        if !self.errors.is_empty() || !self.causes.is_empty() {
+            let errors = self.errors.iter().map(|(code, count)| format!("ERROR {code} x{count}"));
+            let causes = self.causes.iter().map(|(cause, count)| format!("{cause} x{count}"));
+            writeln!(out, "heard: {}", errors.chain(causes).collect::<Vec<_>>().join(", "))?;
+        }
+        for (when, Usage { cpu_s, rss_bytes, descriptors }) in &self.gateway {
+            let mib = *rss_bytes as f64 / 1_048_576.0;
+            writeln!(out, "gateway {when}: {mib:.1} MiB resident, {descriptors} descriptors, {cpu_s:.1} s of CPU")?;
+        }
+        writeln!(out, "generator: {} bytes of memory per connection", self.own_bytes_per_connection)?;
+        self.warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))?;
+        self.broken.iter().try_for_each(|broken| writeln!(out, "threshold broken: {broken}"))?;
+        let verdict = if self.is_good() { "PASS" } else { "FAIL" };
+        writeln!(out, "ledger: {}\n{verdict}", self.findings)
+    }
+}
+
+impl Stage {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let cpu = self.gateway_cpu_percent.map_or_else(String::new, |cpu| format!(", gateway {cpu:.0} % of a core"));
+        writeln!(
+            out,
+            "{:.0}/s wanted for {:.0} s: {:.0}/s acknowledged, {:.0}/s delivered, {} waiting at the end; generator {:.0} % of a core{cpu}",
+            self.rate_wanted_per_s,
+            self.seconds,
+            self.acknowledged_per_s,
+            self.delivered_per_s,
+            self.backlog,
+            self.generator_cpu_percent
+        )?;
+        writeln!(
+            out,
+            "  {:<10} {:>9} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "us", "count", "p50", "p90", "p99", "p99.9", "p99.99", "max"
+        )?;
+        for (name, row) in [("SENT", &self.sent_us), ("DELIVER", &self.deliver_us), ("pacing", &self.pacing_us)] {
+            let Percentiles { count, p50, p90, p99, p999, p9999, max } = row;
+            writeln!(out, "  {name:<10} {count:>9} {p50:>10.0} {p90:>10.0} {p99:>10.0} {p999:>10.0} {p9999:>10.0} {max:>10.0}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,486 @@
+//! One run: ramp up, stages, perhaps kills or a storm, drain, and the judgement.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tidegate_client::Settings;
+
+use crate::client::Client;
+use crate::network::Sockets;
+use crate::pace::nanos;
+use crate::random::Random;
+use crate::report::{Crash, Report, Sample, Stage, Storm};
+use crate::scenario::{Load, Plan};
+use crate::stats::Percentiles;
+use crate::subject::{Minter, Process, Started, Target, Usage, http};
+use crate::verify::SeatReport;
+use crate::worker::{Board, Shared, Worker};
+
+/// What is put under load, and by how much of this machine.
+#[derive(Debug)]
+pub struct Bench {
+    /// Where clients connect.
+    pub target: Target,
+    /// The admin side, if there is one; groups need it.
+    pub admin: Option<SocketAddr>,
+    /// Signs tokens.
+    pub minter: Minter,
+    /// Threads.
+    pub workers: usize,
+    /// Addresses that connections come from; empty: the kernel chooses.
+    pub sources: Vec<Ipv4Addr>,
+    /// Each thread has a descriptor table of its own, and with it a limit of its own.
+    pub private_tables: bool,
+    /// Connections opened per second.
+    pub ramp_per_s: f64,
+    /// First and last ceiling of the clients' reconnect delay.
+    pub back_off: (Duration, Duration),
+    /// One new device per user reads everything in the end.
+    pub audit: bool,
+    /// How long everything may take to arrive in the end.
+    pub drain: Duration,
+    /// The gateway's process, if it is known.
+    pub process: Option<Process>,
+    /// Hears how it goes, once a second.
+    pub progress: fn(&Progress<'_>),
+}
+
+/// How it goes.
+#[derive(Debug)]
+pub struct Progress<'a> {
+    /// What is being done.
+    pub phase: &'a str,
+    /// How much of it, from 0 to 1.
+    pub part: f64,
+    /// The last second.
+    pub sample: Sample,
+    /// Findings so far.
+    pub findings: u64,
+}
+
+/// A run that goes on.
+#[derive(Debug)]
+pub struct Run<'a> {
+    bench: &'a Bench,
+    shared: &'a Shared,
+    report: Report,
+    last: (Instant, u64, u64),
+}
+
+impl Bench {
+    /// Opens the connections of `load`, does what `act` says, drains, and judges.
+    ///
+    /// # Errors
+    /// Why nothing can be said.
+    pub fn run(
+        &self,
+        scenario: &str,
+        load: Load,
+        act: impl FnOnce(&mut Run<'_>) -> Result<(), String>,
+    ) -> Result<Report, String> {
+        let plan = Plan::new(&load)?;
+        let before = self.process.and_then(Process::usage);
+        self.make_groups(&plan)?;
+        let own_before = Process::own().usage().unwrap_or_default();
+        let run = Random::new(load.seed ^ unix_ms()).bits();
+        let shared = Shared::new(load, plan, self.target.request(), self.workers, self.ramp_per_s, run);
+        let mut report = Report { scenario: scenario.to_owned(), ..Report::default() };
+        report.size = [
+            ("connections", shared.load.connections),
+            ("users", shared.load.users),
+            ("conversations", shared.plan.conversations.len()),
+        ]
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), count as u64))
+        .collect();
+        report.machine = machine();
+        report.unix_s = unix_ms() / 1000;
+        report.gateway.extend(before.map(|usage| ("before".to_owned(), usage)));
+        let (mut report, seats) = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.workers)
+                .map(|number| {
+                    scope.spawn({
+                        let shared = &shared;
+                        move || self.work(number, shared)
+                    })
+                })
+                .collect();
+            let mut run = Run { bench: self, shared: &shared, report, last: (Instant::now(), 0, 0) };
+            let done = run
+                .ramp()
+                .and_then(|()| {
+                    let own = Process::own().usage().unwrap_or_default();
+                    let grown = own.rss_bytes.saturating_sub(own_before.rss_bytes);
+                    run.report.own_bytes_per_connection = grown / shared.load.connections as u64;
+                    act(&mut run)
+                })
+                .and_then(|()| run.drain());
+            if let Some(usage) = self.process.and_then(Process::usage) {
+                run.report.gateway.push(("with all connections".to_owned(), usage));
+            }
+            shared.end();
+            let mut seats: Vec<SeatReport> = Vec::new();
+            let mut failed = done.err();
+            for thread in threads {
+                match thread.join().expect("a worker does not panic") {
+                    Ok(reports) => seats.extend(reports),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            failed.map_or(Ok((run.report, seats)), Err)
+        })?;
+        report.findings = shared.ledger.close(&seats);
+        if let Some(process) = self.process {
+            // The gateway hears of closed connections a moment later.
+            std::thread::sleep(Duration::from_secs(2));
+            report.gateway.extend(process.usage().map(|usage| ("after the last one left".to_owned(), usage)));
+        }
+        report.warn(self.workers);
+        Ok(report)
+    }
+
+    fn work(&self, number: usize, shared: &Shared) -> Result<Vec<SeatReport>, String> {
+        if self.private_tables {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).map_err(|error| format!("a descriptor table: {error}"))?;
+        }
+        let audits = if self.audit { shared.load.users } else { 0 };
+        let indices = (number..shared.load.connections + audits).step_by(self.workers);
+        let clients: Vec<Client> = indices.map(|index| self.client(index, shared)).collect();
+        let sockets = Sockets::new(self.target.address, self.sources.clone(), clients.len());
+        let sockets = sockets.map_err(|error| format!("sockets: {error}"))?;
+        Worker::new(number, shared, sockets, clients).run()
+    }
+
+    fn client(&self, index: usize, shared: &Shared) -> Client {
+        let Load { connections, users, seed, .. } = shared.load;
+        let (user, device) = if index < connections {
+            (index % users, format!("d{}", index / users))
+        } else {
+            (index - connections, "audit".to_owned())
+        };
+        let user = u32::try_from(user).expect("fewer users than 2^32");
+        let index = u32::try_from(index).expect("fewer connections than 2^32");
+        let mut settings = Settings::new(&device);
+        settings.client = "loadgen".to_owned();
+        settings.platform = 5;
+        (settings.reconnect_base, settings.reconnect_cap) = self.back_off;
+        let (direct, group) = shared.plan.places[user as usize];
+        let seat = |conv: u32| (conv, shared.plan.conversations[conv as usize].name.clone());
+        let seats = std::iter::once(direct).chain(group).map(seat).collect();
+        let token = self.minter.token(&shared.plan.user(user));
+        Client::new(index, settings, seed ^ u64::from(index) << 20, token, seats)
+    }
+
+    fn make_groups(&self, plan: &Plan) -> Result<(), String> {
+        for group in plan.made_by_hand() {
+            let admin = self.admin.ok_or("groups are made by the admin side: say where it is")?;
+            let members: Vec<String> = group.members.iter().map(|&user| plan.user(user)).collect();
+            let body = serde_json::json!({ "conv": &*group.name, "members": members }).to_string();
+            match http(admin, "POST", "/v1/groups", &body) {
+                Ok((201, _)) => {}
+                Ok((status, text)) => return Err(format!("the gateway did not make {}: {status} {text}", group.name)),
+                Err(error) => return Err(format!("the admin side at {admin}: {error}")),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Sends `rate_per_s` for `warm_up`, then measures for `seconds`, then waits until all is answered or `settle` is over.
+    ///
+    /// # Errors
+    /// Nothing was shown in time.
+    pub fn stage(&mut self, rate_per_s: f64, warm_up: Duration, seconds: Duration, settle: Duration) -> Result<Stage, String> {
+        let begun = self.shared.now_ns() + nanos(Duration::from_millis(100));
+        let measured = (begun + nanos(warm_up), begun + nanos(warm_up + seconds));
+        self.shared.stage(rate_per_s, measured);
+        self.watch("warm-up", measured.0)?;
+        let first = self.board()?;
+        let (gateway, own) = self.usages();
+        self.watch(&format!("{rate_per_s:.0}/s"), measured.1)?;
+        let last = self.board()?;
+        let (gateway_after, own_after) = self.usages();
+        self.shared.stop_sending();
+        let settled = self.settle(settle)?;
+        let span_s = (last.at_ns - first.at_ns) as f64 / 1e9;
+        let per_s = |after: u64, before: u64| (after - before) as f64 / span_s;
+        let percent = |after: Usage, before: Usage| (after.cpu_s - before.cpu_s) * 100.0 / seconds.as_secs_f64();
+        let stats = &settled.stats;
+        let stage = Stage {
+            rate_wanted_per_s: rate_per_s,
+            seconds: seconds.as_secs_f64(),
+            acknowledged_per_s: per_s(last.stats.counts.acknowledged, first.stats.counts.acknowledged),
+            delivered_per_s: per_s(last.stats.counts.delivered, first.stats.counts.delivered),
+            backlog: last.unsent as u64,
+            sent_us: Percentiles::of(&stats.sent_ns),
+            deliver_us: Percentiles::of(&stats.deliver_ns),
+            pacing_us: Percentiles::of(&stats.pace_ns),
+            gateway_cpu_percent: gateway_after.zip(gateway).map(|(after, before)| percent(after, before)),
+            generator_cpu_percent: percent(own_after, own),
+        };
+        self.absorb(&settled);
+        self.report.stages.push(stage.clone());
+        Ok(stage)
+    }
+
+    /// Raises the rate until the gateway does not follow, narrows the peak down, and measures parts of it.
+    ///
+    /// # Errors
+    /// As [`Run::stage`].
+    pub fn peak(&mut self, from_per_s: f64, seconds: Duration, p99_max: Duration, parts: &[f64]) -> Result<f64, String> {
+        let warm_up = Duration::from_secs(1);
+        let settle = Duration::from_secs(20);
+        let mut keeps = |rate: f64| -> Result<bool, String> {
+            let stage = self.stage(rate, warm_up, seconds, settle)?;
+            let p99_us = p99_max.as_secs_f64() * 1e6;
+            Ok(stage.acknowledged_per_s >= 0.97 * rate && stage.sent_us.p99 <= p99_us)
+        };
+        let (mut good, mut rate) = (0.0, from_per_s);
+        while rate < 1e7 && keeps(rate)? {
+            good = rate;
+            rate *= 1.4;
+        }
+        let mut bad = rate;
+        for _ in 0..3 {
+            let middle = (good + bad) / 2.0;
+            if keeps(middle)? { good = middle } else { bad = middle }
+        }
+        for part in parts {
+            self.stage(good * part, warm_up, seconds * 2, settle)?;
+        }
+        Ok(good)
+    }
+
+    /// Kills and restarts the gateway under a steady rate.
+    ///
+    /// # Errors
+    /// It does not come back, or nothing is acknowledged any more.
+    pub fn crash(&mut self, gateway: &mut Started, rate_per_s: f64, kills: u64) -> Result<(), String> {
+        let mut random = Random::new(self.shared.load.seed ^ 0x6b69_6c6c);
+        self.shared.stage(rate_per_s, (u64::MAX, u64::MAX));
+        let (mut ready_ms, mut back_ms) = (Vec::new(), Vec::new());
+        let mut killed_at: Option<Instant> = None;
+        for number in 0..kills {
+            let before = self.board()?.stats.counts.acknowledged;
+            self.until(RECOVERY_WAIT, &format!("kill {} of {kills}", number + 1), |board| {
+                board.stats.counts.acknowledged >= before + PROGRESS_MIN
+            })?;
+            back_ms.extend(killed_at.map(|at| at.elapsed().as_secs_f64() * 1e3));
+            std::thread::sleep(Duration::from_micros(random.bits() % nanos(KILL_SPREAD).div_euclid(1000)));
+            gateway.kill()?;
+            let at = Instant::now();
+            gateway.run_again()?;
+            ready_ms.push(at.elapsed().as_secs_f64() * 1e3);
+            killed_at = Some(at);
+        }
+        self.shared.stop_sending();
+        let board = self.settle(self.bench.drain)?;
+        let median = |values: &mut Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied().unwrap_or_default()
+        };
+        self.report.crash = Some(Crash {
+            kills,
+            ready_ms_median: median(&mut ready_ms),
+            ready_ms_max: ready_ms.last().copied().unwrap_or_default(),
+            acknowledged_ms_median: median(&mut back_ms),
+            repeats_recognised: board.stats.counts.repeats_recognised,
+        });
+        self.absorb(&board);
+        Ok(())
+    }
+
+    /// Cuts all connections at once while `rate_per_s` goes on, and waits until 99.9 % are back.
+    ///
+    /// # Errors
+    /// As [`Run::stage`].
+    pub fn storm(&mut self, rate_per_s: f64, wait: Duration) -> Result<(), String> {
+        self.shared.stage(rate_per_s, (self.shared.now_ns(), u64::MAX));
+        let board = self.board()?;
+        let (cut, wanted) = (board.active as u64, board.born - board.born / 1000);
+        self.shared.storm();
+        let begun = Instant::now();
+        // What is shown may be a moment old: first the loss must show.
+        drop(self.until(Duration::from_secs(5), "storm", |board| board.active < wanted));
+        let back = self.until(wait, "storm", |board| board.active >= wanted);
+        let back_s = back.is_ok().then(|| begun.elapsed().as_secs_f64());
+        self.shared.stop_sending();
+        let board = self.settle(self.bench.drain)?;
+        self.report.storm = Some(Storm { cut, back_s, resumed: board.stats.counts.resumed });
+        self.absorb(&board);
+        Ok(())
+    }
+
+    /// Cuts so many connections per second from now on.
+    pub fn churn(&self, per_s: f64) {
+        self.shared.churn(per_s);
+    }
+
+    fn ramp(&mut self) -> Result<(), String> {
+        let begun = Instant::now();
+        let all = self.shared.load.connections;
+        let wait = RAMP_WAIT + Duration::from_secs_f64(all as f64 / self.bench.ramp_per_s);
+        self.until(wait, "ramp", |board| board.active >= all)?;
+        self.report.ramp_s = begun.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), String> {
+        self.shared.churn(0.0);
+        self.shared.stop_sending();
+        let board = self.settle(self.bench.drain)?;
+        self.absorb(&board);
+        if self.bench.audit {
+            self.shared.audit();
+            let all = self.shared.load.connections + self.shared.load.users;
+            let wait = self.bench.drain + Duration::from_secs_f64(all as f64 / self.bench.ramp_per_s);
+            // Whoever does not come to the end is a finding, not an error.
+            drop(self.until(wait, "audit", |board| board.born == all && board.incomplete == 0));
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is under way, or `wait` is over.
+    fn settle(&mut self, wait: Duration) -> Result<Board, String> {
+        // One round of boards passes first: what was sent last must show.
+        std::thread::sleep(Duration::from_millis(600));
+        drop(self.until(wait, "drain", |board| board.unsent == 0 && board.incomplete == 0));
+        self.board()
+    }
+
+    fn watch(&mut self, phase: &str, until_ns: u64) -> Result<(), String> {
+        let from_ns = self.shared.now_ns();
+        loop {
+            let now_ns = self.shared.now_ns();
+            let Some(left) = until_ns.checked_sub(now_ns).filter(|&left| left > 0) else { return Ok(()) };
+            let part = (now_ns - from_ns) as f64 / (until_ns - from_ns).max(1) as f64;
+            self.sample(phase, part)?;
+            std::thread::sleep(Duration::from_nanos(left).min(TICK));
+        }
+    }
+
+    fn until(&mut self, wait: Duration, phase: &str, mut is_reached: impl FnMut(&Board) -> bool) -> Result<(), String> {
+        let begun = Instant::now();
+        while begun.elapsed() < wait {
+            if self.shared.board().is_some_and(|board| is_reached(&board)) {
+                return Ok(());
+            }
+            self.sample(phase, begun.elapsed().as_secs_f64() / wait.as_secs_f64())?;
+            std::thread::sleep(TICK);
+        }
+        let board = self.board()?;
+        let Board { born, active, unsent, incomplete, stats, .. } = board;
+        let causes = stats.causes;
+        Err(format!(
+            "{phase}: not reached within {:.0} s; {born} connections begun, {active} welcomed, {unsent} messages unanswered, {incomplete} \
+             devices incomplete; {causes:?}",
+            wait.as_secs_f64()
+        ))
+    }
+
+    /// A line of the report, and of whoever watches, once a second.
+    fn sample(&mut self, phase: &str, part: f64) -> Result<(), String> {
+        let (at, acknowledged, delivered) = self.last;
+        let elapsed_s = at.elapsed().as_secs_f64();
+        if elapsed_s < 1.0 {
+            return Ok(());
+        }
+        let board = self.board()?;
+        let counts = board.stats.counts;
+        let per_s = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed_s;
+        let sample = Sample {
+            at_s: self.shared.now_ns() as f64 / 1e9,
+            acknowledged_per_s: per_s(counts.acknowledged, acknowledged),
+            delivered_per_s: per_s(counts.delivered, delivered),
+            active: board.active as u64,
+            unsent: board.unsent as u64,
+            deliver_us_p99: Percentiles::of(&board.stats.deliver_ns).p99,
+            gateway: self.bench.process.and_then(Process::usage),
+        };
+        self.last = (Instant::now(), counts.acknowledged, counts.delivered);
+        self.report.samples.push(sample);
+        (self.bench.progress)(&Progress { phase, part, sample, findings: self.shared.ledger.findings_count() });
+        Ok(())
+    }
+
+    /// The boards of this stage, as soon as all workers show it.
+    fn board(&self) -> Result<Board, String> {
+        let begun = Instant::now();
+        while begun.elapsed() < BOARD_WAIT {
+            if let Some(board) = self.shared.board() {
+                return Ok(board);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err("a worker does not answer: this machine is too slow for the load".to_owned())
+    }
+
+    fn usages(&self) -> (Option<Usage>, Usage) {
+        (self.bench.process.and_then(Process::usage), Process::own().usage().unwrap_or_default())
+    }
+
+    /// What was counted so far.
+    fn absorb(&mut self, board: &Board) {
+        self.report.counts = board.stats.counts;
+        self.report.errors.clone_from(&board.stats.errors);
+        self.report.causes.clone_from(&board.stats.causes);
+    }
+}
+
+impl Report {
+    fn warn(&mut self, workers: usize) {
+        for stage in &self.stages {
+            let rate = stage.rate_wanted_per_s;
+            if stage.pacing_us.p99 > PACING_US_MAX {
+                let late_ms = stage.pacing_us.p99 / 1e3;
+                self.warnings.push(format!(
+                    "at {rate:.0}/s the generator itself was late by {late_ms:.1} ms (p99): it, or this machine, is the limit"
+                ));
+            }
+            if stage.generator_cpu_percent > 90.0 * workers as f64 {
+                let cpu = stage.generator_cpu_percent;
+                self.warnings.push(format!(
+                    "at {rate:.0}/s the generator used {cpu:.0} % of {workers} cores: it is the limit, not the gateway"
+                ));
+            }
+        }
+    }
+}
+
+/// What figures depend on besides the code.
+fn machine() -> BTreeMap<String, String> {
+    let after = |path: &str, key: &str| {
+        let text = std::fs::read_to_string(path).ok()?;
+        Some(text.lines().find(|line| line.starts_with(key))?.split_once(':')?.1.trim().to_owned())
+    };
+    let read = |path: &str| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let cores = std::thread::available_parallelism().map(|cores| cores.to_string()).ok();
+    let facts = [
+        ("kernel", read("/proc/sys/kernel/osrelease")),
+        ("processor", after("/proc/cpuinfo", "model name")),
+        ("cores", cores),
+        ("memory", after("/proc/meminfo", "MemTotal")),
+        ("load_average", read("/proc/loadavg")),
+    ];
+    facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+fn unix_ms() -> u64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(unix.as_millis()).unwrap_or_default()
+}
+
+/// How often whoever directs looks.
+const TICK: Duration = Duration::from_millis(20);
+const BOARD_WAIT: Duration = Duration::from_secs(20);
+const RAMP_WAIT: Duration = Duration::from_secs(60);
+/// Longest time until messages are acknowledged again after a restart.
+const RECOVERY_WAIT: Duration = Duration::from_secs(60);
+/// Messages acknowledged between two kills, at least.
+const PROGRESS_MIN: u64 = 100;
+/// A kill comes at a random moment within this time after that.
+const KILL_SPREAD: Duration = Duration::from_millis(200);
+/// Pacing error that is worth a warning.
+const PACING_US_MAX: f64 = 5_000.0;

@@ -1,0 +1,485 @@
+//! One thread: many clients on one network, sending on schedule.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tidegate_client::Closed;
+
+use crate::client::{Client, Hub, Want};
+use crate::network::{Ending, Network, Ready};
+use crate::pace::{Pace, nanos};
+use crate::random::Random;
+use crate::scenario::{Load, Plan};
+use crate::stats::Stats;
+use crate::verify::{Ledger, SeatReport};
+
+/// What all workers and whoever directs them share. Everything is a number with one writer or a lock taken four times a second.
+#[derive(Debug)]
+pub struct Shared {
+    /// Times count from here.
+    pub origin: Instant,
+    /// Of the run.
+    pub ledger: Ledger,
+    /// Who talks to whom.
+    pub plan: Plan,
+    /// What is sent.
+    pub load: Load,
+    /// Names the run in payloads.
+    pub run: u64,
+    /// The upgrade request.
+    pub request: Vec<u8>,
+    /// Workers.
+    pub workers: usize,
+    /// Connections opened per second while ramping up.
+    pub ramp_per_s: f64,
+    /// Messages per second in all, as bits of an `f64`, and the time from which it counts.
+    rate: Mutex<(f64, u64)>,
+    rate_version: AtomicU64,
+    /// Connections cut per second in all.
+    churn: Mutex<f64>,
+    /// Intended times that are measured.
+    window: Mutex<(u64, u64)>,
+    /// Counts the storms that were ordered.
+    storms: AtomicU64,
+    /// Devices that only read what was sent before them may begin.
+    is_audit: AtomicBool,
+    /// Devices wait for nobody any more.
+    is_over: AtomicBool,
+    boards: Vec<Mutex<Board>>,
+}
+
+/// What a worker shows, renewed every [`SHOW_EVERY`].
+#[derive(Clone, Default, Debug)]
+pub struct Board {
+    /// Since the run began, or since it was last emptied for a stage.
+    pub stats: Stats,
+    /// Clients born.
+    pub born: usize,
+    /// Clients connected and welcomed.
+    pub active: usize,
+    /// Messages not acknowledged.
+    pub unsent: usize,
+    /// Clients that lack something.
+    pub incomplete: usize,
+    /// The version of the stage these figures belong to.
+    pub stage: u64,
+    /// When it was renewed.
+    pub at_ns: u64,
+}
+
+impl Shared {
+    /// For a run that has not begun.
+    #[must_use]
+    pub fn new(load: Load, plan: Plan, request: Vec<u8>, workers: usize, ramp_per_s: f64, run: u64) -> Self {
+        Self {
+            origin: Instant::now(),
+            ledger: Ledger::new(plan.conversations.len()),
+            plan,
+            load,
+            run,
+            request,
+            workers,
+            ramp_per_s,
+            rate: Mutex::new((0.0, 0)),
+            rate_version: AtomicU64::new(0),
+            churn: Mutex::new(0.0),
+            window: Mutex::new((u64::MAX, u64::MAX)),
+            storms: AtomicU64::new(0),
+            is_audit: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            boards: (0..workers).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// Nanoseconds since the run began.
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        nanos(self.origin.elapsed())
+    }
+
+    /// From now on so many messages per second. Begins a stage: figures start from nothing.
+    pub fn stage(&self, rate_per_s: f64, measured: (u64, u64)) {
+        *lock(&self.window) = measured;
+        *lock(&self.rate) = (rate_per_s, self.now_ns());
+        self.rate_version.fetch_add(1, Ordering::Release);
+    }
+
+    /// No more messages; the figures of the stage go on.
+    pub fn stop_sending(&self) {
+        lock(&self.rate).0 = 0.0;
+    }
+
+    /// From now on so many connections are cut per second.
+    pub fn churn(&self, per_s: f64) {
+        *lock(&self.churn) = per_s;
+    }
+
+    /// Cuts all connections at once.
+    pub fn storm(&self) {
+        self.storms.fetch_add(1, Ordering::Release);
+    }
+
+    /// Lets one new device per user read everything from the beginning.
+    pub fn audit(&self) {
+        self.is_audit.store(true, Ordering::Release);
+    }
+
+    /// Ends all workers.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
+    /// What all workers show, added up. `None`: some still show an earlier stage.
+    #[must_use]
+    pub fn board(&self) -> Option<Board> {
+        let mut sum = Board { stage: self.rate_version.load(Ordering::Acquire), ..Board::default() };
+        for board in &self.boards {
+            let board = lock(board);
+            if board.stage != sum.stage {
+                return None;
+            }
+            sum.stats.add(&board.stats);
+            sum.born += board.born;
+            sum.active += board.active;
+            sum.unsent += board.unsent;
+            sum.incomplete += board.incomplete;
+            sum.at_ns += board.at_ns / self.workers as u64;
+        }
+        Some(sum)
+    }
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Worker<'a, N> {
+    number: usize,
+    shared: &'a Shared,
+    network: N,
+    clients: Vec<Client>,
+    /// Clients that take part in the load; the others are for the audit.
+    regular: usize,
+    born: usize,
+    timers: BinaryHeap<Reverse<(u64, u32)>>,
+    pace: Pace,
+    stage: u64,
+    rate: (f64, u64),
+    churn: Pace,
+    churn_rate: f64,
+    storms: u64,
+    random: Random,
+    stats: Stats,
+    buffer: Vec<u8>,
+    scratch: Vec<u8>,
+    show_at: u64,
+}
+
+impl<'a, N: Network> Worker<'a, N> {
+    /// The `number`-th of the workers, with its clients: those whose index leaves `number` when divided by the workers.
+    pub fn new(number: usize, shared: &'a Shared, network: N, clients: Vec<Client>) -> Self {
+        Self {
+            number,
+            shared,
+            network,
+            regular: clients.iter().filter(|client| (client.index() as usize) < shared.load.connections).count(),
+            clients,
+            born: 0,
+            timers: BinaryHeap::new(),
+            pace: Pace::new(0.0, 0),
+            stage: 0,
+            rate: (0.0, 0),
+            churn: Pace::new(0.0, 0),
+            churn_rate: 0.0,
+            storms: 0,
+            random: Random::new(shared.load.seed ^ (number as u64) << 48),
+            stats: Stats::default(),
+            buffer: vec![0; 64 * 1024],
+            scratch: Vec::new(),
+            show_at: 0,
+        }
+    }
+
+    /// Works until the run is over; returns what each client sent and holds.
+    ///
+    /// # Errors
+    /// The network is broken.
+    pub fn run(mut self) -> Result<Vec<SeatReport>, String> {
+        while !self.shared.is_over.load(Ordering::Acquire) {
+            self.obey();
+            self.bear();
+            let busy = self.send_due() | self.cut_due();
+            let longest = if busy { Duration::ZERO } else { self.sleep() };
+            self.network.wait(longest).map_err(|error| format!("waiting for the network: {error}"))?;
+            while let Some(ready) = self.network.next() {
+                self.ready(ready);
+            }
+            self.wake_due();
+            self.show();
+        }
+        // Whoever is connected had the time to receive everything.
+        Ok(self.clients[..self.born].iter().flat_map(|client| client.reports(true)).collect())
+    }
+
+    fn obey(&mut self) {
+        let stage = self.shared.rate_version.load(Ordering::Acquire);
+        let rate = *lock(&self.shared.rate);
+        if self.rate != rate || self.stage != stage {
+            // Workers take turns, so that the whole is as even as each.
+            let share = rate.0 / self.shared.workers as f64;
+            let lag = if rate.0 > 0.0 { 1e9 / rate.0 * self.number as f64 } else { 0.0 };
+            self.pace = Pace::new(share, rate.1 + nanos(Duration::from_secs_f64(lag / 1e9)));
+            self.rate = rate;
+        }
+        if self.stage != stage {
+            self.stage = stage;
+            self.stats.begin_stage();
+            self.show_at = 0;
+        }
+        self.stats.window = *lock(&self.shared.window);
+        let churn = *lock(&self.shared.churn) / self.shared.workers as f64;
+        if (churn - self.churn_rate).abs() > f64::EPSILON {
+            self.churn = Pace::new(churn, self.shared.now_ns());
+            self.churn_rate = churn;
+        }
+        let storms = self.shared.storms.load(Ordering::Acquire);
+        if storms != self.storms {
+            self.storms = storms;
+            (0..self.born).for_each(|at| self.cut(at));
+        }
+    }
+
+    /// Lets clients begin, as fast as the ramp says.
+    fn bear(&mut self) {
+        let share = self.shared.ramp_per_s / self.shared.workers as f64;
+        #[expect(clippy::cast_possible_truncation, reason = "saturates, which is what is wanted")]
+        let due = (self.shared.now_ns() as f64 / 1e9 * share) as usize;
+        let is_audit = self.shared.is_audit.load(Ordering::Acquire);
+        let all = if is_audit { self.clients.len() } else { self.regular };
+        let until = due.min(all).min(self.born + BIRTHS_PER_TURN_MAX);
+        while self.born < until {
+            self.born += 1;
+            self.turn(self.born - 1);
+        }
+    }
+
+    fn send_due(&mut self) -> bool {
+        for _ in 0..SENDS_PER_TURN_MAX {
+            let Some(intended_ns) = self.pace.due(self.shared.now_ns()) else { return false };
+            let senders = self.born.min(self.regular);
+            if senders == 0 {
+                continue;
+            }
+            let at = self.random.below(senders);
+            let user = self.user(at);
+            let Load { group_share, payload_bytes: (least, most), .. } = self.shared.load;
+            let conv = self.shared.plan.choose(user, group_share, &mut self.random);
+            let bytes = least + self.random.below(most - least + 1);
+            self.with(at, |client, hub| client.submit(hub, conv, intended_ns, bytes));
+            self.turn(at);
+        }
+        true
+    }
+
+    fn cut_due(&mut self) -> bool {
+        for _ in 0..SENDS_PER_TURN_MAX {
+            if self.churn.due(self.shared.now_ns()).is_none() {
+                return false;
+            }
+            if self.born > 0 {
+                let at = self.random.below(self.born);
+                self.cut(at);
+            }
+        }
+        true
+    }
+
+    /// Pulls the cable of a client.
+    fn cut(&mut self, at: usize) {
+        if self.clients[at].is_active() {
+            self.stats.counts.cut_on_purpose += 1;
+            self.drop_link(at, Closed::default(), Ending::Reset);
+        }
+    }
+
+    fn ready(&mut self, ready: Ready) {
+        let at = ready.index as usize;
+        if ready.writable && self.clients[at].is_opening() {
+            match self.network.stands(ready.index) {
+                Ok(()) => self.with(at, Client::opened),
+                // Some systems call a socket writable before it stands.
+                Err(error) if error.kind() == ErrorKind::NotConnected => return,
+                Err(_) => return self.cut_off(at),
+            }
+        }
+        if ready.readable && !self.clients[at].is_opening() {
+            self.read(at);
+        }
+        if ready.readable || ready.writable {
+            self.turn(at);
+        }
+    }
+
+    fn read(&mut self, at: usize) {
+        let index = u32::try_from(at).expect("few clients");
+        let mut buffer = std::mem::take(&mut self.buffer);
+        for _ in 0..READS_PER_TURN_MAX {
+            match self.network.read(index, &mut buffer) {
+                Ok(0) => {
+                    self.cut_off(at);
+                    break;
+                }
+                Ok(count) => {
+                    if let Err(closed) = self.with(at, |client, hub| client.received(hub, &buffer[..count])) {
+                        self.drop_link(at, closed, Ending::Orderly);
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    self.cut_off(at);
+                    break;
+                }
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// Does what a client wants, writes what it says, and notes when it wants to be looked after.
+    fn turn(&mut self, at: usize) {
+        let index = u32::try_from(at).expect("few clients");
+        let want = self.with(at, Client::turn);
+        self.write(at);
+        match want {
+            Want::Nothing => {}
+            Want::Connect => {
+                if self.network.connect(index).is_err() {
+                    self.cut_off(at);
+                }
+            }
+            Want::Close => self.drop_link(at, Closed::default(), Ending::Orderly),
+        }
+        // What is overdue now is blocked by something that will turn the client anyway.
+        let soonest = self.shared.now_ns() + nanos(WAKE_GRAIN);
+        let client = &mut self.clients[at];
+        if let Some(wake_ns) = client.next_wake().map(|at| at.max(soonest))
+            && client.wake_ns.is_none_or(|known| wake_ns < known)
+        {
+            client.wake_ns = Some(wake_ns);
+            self.timers.push(Reverse((wake_ns, index)));
+        }
+    }
+
+    fn write(&mut self, at: usize) {
+        let index = u32::try_from(at).expect("few clients");
+        let client = &mut self.clients[at];
+        if client.is_opening() {
+            return;
+        }
+        let mut written = 0;
+        while written < client.out.len() {
+            match self.network.write(index, &client.out[written..]) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => return self.cut_off(at),
+            }
+        }
+        if written == client.out.len() {
+            client.out = Vec::new();
+        } else {
+            client.out.drain(..written);
+        }
+    }
+
+    fn cut_off(&mut self, at: usize) {
+        self.stats.counts.cut_off += 1;
+        self.drop_link(at, Closed::default(), Ending::Orderly);
+    }
+
+    fn drop_link(&mut self, at: usize, closed: Closed, ending: Ending) {
+        self.network.close(u32::try_from(at).expect("few clients"), ending);
+        self.with(at, |client, hub| client.ended(hub, closed));
+        let client = &mut self.clients[at];
+        client.wake_ns = client.next_wake();
+        if let Some(wake_ns) = client.wake_ns {
+            self.timers.push(Reverse((wake_ns, u32::try_from(at).expect("few clients"))));
+        }
+    }
+
+    fn wake_due(&mut self) {
+        let now_ns = self.shared.now_ns();
+        for _ in 0..WAKES_PER_TURN_MAX {
+            let Some(&Reverse((wake_ns, index))) = self.timers.peek() else { return };
+            if wake_ns > now_ns {
+                return;
+            }
+            self.timers.pop();
+            let client = &mut self.clients[index as usize];
+            if client.wake_ns == Some(wake_ns) {
+                client.wake_ns = None;
+                self.turn(index as usize);
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let now_ns = self.shared.now_ns();
+        if now_ns < self.show_at {
+            return;
+        }
+        self.show_at = now_ns + nanos(SHOW_EVERY);
+        let clients = &self.clients[..self.born];
+        let board = Board {
+            stats: self.stats.clone(),
+            born: self.born,
+            active: clients.iter().filter(|client| client.is_active()).count(),
+            unsent: clients.iter().map(Client::unsent_count).sum(),
+            incomplete: clients.iter().filter(|client| !client.is_complete(&self.shared.ledger)).count(),
+            stage: self.stage,
+            at_ns: now_ns,
+        };
+        *lock(&self.shared.boards[self.number]) = board;
+    }
+
+    fn sleep(&self) -> Duration {
+        let now_ns = self.shared.now_ns();
+        let timer = self.timers.peek().map(|Reverse((wake_ns, _))| *wake_ns);
+        let times = [timer, self.pace.next(), self.churn.next()];
+        let next = times.into_iter().flatten().min().unwrap_or(u64::MAX);
+        Duration::from_nanos(next.saturating_sub(now_ns)).min(SLEEP_MAX)
+    }
+
+    /// The user of a client of this worker.
+    fn user(&self, at: usize) -> u32 {
+        self.clients[at].index() % u32::try_from(self.shared.load.users).expect("fewer users than 2^32")
+    }
+
+    fn with<R>(&mut self, at: usize, act: impl FnOnce(&mut Client, &mut Hub<'_>) -> R) -> R {
+        let mut hub = Hub {
+            now_ns: self.shared.now_ns(),
+            ledger: &self.shared.ledger,
+            stats: &mut self.stats,
+            request: &self.shared.request,
+            scratch: &mut self.scratch,
+            run: self.shared.run,
+        };
+        act(&mut self.clients[at], &mut hub)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const SENDS_PER_TURN_MAX: usize = 64;
+const BIRTHS_PER_TURN_MAX: usize = 32;
+const READS_PER_TURN_MAX: usize = 16;
+const WAKES_PER_TURN_MAX: usize = 256;
+const WAKE_GRAIN: Duration = Duration::from_millis(1);
+/// How soon an order is obeyed at the latest.
+const SLEEP_MAX: Duration = Duration::from_millis(50);
+const SHOW_EVERY: Duration = Duration::from_millis(250);

@@ -1,0 +1,80 @@
+//! The gateway binary beside this test, built if it is not there, and the load generator run against it.
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+pub mod proxy;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Ports and a data directory for one gateway.
+pub struct Place {
+    pub port: u16,
+    pub admin: u16,
+    pub data: PathBuf,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let data = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("loadgen-{}-{number}", std::process::id()));
+        drop(std::fs::remove_dir_all(&data));
+        Self { port: free_port(), admin: free_port(), data }
+    }
+
+    /// The command that starts it.
+    pub fn command(&self) -> String {
+        let Self { port, admin, data } = self;
+        format!(
+            "{} serve --listen 127.0.0.1:{port} --admin-listen 127.0.0.1:{admin} --data-dir {} --log-level error \
+             --store-free-bytes-min 1048576 --protocol-send-rate 10000 --protocol-send-burst 1000 --protocol-fetch-rate 10000",
+            gateway().display(),
+            data.display()
+        )
+    }
+
+    /// Runs the load generator, which starts the gateway, with connections going to `port`.
+    pub fn loadgen(&self, scenario: &str, start: &str, port: u16, more: &[&str]) -> (Output, serde_json::Value) {
+        let json = self.data.with_extension("json");
+        let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args([scenario, "--start", start, "--url", &format!("ws://127.0.0.1:{port}/ws")])
+            .args(["--admin", &format!("127.0.0.1:{}", self.admin), "--data-dir"])
+            .arg(&self.data)
+            .arg("--json")
+            .arg(&json)
+            .args(more)
+            .output()
+            .expect("the load generator runs");
+        let report = std::fs::read_to_string(&json).ok().and_then(|text| serde_json::from_str(&text).ok());
+        (output, report.unwrap_or_default())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.data));
+        drop(std::fs::remove_file(self.data.with_extension("json")));
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+}
+
+/// Everything a run said, for the message of an assertion.
+pub fn said(output: &Output) -> String {
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The gateway of the same profile. Cargo knows whether it must be built.
+fn gateway() -> &'static PathBuf {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let status = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "tidegate", "--bin", "tidegate"]).status();
+        assert!(status.is_ok_and(|status| status.success()), "the gateway is built");
+        PathBuf::from(env!("CARGO_BIN_EXE_loadgen")).with_file_name("tidegate")
+    })
+}
