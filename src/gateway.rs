@@ -167,6 +167,13 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         histograms: sources,
         health: health.clone(),
         submit: store.submit.clone(),
+        credit: store.credit.clone(),
+        controls: posts.iter().map(|post| post.control.clone()).collect(),
+        settings: settings.clone(),
+        drain: {
+            let events = events_in.clone();
+            Box::new(move || drop(events.send(Occurrence::Signal(Signal::Terminate))))
+        },
         clock,
         version: env!("CARGO_PKG_VERSION"),
         demo,

@@ -63,3 +63,6 @@ pub mod store;
 // Floor 6: the process.
 #[cfg(feature = "gateway")]
 pub mod gateway;
+
+#[cfg(feature = "gateway")]
+pub mod ctl;

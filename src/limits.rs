@@ -185,8 +185,12 @@ pub const LANE_RETRY_EVERY: Duration = Duration::from_millis(1);
 /// Connections to the admin listener. Full: the rest waits in the kernel until one closes or is silent for 65 s.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 
-/// Changes of groups waiting for the store. Full: HTTP 503.
+/// Calls of the admin listener waiting for another thread. Full: HTTP 503.
 pub const ADMIN_CHANGES_MAX: usize = 16;
+
+/// Slots of the roster looked at for one answer to the operator's side, and sessions inspected by one mail to a reactor. More: the
+/// caller asks again from where the answer ended.
+pub const ADMIN_PAGE_MAX: u32 = 1_000;
 
 /// Body of one admin request, bytes. Longer: HTTP 413.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1024 * 1024;

@@ -48,6 +48,10 @@ pub enum Submit {
         /// Its slot in the roster.
         roster: RosterId,
     },
+    /// A message of the operator's side, from admin. Answered through the reply channel when it has reached its level.
+    Post(PostMail),
+    /// A question of the operator's side, from admin.
+    Look(LookMail),
 }
 
 impl Submit {
@@ -55,8 +59,8 @@ impl Submit {
     #[must_use]
     pub fn body_bytes(&self) -> u64 {
         match self {
-            Self::Send(send) => (send.payload.len() + send.conv.len()) as u64,
             Self::Signal(signal) => (signal.payload.len() + signal.conv.len()) as u64,
+            Self::Send(send) | Self::Post(PostMail { message: send, .. }) => (send.payload.len() + send.conv.len()) as u64,
             _ => 0,
         }
     }
@@ -231,6 +235,105 @@ pub enum MemberChange {
     Remove(Vec<Text>),
     /// Changes nothing; answers with the present state.
     Show,
+}
+
+/// See [`Submit::Post`].
+#[derive(Debug)]
+pub struct PostMail {
+    /// The message; its sender is nobody's session, so `from` says nothing.
+    pub message: SendMail,
+    /// Whom the members see as its sender. Need not be a member.
+    pub user: Text,
+    /// Where the answer goes: a channel of capacity 1 made for the call.
+    pub reply: std::sync::mpsc::SyncSender<Result<PostDone, ErrorCode>>,
+}
+
+/// A message of the operator's side has its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PostDone {
+    /// Place in the conversation.
+    pub seq: u64,
+    /// Message id.
+    pub mid: Mid,
+    /// Durability reached.
+    pub level: u8,
+    /// The cmid was stored before; place and id are those of that time.
+    pub is_duplicate: bool,
+}
+
+/// See [`Submit::Look`].
+#[derive(Debug)]
+pub struct LookMail {
+    /// What is asked.
+    pub question: Question,
+    /// Where the answer goes, from the store or from a reader: a channel of capacity 1 made for the call.
+    pub reply: LookReply,
+}
+
+/// Where a [`Question`] is answered.
+pub type LookReply = std::sync::mpsc::SyncSender<Result<Looked, ErrorCode>>;
+
+/// What the operator's side may ask.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// The devices of a user, or one page of everybody's; answered by the store from the roster.
+    Devices {
+        /// `None`: all.
+        user: Option<Text>,
+        /// First roster slot of the page.
+        from: u32,
+    },
+    /// Head, floor and members of a conversation; answered by a reader.
+    Conversation(Text),
+    /// The conversations of a user with what is unread, as SYNC from 0 says; answered by a reader.
+    Conversations {
+        /// User.
+        user: Text,
+        /// Where the last page ended; empty: the first page.
+        cursor: Text,
+    },
+}
+
+/// Answers a [`Question`].
+#[derive(Debug)]
+pub enum Looked {
+    /// Devices, and the slot where the next page begins.
+    Devices {
+        /// At most `limits::ADMIN_PAGE_MAX`.
+        devices: Vec<DeviceSeen>,
+        /// `None`: that was the last page.
+        next: Option<u32>,
+    },
+    /// `None`: it does not exist.
+    Conversation(Option<ConversationSeen>),
+    /// A `sync_page` in JSON.
+    Conversations(Vec<u8>),
+}
+
+/// A device in the roster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceSeen {
+    /// Its session.
+    pub session: SessionRef,
+    /// User.
+    pub user: String,
+    /// Device.
+    pub device: String,
+    /// Platform of HELLO.
+    pub platform: u8,
+}
+
+/// A conversation as it is stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConversationSeen {
+    /// Lowest seq kept.
+    pub floor: u64,
+    /// Highest seq.
+    pub head: u64,
+    /// Changes of the membership.
+    pub version: u64,
+    /// Members with their first visible seq; empty for `d:`.
+    pub members: Vec<(String, u64)>,
 }
 
 /// What a group is after a change.
@@ -485,8 +588,43 @@ pub enum Control {
         /// GOAWAYs and closes are spread over this many milliseconds.
         window_ms: u32,
     },
+    /// What is known of these sessions; at most `limits::ADMIN_PAGE_MAX` of them.
+    Inspect {
+        /// Sessions of this core.
+        sessions: Vec<SessionRef>,
+        /// One answer for each, `None` where there is none any more: a channel of capacity 1 made for the call.
+        reply: std::sync::mpsc::SyncSender<Vec<Option<SessionSeen>>>,
+    },
+    /// Close these with 4403.
+    Kick {
+        /// Sessions of this core.
+        sessions: Vec<SessionRef>,
+        /// How many were closed.
+        reply: std::sync::mpsc::SyncSender<u32>,
+    },
     /// Send back a copy of the histograms.
     Snapshot,
+}
+
+/// A connected session, for the operator's side.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SessionSeen {
+    /// Its connection.
+    pub connection: crate::ids::ConnectionId,
+    /// Address of the client, as the kernel knows it.
+    pub address: Option<std::net::SocketAddr>,
+    /// How its frames are encoded.
+    pub encoding: Encoding,
+    /// Highest `pos` given out.
+    pub pos: u64,
+    /// Deliveries given out and not acknowledged.
+    pub unacknowledged: u16,
+    /// Conversations wait for room in the window.
+    pub is_behind: bool,
+    /// Bytes waiting to be sent.
+    pub queued_bytes: u32,
+    /// Unix second at which the token ends.
+    pub expires_s: u32,
 }
 
 /// A reactor to the thread that holds the process together.

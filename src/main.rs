@@ -13,6 +13,7 @@ use tidegate::config::secret::{self, Found, Missing, Source};
 use tidegate::config::settings::DEFINITIONS;
 use tidegate::config::value::{Kind, LogFormat};
 use tidegate::config::{Exit, Secret, Settings, render};
+use tidegate::ctl::{self, CtlArgs};
 use tidegate::gateway::{self, Options, Ready};
 use tidegate::observe::log::{Log, Shape};
 use tidegate::session::auth;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Action::Token(args) => token(args),
+        Action::Ctl(args) => ctl::run(&args).map(|text| say(&text)).map_err(|(exit, text)| Failure { exit, text }),
         Action::Version => {
             say(&format!("tidegate {}\nprotocol tidegate.v1, tidegate.v1.json\ndrivers  epoll\n", version()));
             Ok(())
@@ -70,6 +72,9 @@ enum Action {
     DefaultConfig,
     /// Print a token with which a user can connect.
     Token(TokenArgs),
+    /// Ask a running gateway: connections, conversations, configuration; send, kick, drain.
+    #[command(after_help = exit_codes())]
+    Ctl(CtlArgs),
     /// Print version, protocols and drivers.
     Version,
 }

@@ -176,6 +176,18 @@ impl<D: Driver> Reactor<D> {
                     driver.accept(false);
                     hands.shard.handle_drain(now, close_code, window_ms);
                 }
+                Control::Inspect { sessions, reply } => {
+                    let mut seen: Vec<_> = sessions.iter().map(|session| hands.shard.inspect(*session)).collect();
+                    for session in seen.iter_mut().flatten() {
+                        session.address = driver.peer_address(session.connection);
+                    }
+                    // Whoever asked may have given up.
+                    let _ = reply.try_send(seen);
+                }
+                Control::Kick { sessions, reply } => {
+                    let closed = sessions.iter().filter(|session| hands.shard.kick(now, **session)).count();
+                    let _ = reply.try_send(u32::try_from(closed).unwrap_or(u32::MAX));
+                }
                 Control::Snapshot => {}
             }
         }

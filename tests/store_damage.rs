@@ -148,8 +148,18 @@ fn group(state: &mut State, number: u64) -> (Vec<u8>, Vec<Row>, Batch) {
         cmid[8] = u8::try_from(index).unwrap();
         let payload = vec![u8::try_from(number % 251).unwrap(); usize::try_from(20 + number * 7 % 150).unwrap()];
         let cmid = Cmid(cmid);
-        let send =
-            Submission { conv, user: "al", cmid, flags: 0, kind: 1, ttl_s: 0, trace: None, payload: &payload, stored: None };
+        let send = Submission {
+            conv,
+            user: "al",
+            cmid,
+            flags: 0,
+            kind: 1,
+            ttl_s: 0,
+            trace: None,
+            payload: &payload,
+            is_operator: false,
+            stored: None,
+        };
         let Admission::Accept(entry) = state.admit_send(&send, NOW_MS + number) else { panic!("a good message is accepted") };
         entry.encode(&mut body);
         state.apply(&entry, number, &mut batch).unwrap();

@@ -1,8 +1,6 @@
 //! Groups and their members: each call becomes mail to the store and is answered after the sync.
 
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
-use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
@@ -11,7 +9,8 @@ use axum::response::Json;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::Shared;
-use crate::admin::refusal::Refusal;
+use crate::admin::ask;
+use crate::admin::refusal::{Refusal, Thread};
 use crate::ids::{ConversationKind, conversation_kind, is_user};
 use crate::limits;
 use crate::mail::{MemberChange, MemberDone, MemberMail, MemberRefusal, Submit};
@@ -82,22 +81,13 @@ pub async fn show(State(shared): State<Arc<Shared>>, Path(conv): Path<String>) -
     Ok(shown(conv, done))
 }
 
-/// Mails one change to the store and waits for its answer, at most [`ANSWER_PATIENCE`].
+/// Mails one change to the store and waits for its answer.
 async fn ask(shared: &Shared, conv: &str, change: MemberChange) -> Result<MemberDone, Refusal> {
-    if !matches!(conversation_kind(conv), Some(ConversationKind::Group | ConversationKind::Channel)) {
+    if !matches!(conversation_kind(conv), Some(ConversationKind::Group | ConversationKind::Channel | ConversationKind::System)) {
         return Err(Refusal::BadName(conv.to_owned()));
     }
-    let Ok(place) = Arc::clone(&shared.changes).try_acquire_owned() else { return Err(Refusal::Busy) };
-    let (reply, answer) = sync_channel(1);
-    let mail = Submit::Member(MemberMail { conv: Text::copy_from(conv), change, reply });
-    shared.submit.try_send(mail).map_err(|_| Refusal::Busy)?;
-    let waiting = tokio::task::spawn_blocking(move || {
-        let answer = answer.recv_timeout(ANSWER_PATIENCE);
-        drop(place);
-        answer
-    });
-    let answer = waiting.await.map_err(|_| Refusal::Internal)?;
-    answer.map_err(|_| Refusal::Silent)?.map_err(Refusal::Store)
+    let mail = |reply| Submit::Member(MemberMail { conv: Text::copy_from(conv), change, reply });
+    ask::ask(shared, Thread::Store, |reply| ask::submit(shared, mail(reply))).await?.map_err(Refusal::Store)
 }
 
 /// Checks user ids and drops repeats.
@@ -116,6 +106,3 @@ fn users(mut names: Vec<String>) -> Result<Vec<Text>, Refusal> {
 fn shown(conv: String, done: MemberDone) -> Json<Group> {
     Json(Group { conv, version: done.version, head: done.head, members: done.members })
 }
-
-/// How long the store may take: a commit group and its sync, many times over.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(1);

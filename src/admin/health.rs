@@ -52,6 +52,12 @@ impl Health {
         self.is_draining.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the node is leaving.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
     /// Every reason why clients should not come; none: ready.
     #[must_use]
     pub fn reasons(&self, is_read_only: bool) -> Vec<String> {

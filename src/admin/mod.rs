@@ -7,6 +7,9 @@
 //!  POST /v1/groups                      {conv, members[]}  ─┐
 //!  POST /v1/groups/{conv}/members       {add[], remove[]}   ├─► mail to the store, answered after the sync
 //!  GET  /v1/groups/{conv}                                  ─┘
+//!  POST /v1/conversations/{conv}/messages, GET /v1/conversations/{conv}, /v1/users/{user}/conversations     store, readers
+//!  GET  /v1/connections, /v1/users/{user}, POST /v1/kick            store for who, then the reactors named
+//!  GET  /v1/version, /v1/config, POST /v1/drain                     here
 //!  GET  /demo/                          a page to try it
 //! ```
 //!
@@ -14,16 +17,21 @@
 //! own, and a change of a group is one value in the lane to the store. There is no login: who reaches the listener may use it, so it
 //! stands on a loopback address unless the operator says otherwise, and `guard.rs` keeps web pages away from it.
 
+mod ask;
+mod connections;
+mod conversations;
 mod demo;
 mod groups;
 mod guard;
 mod health;
 mod listener;
+mod node;
 mod refusal;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -37,9 +45,11 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
+use crate::config::Settings;
+use crate::ids::Cmid;
 use crate::limits;
-use crate::mail::Submit;
-use crate::mailbox::LaneSender;
+use crate::mail::{Control, Submit};
+use crate::mailbox::{Credit, LaneSender};
 use crate::observe::counters::{ReactorBlock, StoreBlock};
 use crate::observe::histogram::Source;
 use crate::observe::metrics::{self, Metrics};
@@ -48,8 +58,10 @@ pub use crate::admin::demo::Demo;
 pub use crate::admin::health::Health;
 use crate::admin::refusal::Refusal;
 
+/// Begins a drain.
+pub type Drain = Box<dyn FnOnce() + Send>;
+
 /// What the admin thread reads from and sends to; built by the gateway.
-#[derive(Debug)]
 pub struct Sources {
     /// The published counters, by number of the reactor.
     pub reactors: Vec<Arc<ReactorBlock>>,
@@ -61,6 +73,14 @@ pub struct Sources {
     pub health: Arc<Health>,
     /// The lane to the store.
     pub submit: LaneSender<Submit>,
+    /// Bytes that bodies on their way to the store may hold.
+    pub credit: Credit,
+    /// The lanes to the reactors, by number.
+    pub controls: Vec<LaneSender<Control>>,
+    /// The settings in force.
+    pub settings: Settings,
+    /// Begins a drain, as SIGTERM does.
+    pub drain: Drain,
     /// The clock all threads share.
     pub clock: Clock,
     /// What `--version` says.
@@ -121,12 +141,28 @@ struct Shared {
     store: Arc<StoreBlock>,
     health: Arc<Health>,
     submit: LaneSender<Submit>,
+    credit: Credit,
+    controls: Vec<LaneSender<Control>>,
+    settings: Settings,
+    /// Taken by the first who uses it.
+    drain: Mutex<Option<Drain>>,
+    version: &'static str,
+    cmids: AtomicU64,
     changes: Arc<Semaphore>,
     clock: Clock,
     demo: Demo,
 }
 
 impl Shared {
+    /// A cmid that no message has: the time, then a count, and the process in between.
+    fn fresh_cmid(&self) -> Cmid {
+        let now = self.clock.now();
+        let count = self.cmids.fetch_add(1, Ordering::Relaxed);
+        let [mut cmid, low] = [now.unix_ms.to_be_bytes().to_vec(), now.mono_ns.wrapping_add(count << 40).to_be_bytes().to_vec()];
+        cmid.extend(low);
+        Cmid(cmid.try_into().expect("twice eight bytes"))
+    }
+
     fn reasons(&self) -> Vec<String> {
         self.health.reasons(self.store.value("read_only") == Some(1))
     }
@@ -134,10 +170,26 @@ impl Shared {
 
 async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-    let Sources { reactors, store, histograms, health, submit, clock, version, demo } = sources;
+    let Sources { reactors, store, histograms, health, submit, credit, controls, settings, drain, clock, version, demo } =
+        sources;
     let metrics = Metrics::new(version, clock.now(), reactors.clone(), Arc::clone(&store), histograms);
     let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
-    let shared = Arc::new(Shared { addr, metrics, store, health, submit, changes, clock, demo });
+    let shared = Arc::new(Shared {
+        addr,
+        metrics,
+        store,
+        health,
+        submit,
+        credit,
+        controls,
+        settings,
+        drain: Mutex::new(Some(drain)),
+        version,
+        cmids: AtomicU64::new(0),
+        changes,
+        clock,
+        demo,
+    });
     let watch = watch(Arc::clone(&shared), reactors, clock);
     let http = axum::serve(listener::Bounded::new(listener), router(shared)).into_future();
     // The watch never ends, and a listener of axum answers no error; so this waits for the word to stop, then drops both.
@@ -169,6 +221,15 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/groups", post(groups::create))
         .route("/v1/groups/{conv}", get(groups::show))
         .route("/v1/groups/{conv}/members", post(groups::change))
+        .route("/v1/version", get(node::version))
+        .route("/v1/config", get(node::config))
+        .route("/v1/drain", post(node::drain))
+        .route("/v1/connections", get(connections::list))
+        .route("/v1/kick", post(connections::kick))
+        .route("/v1/users/{user}", get(connections::user))
+        .route("/v1/users/{user}/conversations", get(conversations::of_user))
+        .route("/v1/conversations/{conv}", get(conversations::show))
+        .route("/v1/conversations/{conv}/messages", post(conversations::send))
         .merge(demo::routes())
         .fallback(async |uri: Uri| Refusal::NoSuchPath(uri.path().to_owned()))
         .method_not_allowed_fallback(async || Refusal::WrongMethod)

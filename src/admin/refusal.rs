@@ -31,12 +31,29 @@ pub enum Refusal {
     Store(MemberRefusal),
     /// The lane to the store is full, or too many changes are waiting.
     Busy,
-    /// The store thread did not answer in time; the change may still happen.
-    Silent,
+    /// A thread did not answer in time; what was asked may still happen.
+    Silent(Thread),
     /// The page asks for a token where the gateway makes none.
     NoDemoTokens,
+    /// The same cmid was used for another message.
+    CmidReused,
+    /// A query or a choice of connections that means nothing.
+    BadQuery(String),
+    /// The node is leaving already.
+    Draining,
     /// A defect of ours.
     Internal,
+}
+
+/// Whom a call waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Thread {
+    /// The store thread.
+    Store,
+    /// A thread that reads the engine.
+    Reader,
+    /// A reactor.
+    Reactor(u16),
 }
 
 impl Refusal {
@@ -48,11 +65,17 @@ impl Refusal {
             Self::Origin(_) => (S::FORBIDDEN, "origin_refused", "call from a program, or from a page of the same origin"),
             Self::NoSuchPath(_) => (S::NOT_FOUND, "not_found", "docs/admin.md lists the paths"),
             Self::WrongMethod => (S::METHOD_NOT_ALLOWED, "method_not_allowed", "docs/admin.md lists the methods of each path"),
-            Self::TooLarge => (S::PAYLOAD_TOO_LARGE, "too_large", "add the members in several requests"),
+            Self::TooLarge => (
+                S::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "send less: members in several requests, text up to protocol.max_payload_bytes",
+            ),
             Self::BadBody(_) => (S::BAD_REQUEST, "bad_body", "send the JSON object shown in docs/admin.md as application/json"),
-            Self::BadName(_) | Self::Store(MemberRefusal::BadName) => {
-                (S::BAD_REQUEST, "bad_name", "conversations read g:name or c:name, users 1 to 64 of A-Z a-z 0-9 _ . @ -")
-            }
+            Self::BadName(_) | Self::Store(MemberRefusal::BadName) => (
+                S::BAD_REQUEST,
+                "bad_name",
+                "conversations read d:a:b, g:name, c:name or s:name, users 1 to 64 of A-Z a-z 0-9 _ . @ -",
+            ),
             Self::NoChange => (S::BAD_REQUEST, "no_change", "name users under add or under remove"),
             Self::Store(MemberRefusal::Exists) => (S::CONFLICT, "exists", "change its members instead"),
             Self::Store(MemberRefusal::Unknown) => (S::NOT_FOUND, "unknown", "create it first"),
@@ -60,7 +83,16 @@ impl Refusal {
             Self::Store(MemberRefusal::Overloaded) => (S::SERVICE_UNAVAILABLE, "overloaded", "try again after Retry-After"),
             Self::Store(MemberRefusal::ReadOnly) => (S::SERVICE_UNAVAILABLE, "read_only", "free space on the disk of the store"),
             Self::Busy => (S::SERVICE_UNAVAILABLE, "busy", "try again after Retry-After"),
-            Self::Silent => (S::GATEWAY_TIMEOUT, "store_silent", "read the group to see whether the change happened"),
+            Self::Silent(Thread::Store) => {
+                (S::GATEWAY_TIMEOUT, "store_silent", "read it again to see whether the change happened; look at the disk")
+            }
+            Self::Silent(Thread::Reader) => (S::GATEWAY_TIMEOUT, "reader_silent", "try again; look at the disk"),
+            Self::Silent(Thread::Reactor(_)) => {
+                (S::GATEWAY_TIMEOUT, "reactor_silent", "try again; /readyz names a reactor that stands still")
+            }
+            Self::CmidReused => (S::CONFLICT, "cmid_reused", "give every message a cmid of its own"),
+            Self::BadQuery(_) => (S::BAD_REQUEST, "bad_query", "docs/admin.md lists what each path takes"),
+            Self::Draining => (S::CONFLICT, "draining", "wait; a second signal to the process cuts a drain short"),
             Self::NoDemoTokens => (S::FORBIDDEN, "no_demo_tokens", "make one with `tidegate token`; the page takes it"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "look into the log of the gateway"),
         }
@@ -72,7 +104,10 @@ impl Refusal {
             Self::Origin(origin) => format!("the request comes from a web page of `{origin}`"),
             Self::NoSuchPath(path) => format!("there is no `{path}`"),
             Self::WrongMethod => "the path does not take this method".to_owned(),
-            Self::TooLarge => format!("the body is longer than {} bytes", limits::ADMIN_BODY_BYTES_MAX),
+            Self::TooLarge => format!(
+                "the body is longer than {} bytes, or the text longer than a message may be",
+                limits::ADMIN_BODY_BYTES_MAX
+            ),
             Self::BadBody(why) => why.clone(),
             Self::BadName(name) => format!("`{name}` is no id of this kind"),
             Self::NoChange => "there is nothing to add and nothing to remove".to_owned(),
@@ -83,7 +118,12 @@ impl Refusal {
             Self::Store(MemberRefusal::Overloaded) => "the store is overloaded".to_owned(),
             Self::Store(MemberRefusal::ReadOnly) => "the store takes no changes: its disk is full or failed".to_owned(),
             Self::Busy => "the lane to the store is full, or too many changes wait".to_owned(),
-            Self::Silent => "the store thread did not answer within 1 s; the change may still happen".to_owned(),
+            Self::Silent(Thread::Store) => "the store thread did not answer within 1 s; the change may still happen".to_owned(),
+            Self::Silent(Thread::Reader) => "no reader thread answered within 1 s".to_owned(),
+            Self::Silent(Thread::Reactor(number)) => format!("reactor {number} did not answer within 1 s"),
+            Self::CmidReused => "this cmid belongs to another message".to_owned(),
+            Self::BadQuery(why) => why.clone(),
+            Self::Draining => "the node is draining".to_owned(),
             Self::NoDemoTokens => "tokens are made here only on loopback and with the generated secret".to_owned(),
             Self::Internal => "a defect of the gateway".to_owned(),
         }
@@ -133,7 +173,12 @@ mod tests {
             Refusal::BadName(String::new()),
             Refusal::NoChange,
             Refusal::Busy,
-            Refusal::Silent,
+            Refusal::Silent(Thread::Store),
+            Refusal::Silent(Thread::Reader),
+            Refusal::Silent(Thread::Reactor(0)),
+            Refusal::CmidReused,
+            Refusal::BadQuery(String::new()),
+            Refusal::Draining,
             Refusal::NoDemoTokens,
             Refusal::Internal,
         ];

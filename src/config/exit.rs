@@ -21,6 +21,8 @@ pub enum Exit {
     OpenFiles = 7,
     /// A second signal arrived while draining: connections were cut.
     Aborted = 8,
+    /// `ctl` found no gateway to ask.
+    NoAnswer = 9,
 }
 
 impl Exit {
@@ -35,6 +37,7 @@ impl Exit {
         (Exit::DataDirLocked, "another process has the data directory"),
         (Exit::OpenFiles, "limits.connections_max does not fit the limit of open files"),
         (Exit::Aborted, "a second signal cut a drain short"),
+        (Exit::NoAnswer, "ctl: no gateway answers at that address"),
     ];
 
     /// The number the shell sees.
@@ -54,6 +57,6 @@ mod tests {
         for (place, (exit, _)) in Exit::ALL.iter().enumerate() {
             assert_eq!(usize::from(exit.code()), place);
         }
-        assert_eq!(Exit::ALL.last().map(|(exit, _)| *exit), Some(Exit::Aborted));
+        assert_eq!(Exit::ALL.last().map(|(exit, _)| *exit), Some(Exit::NoAnswer));
     }
 }

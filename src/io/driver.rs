@@ -55,6 +55,12 @@ pub trait Driver: Sized {
     /// A handle by which other threads end the wait of [`Driver::turn`].
     fn waker(&self) -> Waker;
 
+    /// Address of the client, as the kernel knows it now. For a driver without sockets there is none.
+    fn peer_address(&self, connection: ConnectionId) -> Option<std::net::SocketAddr> {
+        let _ = connection;
+        None
+    }
+
     /// What the driver counted since it was made.
     fn counters(&self) -> DriverCounters;
 }

@@ -104,6 +104,11 @@ impl Driver for Epoll {
         Ok(())
     }
 
+    fn peer_address(&self, connection: ConnectionId) -> Option<std::net::SocketAddr> {
+        let slot = self.slots.get(connection.index as usize).filter(|slot| slot.life == connection.generation)?;
+        slot.socket.as_ref()?.peer_address().ok()
+    }
+
     fn turn<S: Sink<Self>>(&mut self, max_wait: Duration, sink: &mut S) -> io::Result<()> {
         let mut events = self.events.take().expect("a turn is not begun inside a turn");
         let mut buffer = std::mem::take(&mut self.buffer);

@@ -289,6 +289,7 @@ causes! {
     TokenInvalid, "token_invalid", Some(4401), "The token was missing or wrong.";
     TokenExpired, "token_expired", Some(4401), "The token ran out.";
     Forbidden, "forbidden", Some(4403), "The user or device is banned, or has too many devices.";
+    Kicked, "kicked", Some(4403), "The operator closed it.";
     Replaced, "replaced", Some(4409), "The same device connected again.";
     LivenessTimeout, "liveness_timeout", None, "Nothing was heard for 2.5 times the ping interval.";
     SlowReader, "slow_reader", Some(4410), "Too much waited to be sent and the peer took nothing.";

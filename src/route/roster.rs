@@ -188,6 +188,15 @@ impl Roster {
         self.devices_count
     }
 
+    /// Slots in use or free: every device's slot is below.
+    ///
+    /// # Panics
+    /// Never: descriptors bound the devices.
+    #[must_use]
+    pub fn slots_count(&self) -> u32 {
+        u32::try_from(self.entries.len()).expect("placed with a u32")
+    }
+
     /// Grows with every change: what was resolved under another version is void.
     #[must_use]
     pub fn version(&self) -> u64 {

@@ -7,7 +7,7 @@ use super::{GONE_MS, Kind, Outlet, Shard, State};
 use crate::clock::Moment;
 use crate::conn::send_queue::{FrameIndex, Wrap};
 use crate::ids::{ConnectionId, RosterId, SessionRef};
-use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Peer, Submit, Target};
+use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Peer, SessionSeen, Submit, Target};
 use crate::observe::counters::CloseCause;
 use crate::observe::trace::Place;
 use crate::session::delivery::Stage;
@@ -445,6 +445,32 @@ impl Shard {
     fn connection_of(&self, session: SessionRef) -> Option<ConnectionId> {
         let line = self.sessions.get(slot_of(session))?;
         (line.stage != Stage::Leaving).then_some(line.connection)
+    }
+
+    /// What the operator's side may know of a session that is connected.
+    #[must_use]
+    pub fn inspect(&self, session: SessionRef) -> Option<SessionSeen> {
+        let connection = self.connection_of(session)?;
+        let line = self.sessions.get(slot_of(session))?;
+        let queued_bytes = self.connections.get(connection)?.queue.bytes();
+        Some(SessionSeen {
+            connection,
+            address: None,
+            encoding: line.encoding,
+            pos: line.pos,
+            unacknowledged: line.unacknowledged,
+            is_behind: line.is_behind(),
+            queued_bytes,
+            expires_s: line.expires_s,
+        })
+    }
+
+    /// Closes a session for the operator; whether it was there.
+    pub fn kick(&mut self, now: Moment, session: SessionRef) -> bool {
+        self.now = now;
+        let Some(id) = self.connection_of(session) else { return false };
+        self.close(id, 4403, CloseCause::Kicked);
+        true
     }
 
     fn joining_mut(&mut self, id: ConnectionId) -> Option<&mut super::Joining> {

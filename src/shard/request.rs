@@ -255,7 +255,7 @@ impl Shard {
     fn may_name(&self, conv: &str) -> bool {
         matches!(
             ids::conversation_kind(conv),
-            Some(ConversationKind::Direct(..) | ConversationKind::Group | ConversationKind::Channel)
+            Some(ConversationKind::Direct(..) | ConversationKind::Group | ConversationKind::Channel | ConversationKind::System)
         )
     }
 

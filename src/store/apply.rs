@@ -42,6 +42,8 @@ pub struct Submission<'a> {
     pub trace: Option<Trace>,
     /// The payload.
     pub payload: &'a [u8],
+    /// From the operator's side: membership is not asked, the conversation must exist.
+    pub is_operator: bool,
     /// What `dedup.N` says about the cmid; asked only when SEND carries RETRY and memory does not know it.
     pub stored: Option<record::Dedup>,
 }
@@ -343,7 +345,7 @@ impl State {
     /// Whether a conversation has stored members that can be changed.
     #[must_use]
     pub fn is_group(conv: &str) -> bool {
-        matches!(conversation_kind(conv), Some(ConversationKind::Group | ConversationKind::Channel))
+        matches!(conversation_kind(conv), Some(ConversationKind::Group | ConversationKind::Channel | ConversationKind::System))
     }
 
     /// Looks at a SEND. Order of checks: 3001, 3002, dedup (3009).
@@ -355,11 +357,12 @@ impl State {
         let (conv, user) = (self.hashes.conv(send.conv), self.hashes.user(send.user));
         let conversation = self.conversations.get(&conv).expect("loaded before it is asked");
         let direct = match conversation_kind(send.conv) {
+            _ if send.is_operator => false,
             Some(ConversationKind::Direct(..)) => true,
             Some(ConversationKind::System) if conversation.has(send.user) => return Admission::Refuse(ErrorCode::NotAllowed),
             _ => false,
         };
-        if !conversation.has(send.user) || !(direct || conversation.exists) {
+        if !(send.is_operator || conversation.has(send.user)) || !(direct || conversation.exists) {
             return Admission::Refuse(ErrorCode::NotMember);
         }
         if send.flags & send_flags::TRANSIENT != 0 {

@@ -139,7 +139,7 @@ impl Bench {
         cmid[..8].copy_from_slice(&self.next_cmid.to_be_bytes());
         self.next_cmid += 1;
         let cmid = Cmid(cmid);
-        let send = Submission { conv, user, cmid, flags, kind: 7, ttl_s, trace: None, payload, stored: None };
+        let send = Submission { conv, user, cmid, flags, kind: 7, ttl_s, trace: None, payload, is_operator: false, stored: None };
         let Admission::Accept(entry) = self.state.admit_send(&send, self.now_ms) else { return false };
         let Logged::Message(message) = &entry.change else { panic!("a message") };
         let (mid, exp_s) = (message.mid, message.exp_s);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::record::Dedup;
 use super::schema::Batch;
 use crate::ids::Cmid;
-use crate::mail::{PageMail, WatchMail};
+use crate::mail::{LookReply, PageMail, Question, WatchMail};
 use crate::wire::envelope::ErrorCode;
 use crate::wire::message::Text;
 
@@ -63,6 +63,15 @@ pub enum Job {
         /// Group the snapshot must hold.
         after: u64,
     },
+    /// A question of the operator's side, answered to whoever asked.
+    Look {
+        /// The question.
+        question: Question,
+        /// Where the answer goes.
+        reply: LookReply,
+        /// Group the snapshot must hold.
+        after: u64,
+    },
 }
 
 impl Job {
@@ -74,7 +83,8 @@ impl Job {
             | Self::Load { after, .. }
             | Self::Position { after, .. }
             | Self::Share { after, .. }
-            | Self::Dedup { after, .. } => *after,
+            | Self::Dedup { after, .. }
+            | Self::Look { after, .. } => *after,
         }
     }
 }

@@ -9,9 +9,9 @@ use super::job::{Answer, Job, JobFault, Progress};
 use super::rows::Rows;
 use super::schema::Hashes;
 use crate::clock::Clock;
-use crate::mail::{PageMail, PageReply};
+use crate::mail::{ConversationSeen, LookReply, Looked, PageMail, PageReply, PageRequest, Question};
 use crate::mailbox::{LaneReceiver, LaneSender, NoMail};
-use crate::wire::envelope::ErrorCode;
+use crate::wire::envelope::{Encoding, ErrorCode};
 
 /// Where a reader's answers go.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ fn answer(engine: &Engine, hashes: Hashes, job: Job, progress: &Arc<Progress>, c
             // The reactor counts on an answer: the reader waits for room as long as the reactor lives.
             drop(lane.send(reply));
         }
+        // Whoever asked may have given up.
+        Reply::Look(to, result) => drop(to.try_send(result)),
         // The store parks submissions behind this answer: it must not be lost, and the store never waits for a reader.
         Reply::Answer(answer) => drop(answers.store.send(answer)),
     }
@@ -53,6 +55,8 @@ pub enum Reply {
     Page(PageReply),
     /// To the store.
     Answer(Answer),
+    /// To the admin thread.
+    Look(LookReply, Result<Looked, ErrorCode>),
 }
 
 /// Answers a job from one state of the rows; `now_s` is the wall clock.
@@ -61,6 +65,9 @@ pub fn reply<R: Rows>(history: Result<History<R>, JobFault>, job: Job, now_s: u6
         Job::Page { mail, user, device, after: _ } => {
             let result = history.map_err(JobFault::code).and_then(|history| page(&history, &mail, &user, &device, now_s));
             return Reply::Page(PageReply { session: mail.from.session, rid: mail.from.rid, result });
+        }
+        Job::Look { question, reply, after: _ } => {
+            return Reply::Look(reply, history.map_err(JobFault::code).and_then(|history| look(&history, &question, now_s)));
         }
         Job::Load { conv, after: _ } => Answer::Loaded { result: history.and_then(|history| history.load(&conv)), conv },
         Job::Position { conv, user, after: _ } => {
@@ -73,6 +80,31 @@ pub fn reply<R: Rows>(history: Result<History<R>, JobFault>, job: Job, now_s: u6
             Answer::Dedup { result: history.and_then(|history| history.dedup(&user, cmid)), conv, user, cmid }
         }
     })
+}
+
+/// Answers what the operator's side asks of the rows.
+fn look<R: Rows>(history: &History<R>, question: &Question, now_s: u64) -> Result<Looked, ErrorCode> {
+    match question {
+        Question::Devices { .. } => unreachable!("the roster is the store's"),
+        Question::Conversation(conv) => {
+            let seen = history.load(conv).map_err(JobFault::code)?.map(|loaded| ConversationSeen {
+                floor: loaded.floor.max(1),
+                head: loaded.head,
+                version: loaded.version,
+                members: loaded.members.iter().map(|(user, joined)| (user.as_str().to_owned(), *joined)).collect(),
+            });
+            Ok(Looked::Conversation(seen))
+        }
+        Question::Conversations { user, cursor } => {
+            // No device has this name on purpose: what one device has acknowledged is not asked.
+            let reader = Reader { user, device: "-", rid: 1, encoding: Encoding::Json, max_frame: LOOK_BYTES_MAX, now_s };
+            let request = PageRequest::Sync { since: 0, limit: LOOK_ENTRIES_MAX, cursor: cursor.clone() };
+            history.page(&reader, &request).map(Looked::Conversations).map_err(|error| match error {
+                PageError::Refused(code) => code,
+                PageError::Engine(_) => ErrorCode::Internal,
+            })
+        }
+    }
 }
 
 /// A view that holds group `after`.
@@ -98,3 +130,6 @@ fn page<R: Rows>(history: &History<R>, mail: &PageMail, user: &str, device: &str
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long a reader waits for the projector to reach the group a question follows.
 const PATIENCE_PROJECTOR: Duration = Duration::from_secs(5);
+/// One answer to the operator's side: entries, and bytes.
+const LOOK_ENTRIES_MAX: u16 = 256;
+const LOOK_BYTES_MAX: usize = 256 * 1024;

@@ -15,12 +15,14 @@
 //! turn by turn.
 
 mod live;
+mod operator;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use self::operator::{Operator, is_operator};
 use super::apply::{Admission, MemberAdmission, ReadAdmission, State, Submission};
 use super::attempts::Attempts;
 use super::cursor::Cursors;
@@ -42,8 +44,8 @@ use crate::limits::{
     PROJECT_BYTES_MAX, RIDE_MAX, STORE_CHORES_EVERY, UNSYNCED_BYTES_MAX,
 };
 use crate::mail::{
-    Attach, CursorMail, Delivery, Event, Group, MemberChange, MemberDone, MemberMail, MemberRefusal, PageMail, SendMail, Sender,
-    Submit,
+    Attach, CursorMail, Delivery, Event, Group, MemberChange, MemberDone, MemberMail, MemberRefusal, PageMail, PostDone,
+    SendMail, Sender, Submit,
 };
 use crate::observe::counters::StoreCounters;
 use crate::observe::trace::{Place, Sampling, Steps};
@@ -131,6 +133,7 @@ pub struct Sequencer<D: Disk> {
     attempts: Attempts,
     live: Live,
     open: Open,
+    operator: Operator,
     outboxes: Vec<Outbox>,
     /// Groups that are not written yet, below level 1: their number of entries and bodies.
     unwritten: VecDeque<(u32, Vec<u8>)>,
@@ -225,6 +228,7 @@ impl<D: Disk> Sequencer<D> {
             attempts: Attempts::new(settings.hellos_per_minute),
             live: Live::default(),
             open: Open { number, ..Open::default() },
+            operator: Operator::default(),
             outboxes: (0..settings.cores).map(|_| Outbox::default()).collect(),
             unwritten: VecDeque::new(),
             unprojected: VecDeque::new(),
@@ -380,6 +384,8 @@ impl<D: Disk> Sequencer<D> {
             }
             Submit::Page(mail) => self.page(mail, ports),
             Submit::Member(mail) => self.offer(Work::Member(mail), now, ports),
+            Submit::Post(mail) => self.post(mail, now, ports),
+            Submit::Look(mail) => self.look(mail, ports),
         }
     }
 
@@ -514,6 +520,7 @@ impl<D: Disk> Sequencer<D> {
     /// What can be refused by names alone, without reading anything for a stranger.
     fn implausible(&self, work: &Work) -> Option<ErrorCode> {
         let (conv, user) = match work {
+            Work::Send { mail, .. } if is_operator(mail.from.session) => return None,
             Work::Send { mail, user, .. } => (&mail.conv, user.as_str()),
             Work::Read { conv, user, .. } => (conv, user.as_str()),
             Work::Cursor(mail) if self.roster.session(mail.roster) == Some(mail.session) => {
@@ -532,7 +539,7 @@ impl<D: Disk> Sequencer<D> {
     fn attempt(&mut self, conv: Conv, mut work: Work, now: Moment, ports: &mut impl Ports) -> Option<Work> {
         if let Work::Send { mail, .. } = &work {
             let Sender { session, roster, .. } = mail.from;
-            if self.roster.session(roster) != Some(session) {
+            if !is_operator(session) && self.roster.session(roster) != Some(session) {
                 self.counters.stale_submissions_count += 1;
                 self.credit_bytes += body_bytes(mail);
                 return None;
@@ -637,6 +644,7 @@ impl<D: Disk> Sequencer<D> {
             ttl_s: mail.ttl_s,
             trace: mail.trace,
             payload: &mail.payload,
+            is_operator: is_operator(mail.from.session),
             stored,
         };
         match self.state.admit_send(&submission, now.unix_ms) {
@@ -678,6 +686,9 @@ impl<D: Disk> Sequencer<D> {
 
     fn sent(&mut self, mail: &SendMail, level: u8, flags: u8, seq: u64, mid: Mid) {
         let Sender { session, rid, .. } = mail.from;
+        if is_operator(session) {
+            return self.posted(session, Ok(PostDone { seq, mid, level, is_duplicate: flags & SENT_DUPLICATE != 0 }));
+        }
         let event = Event::Sent { session, cmid: mail.cmid, rid, level, flags, seq, mid, received: mail.received };
         self.fanout.push(session.reactor, event);
     }
@@ -797,7 +808,7 @@ impl<D: Disk> Sequencer<D> {
             Work::Send { mail, .. } => {
                 self.counters.sends_refused_count += 1;
                 let is_transient = mail.flags & send_flags::TRANSIENT != 0;
-                if code.is_retryable() && !is_transient {
+                if code.is_retryable() && !is_transient && !is_operator(mail.from.session) {
                     self.holds.begin(mail.from.session, conv, mail.cmid);
                 }
                 self.credit_bytes += body_bytes(&mail);
@@ -818,6 +829,9 @@ impl<D: Disk> Sequencer<D> {
     }
 
     fn fail(&mut self, session: SessionRef, rid: u32, code: ErrorCode, send: Option<(Text, Cmid)>) {
+        if is_operator(session) {
+            return self.posted(session, Err(code));
+        }
         let event = Event::Failed { session, rid, code, retry_ms: retry_ms(code), send };
         self.fanout.push(session.reactor, event);
     }
@@ -919,6 +933,7 @@ impl<D: Disk> Sequencer<D> {
             // Whoever asked may have given up.
             let _ = reply.try_send(result);
         }
+        self.operator.hand_out();
         self.flush(ports);
     }
 
@@ -1014,10 +1029,10 @@ fn submission_index(submit: &Submit) -> usize {
     match submit {
         Submit::Attach(_) => 0,
         Submit::Leave { .. } => 1,
-        Submit::Send(_) => 2,
+        Submit::Send(_) | Submit::Post(_) => 2,
         Submit::Read { .. } => 3,
         Submit::Cursors(_) => 4,
-        Submit::Page(_) => 5,
+        Submit::Page(_) | Submit::Look(_) => 5,
         Submit::Member(_) => 6,
         Submit::Watch(_) => 7,
         Submit::Signal(_) => 8,

@@ -52,6 +52,7 @@ export class Client {
     const entry = { cmid: newCmid(), conv, kind: 1, text, at: Date.now(), tries: 0, written: false, flying: false, due: 0 };
     this.outbox.push(entry);
     this.save();
+    this.typed = 0;
     this.conversation(conv).touched = entry.at;
     this.on("conversation", conv);
     this.pump();

@@ -1,0 +1,62 @@
+//! The node itself: version, configuration in force, drain.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Json;
+use serde_json::{Map, Value, json};
+
+use crate::admin::Shared;
+use crate::admin::refusal::Refusal;
+use crate::config::Settings;
+use crate::config::settings::DEFINITIONS;
+use crate::config::value::{Kind, Raw};
+
+/// `GET /v1/version`.
+pub async fn version(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({
+        "version": shared.version, "protocols": ["tidegate.v1", "tidegate.v1.json"], "node": shared.settings.node,
+        "pid": std::process::id(), "reactors": shared.controls.len(),
+    }))
+}
+
+/// `GET /v1/config`: every setting with its value in force; `changed` where that is not the default. A secret reads as `"***"`.
+pub async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let defaults = Settings::default();
+    let settings: Map<String, Value> = DEFINITIONS
+        .iter()
+        .map(|definition| {
+            let raw = (definition.value)(&shared.settings);
+            let changed = raw != (definition.value)(&defaults);
+            let entry = match definition.kind {
+                // Its row reads as absent whatever it holds.
+                Kind::Secret if shared.settings.auth.secret.is_some() => json!({ "value": "***", "changed": true }),
+                _ => json!({ "value": value(raw), "changed": changed }),
+            };
+            (definition.key.to_owned(), entry)
+        })
+        .collect();
+    Json(Value::Object(settings))
+}
+
+fn value(raw: Raw) -> Value {
+    match raw {
+        Raw::Absent => Value::Null,
+        Raw::Bool(value) => value.into(),
+        Raw::Integer(value) => value.into(),
+        Raw::Text(value) => value.into(),
+        Raw::List(value) => value.into(),
+    }
+}
+
+/// `POST /v1/drain`: 202; the same as SIGTERM. A second one is refused: it would cut the first short.
+pub async fn drain(State(shared): State<Arc<Shared>>) -> Result<(StatusCode, Json<Value>), Refusal> {
+    let Some(drain) = shared.drain.lock().ok().and_then(|mut drain| drain.take()) else { return Err(Refusal::Draining) };
+    if shared.health.is_draining() {
+        return Err(Refusal::Draining);
+    }
+    tracing::info!("told to drain by the admin listener");
+    drain();
+    Ok((StatusCode::ACCEPTED, Json(json!({ "draining": true, "window_ms": shared.settings.drain.window_ms }))))
+}
