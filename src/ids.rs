@@ -37,6 +37,10 @@ pub struct SessionRef {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct RosterId(pub u32);
 
+/// A frame in the pool of one core; 0 is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameIndex(pub u32);
+
 /// Message id chosen by the sender, 16 bytes; never all zeros in a stored message.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Cmid(pub [u8; 16]);

@@ -100,6 +100,45 @@ pub struct Attach {
     pub platform: u8,
     /// Granted capabilities.
     pub caps: u8,
+    /// The session HELLO named, if any.
+    pub claim: Option<Claim>,
+}
+
+/// The session a client wants to go on with, as HELLO names it.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// Session id of its last WELCOME: a secret.
+    pub key: [u8; 16],
+    /// The last `pos` it processed.
+    pub last_pos: u64,
+}
+
+/// A conversation that moved while a session had no room for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mark {
+    /// Conversation.
+    pub conv: Text,
+    /// Its highest seq known to the session.
+    pub head: u64,
+    /// Message id of that seq.
+    pub mid: Mid,
+    /// NOTICE was written on the present connection.
+    pub told: bool,
+}
+
+/// A message that a device could not process.
+#[derive(Clone, Debug)]
+pub struct Nack {
+    /// Conversation.
+    pub conv: Text,
+    /// Place in it.
+    pub seq: u64,
+    /// How often it was asked for.
+    pub tries: u8,
+    /// When it comes again, monotonic milliseconds; `None`: it came, and may be asked for again.
+    pub due_ms: Option<u64>,
+    /// A reader looks for it.
+    pub reading: bool,
 }
 
 /// See [`Submit::Send`].
@@ -121,6 +160,8 @@ pub struct SendMail {
     pub conv: Text,
     /// The payload; a slice of the same arena chunk as `conv`.
     pub payload: Body,
+    /// What the reactor refuses it for, unless the sender may not even know the conversation; the payload is left out then.
+    pub refusal: Option<ErrorCode>,
     /// When the reactor read it; for the latency histogram.
     pub received: Moment,
 }
@@ -200,6 +241,13 @@ pub enum PageRequest {
         /// Backwards from `to`.
         newest: bool,
     },
+    /// One message that is to be delivered again after NACK.
+    Again {
+        /// Conversation.
+        conv: Text,
+        /// Place in it.
+        seq: u64,
+    },
 }
 
 /// A reader to a reactor: the answer to one SYNC or FETCH.
@@ -207,10 +255,25 @@ pub enum PageRequest {
 pub struct PageReply {
     /// Who asked.
     pub session: SessionRef,
-    /// `rid` of the request.
+    /// `rid` of the request; 0 for [`PageRequest::Again`].
     pub rid: u32,
     /// A finished frame in the encoding asked for, without WebSocket header; or why there is none.
     pub result: Result<Vec<u8>, ErrorCode>,
+    /// What the session has once this is written.
+    pub reached: Reached,
+}
+
+/// What an answered page means to the session that asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reached {
+    /// Nothing yet: more pages follow, or there was none.
+    Nothing,
+    /// The last page of a SYNC.
+    All,
+    /// A FETCH that goes up to this seq, the highest it gave.
+    Seq(Text, u64),
+    /// The message of a [`PageRequest::Again`]: `result` is the tail of a DELIVER.
+    Again(Text, u64),
 }
 
 /// See [`Submit::Member`].
@@ -402,8 +465,10 @@ pub enum Event {
     Evict {
         /// Whose connection closes with 4409.
         session: SessionRef,
-        /// Who must hear [`Peer::Gone`].
+        /// Who must hear [`Peer::Moved`] or [`Peer::Gone`].
         by: SessionRef,
+        /// What `by` wants to go on with.
+        claim: Option<Claim>,
     },
     /// Answers [`Submit::Leave`]: no entry in flight names the slot any more.
     Left {
@@ -426,6 +491,8 @@ pub enum Event {
         seq: u64,
         /// Message id.
         mid: Mid,
+        /// A RETRY of what was stored: it costs no rate.
+        costs_nothing: bool,
         /// When the reactor read the SEND; for the latency histogram.
         received: Moment,
     },
@@ -575,7 +642,32 @@ pub enum Peer {
     Gone {
         /// The new session.
         to: SessionRef,
+        /// Positions the old one had not handed to the store yet.
+        cursors: Vec<(Text, u64)>,
     },
+    /// The same, and the new session goes on where the old one was (resumed = 1).
+    Moved(Box<Moved>),
+}
+
+/// A session on its way to another core. At most a window of frames, copied.
+#[derive(Debug)]
+pub struct Moved {
+    /// The new session.
+    pub to: SessionRef,
+    /// As in [`Peer::Gone`].
+    pub cursors: Vec<(Text, u64)>,
+    /// Highest `pos` given out.
+    pub pos: u64,
+    /// How the frames are encoded.
+    pub encoding: Encoding,
+    /// Tails of the unacknowledged deliveries, the last one of `pos`.
+    pub frames: Vec<Vec<u8>>,
+    /// Marked conversations.
+    pub marks: Vec<Mark>,
+    /// Whether a RESYNC must be told.
+    pub resync: bool,
+    /// Messages to be delivered again.
+    pub nacks: Vec<Nack>,
 }
 
 /// Control and admin to a reactor.

@@ -206,7 +206,7 @@ impl<D: Driver> Reactor<D> {
             && let Some(mail) = inbox.peer.try_recv()
         {
             budget -= 1;
-            hands.shard.handle_peer(now, &mail);
+            hands.shard.handle_peer(now, mail);
         }
         while budget > 0
             && let Some(page) = inbox.page.try_recv()
@@ -237,12 +237,15 @@ impl<D: Driver> Reactor<D> {
         let (connections, sessions) = (hands.shard.connections_count() as u64, hands.shard.sessions_count() as u64);
         let handshakes = u64::from(hands.shard.handshakes_open());
         let (queued, stashed) = (hands.shard.queued_bytes(), hands.stashes.used_bytes() as u64);
+        let (detached, held) = (hands.shard.detached_count() as u64, hands.shard.held_bytes());
         let arena_chunks = hands.shard.arena_chunks_count();
         let counters = &mut hands.shard.counters;
         counters.connections_open = connections;
         counters.sessions_open = sessions;
         counters.handshakes_open = handshakes;
         counters.queued_bytes = queued;
+        counters.sessions_detached_open = detached;
+        counters.held_bytes = held;
         counters.stash_bytes = stashed;
         counters.arena_chunks_count = arena_chunks;
         self.block.publish(counters);
@@ -470,7 +473,7 @@ mod tests {
     use crate::config::Secret;
     use crate::ids::SessionRef;
     use crate::io::epoll::Epoll;
-    use crate::mail::{Event, Group, PageReply};
+    use crate::mail::{Event, Group, PageReply, Reached};
     use crate::mailbox::{lane, reactor_lanes};
     use crate::observe::counters::CloseCause;
     use crate::session::auth::Verifier;
@@ -506,6 +509,7 @@ mod tests {
             ack_timeout_ms: 60_000,
             expiring_ms: 60_000,
             dedup_s: 60,
+            resume_ms: 0,
             queue_soft_bytes: 65_536,
             queue_hard_bytes: 262_144,
             queued_bytes_max: 1 << 20,
@@ -565,7 +569,7 @@ mod tests {
         assert_eq!(shard.counters.submit_full_count, 1);
         // Two sessions of other cores: the mail to one of them waits for room.
         let stranger = |core, index| SessionRef { reactor: ReactorId(core), index, generation: 1 };
-        let evict = Event::Evict { session: stranger(0, 7), by: stranger(1, 7) };
+        let evict = Event::Evict { session: stranger(0, 7), by: stranger(1, 7), claim: None };
         shard.handle_group(now, &Group { events: vec![evict], ..Group::default() }, &mut Full);
         assert_eq!(shard.counters.peer_full_count, 1);
         shard.handle_time(now, &mut Full);
@@ -597,9 +601,9 @@ mod tests {
         };
         let mut reactor = Reactor::new(Epoll::new(8, None, waker).unwrap(), shard, 1 << 20, parts);
         let stranger = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
-        let page = || PageReply { session: stranger, rid: 1, result: Err(ErrorCode::Internal) };
+        let page = || PageReply { session: stranger, rid: 1, result: Err(ErrorCode::Internal), reached: Reached::Nothing };
         (0..3).for_each(|_| post.group.try_send(Group::default()).unwrap());
-        (0..2).for_each(|_| post.peer.try_send(Peer::Gone { to: stranger }).unwrap());
+        (0..2).for_each(|_| post.peer.try_send(Peer::Gone { to: stranger, cursors: Vec::new() }).unwrap());
         post.page.try_send(page()).unwrap();
         let mut shown = || {
             let begun = reactor.hands.tell_time();

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use support::eventually;
 use support::gateway::Gateway;
-use support::raw::{ENCODINGS, Raw, cmid, send};
+use support::raw::{ENCODINGS, Next, Raw, cmid, send};
 use tidegate::ids::Mid;
 use tidegate::wire::envelope::{
     ClientFrame, Encoding, SENT_DUPLICATE, ServerFrame, Users, deliver_flags, page_flags, send_flags,
@@ -421,9 +421,6 @@ fn what_is_missing_is_said() {
     al.put(&ClientFrame::Watch { rid: 77, ttl_s: 0, users: Users::List(vec!["bo".into()]) });
     let error = al.error();
     assert_eq!((error.rid, error.code), (77, 3005));
-    al.put(&ClientFrame::Nack { conv: DIRECT.into(), seq: 1, delay_ms: 0, reason: 0 });
-    let error = al.error();
-    assert_eq!((error.rid, error.code), (0, 3005));
     assert_eq!(al.say(DIRECT, "alive").seq, 2);
 }
 
@@ -475,5 +472,41 @@ fn both_cores_deliver_to_both() {
             }));
         }
         assert!(seqs.iter().copied().eq(1..=24), "{seqs:?}");
+    }
+}
+
+/// A frame that breaks a rule ends the connection, but what stood before it in the same message is carried out and answered first.
+#[test]
+fn what_stands_before_a_bad_frame_is_answered_first() {
+    let gateway = Gateway::start();
+    for encoding in ENCODINGS {
+        let mut al = Raw::connect(&gateway, encoding, "al", "1");
+        let before = al.say(DIRECT, "before").seq;
+        let frames = [
+            send(11, DIRECT, cmid(), 0, b"first"),
+            ClientFrame::Read { rid: 12, conv: DIRECT.into(), seq: before },
+            ClientFrame::Fetch { rid: 13, conv: DIRECT.into(), from: 0, to: 0, limit: 0, flags: 0 },
+            send(14, DIRECT, cmid(), 0, b"second"),
+            ClientFrame::Read { rid: 0, conv: DIRECT.into(), seq: before },
+            send(15, DIRECT, cmid(), 0, b"not read"),
+        ];
+        al.put_all(&frames);
+        let mut answered = BTreeSet::new();
+        loop {
+            match al.next() {
+                Next::Frame(ServerFrame::Sent { rid, .. } | ServerFrame::Ok { rid, .. } | ServerFrame::Page { rid, .. }) => {
+                    assert!(answered.insert(rid));
+                }
+                Next::Frame(ServerFrame::Error { rid, code, flags, .. }) => {
+                    assert_eq!((rid, code, flags), (0, 1002, page_flags::ERROR_CLOSING));
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(answered, BTreeSet::from([11, 12, 13, 14]));
+        assert_eq!(al.closed(), Some(4400));
+        let mut again = Raw::connect(&gateway, encoding, "al", "1");
+        assert_eq!(again.fetch(DIRECT, before + 1, 0, 0, 0).messages.len(), 2);
     }
 }

@@ -233,3 +233,108 @@ fn a_replaced_client_stops() {
     assert!(first.send(DIRECT, b"late").is_err());
     second.send(DIRECT, b"still here").expect("acknowledged");
 }
+
+/// A SEND that is wrong in two ways is refused for the one that is looked at first: state, 1002, hold, 3001, 3003, 4001, 4002, cmid.
+/// (For a group the store is asked who may know it, after rate and window.)
+#[test]
+fn checks_are_made_in_their_order() {
+    let gateway = Gateway::with(&[("protocol.send_window", "1"), ("protocol.send_burst", "2"), ("protocol.send_rate", "1")]);
+    gateway.group("g:others", &["bo", "cy"]);
+    gateway.group("g:ours", &["al", "bo"]);
+    let large = vec![b'x'; 65_537];
+    let zero = Cmid([0; 16]);
+    for encoding in ENCODINGS {
+        let mut early = Raw::open(&gateway, encoding);
+        early.put(&send(1, DIRECT, zero, 0, b"x"));
+        assert_eq!((early.error().code, early.closed()), (1004, Some(4400)), "state before 1002");
+
+        let known = cmid();
+        let mut other = Raw::connect(&gateway, encoding, "al", "2");
+        let rid = other.put_send("d:al:al", known, 0, b"original");
+        other.sent(rid);
+        let mut al = Raw::connect(&gateway, encoding, "al", "1");
+        let cases: [(&str, Cmid, &[u8], u16); 9] = [
+            // In one message, so that no time passes and nothing is answered in between: two tokens, one place.
+            ("d:al:x1", cmid(), b"fills the window", 0),
+            ("d:al:x3", known, b"4002 before 3009", 4002),
+            ("d:al:x4", cmid(), b"4001 before 4002", 4001),
+            ("d:al:x4", cmid(), &large, 4003),
+            ("d:bo:cy", cmid(), b"3001 before 4001", 3001),
+            // One each.
+            ("d:al:x2", cmid(), &large, 3003),
+            ("d:al:x5", cmid(), &large, 3003),
+            ("d:bo:cy", cmid(), &large, 3001),
+            ("g:ours", cmid(), &large, 3003),
+        ];
+        let frames: Vec<ClientFrame<'_>> =
+            (1..).zip(&cases).map(|(rid, (conv, cmid, payload, _))| send(rid, conv, *cmid, 0, payload)).collect();
+        al.put_all(&frames[..5]);
+        for frame in &frames[5..] {
+            al.put(frame);
+        }
+        let mut codes = BTreeMap::new();
+        while codes.len() < frames.len() {
+            match al.next() {
+                Next::Frame(ServerFrame::Sent { rid, .. }) => drop(codes.insert(rid, 0)),
+                Next::Frame(ServerFrame::Error { rid, code, .. }) => drop(codes.insert(rid, code)),
+                Next::Frame(ServerFrame::Deliver(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        let wanted = (1..).zip(&cases).map(|(rid, case)| (rid, case.3));
+        assert_eq!(codes, wanted.collect::<BTreeMap<u32, u16>>());
+        al.put(&send(11, "g:others", cmid(), 0, &large));
+        assert_eq!(al.error().code, 3001, "3001 before 3003, for a group too");
+        al.put(&send(12, "d:al:x4", zero, 0, &large));
+        assert_eq!((al.error().code, al.closed()), (1002, Some(4400)), "1002 before the hold");
+    }
+}
+
+/// A repeat of what is stored costs no rate, however often; one that stores something costs as any other.
+#[test]
+fn a_repeat_of_a_stored_message_is_free() {
+    let gateway = Gateway::with(&[("protocol.send_window", "2"), ("protocol.send_burst", "4"), ("protocol.send_rate", "1")]);
+    let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    let first = cmid();
+    let rid = al.put_send(DIRECT, first, 0, b"x");
+    let seq = al.sent(rid).seq;
+    for _ in 0..40 {
+        let rid = al.put_send(DIRECT, first, send_flags::RETRY, b"x");
+        assert_eq!(al.sent(rid).seq, seq);
+    }
+    // Three of the burst are left, and two on credit; time may have brought a few more.
+    let limited = (0..1000).any(|_| {
+        let rid = al.put_send(DIRECT, cmid(), send_flags::RETRY, b"new");
+        match al.next() {
+            Next::Frame(ServerFrame::Error { rid: of, code, .. }) => {
+                assert_eq!((of, code), (rid, 4001));
+                true
+            }
+            Next::Frame(ServerFrame::Sent { .. }) => false,
+            other => panic!("{other:?}"),
+        }
+    });
+    assert!(limited, "a RETRY that stores costs rate");
+}
+
+/// A connection can hold 32 conversations: the failure of a 33rd is final, and those held are still held.
+#[test]
+fn holds_are_bounded() {
+    let gateway = Gateway::with(&[("protocol.send_window", "1"), ("protocol.send_burst", "2"), ("protocol.send_rate", "1")]);
+    let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    let names: Vec<String> = (0..36).map(|at| format!("d:al:x{at}")).collect();
+    let frames: Vec<ClientFrame<'_>> = (1..).zip(&names).map(|(rid, conv)| send(rid, conv, cmid(), 0, b"x")).collect();
+    al.put_all(&frames);
+    let mut codes = Vec::new();
+    while codes.len() < 35 {
+        if let Next::Frame(ServerFrame::Error { code, flags, .. }) = al.next() {
+            codes.push((code, flags));
+        }
+    }
+    let retryable = page_flags::ERROR_RETRYABLE;
+    assert_eq!(codes[..2], [(4002, retryable), (4001, retryable)]);
+    assert!(codes[2..32].iter().all(|it| *it == (4001, retryable)), "{codes:?}");
+    assert_eq!(codes[32..], [(4004, 0); 3]);
+    al.put(&send(100, &names[1], cmid(), 0, b"x"));
+    assert_eq!(al.error().code, 4003);
+}

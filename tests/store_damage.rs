@@ -158,6 +158,7 @@ fn group(state: &mut State, number: u64) -> (Vec<u8>, Vec<Row>, Batch) {
             trace: None,
             payload: &payload,
             is_operator: false,
+            refusal: None,
             stored: None,
         };
         let Admission::Accept(entry) = state.admit_send(&send, NOW_MS + number) else { panic!("a good message is accepted") };

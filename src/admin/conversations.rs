@@ -153,6 +153,7 @@ pub async fn send(
         trace: None,
         conv: Text::copy_from(&conv),
         payload: Body::copy_from(message.text.as_bytes()),
+        refusal: None,
         received: shared.clock.now(),
     };
     let user = Text::copy_from(&user);

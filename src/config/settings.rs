@@ -174,6 +174,9 @@ settings! {
     message_ms: u32 = 60_000, Rule::Between(1_000, HOUR_MS), Live;
     /// How long a repeated message is recognised, in seconds.
     dedup_s: u32 = 86_400, Rule::Between(60, 30 * 86_400), Start;
+    /// How long a session waits for its client to come back before it is dropped, in milliseconds. 0: not at all.
+    /// Meanwhile its deliveries are held, up to its window, and count in `limits.queue_bytes_max`.
+    resume_ms: u32 = 120_000, Rule::Between(0, HOUR_MS), Start;
     /// SENDs of one connection that may be unanswered.
     send_window: u16 = 64, Rule::Between(1, 4_096), Start;
     /// Deliveries that may be unacknowledged when a client asks for no number of its own.

@@ -13,12 +13,9 @@
 //!
 //! Blocks and nodes are recycled, so that a core at rest allocates nothing. Trimmed by [`SendPool::trim`].
 
+use crate::ids::FrameIndex;
 use crate::wire::envelope::{self, Encoding};
 use crate::wire::frame::{self, Opcode};
-
-/// A frame in the pool; 0 is none.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrameIndex(u32);
 
 /// The queue of one connection: 16 bytes of its hot entry.
 #[derive(Clone, Copy, Default, Debug)]
@@ -63,6 +60,8 @@ pub struct SendPool {
     free_node: u32,
     /// Bytes queued on all connections, shared frames counted once per receiver.
     pub queued_bytes: u64,
+    /// Bytes held beyond their queue until somebody acknowledges them, shared frames counted once per holder.
+    pub held_bytes: u64,
     /// Bytes kept by free blocks for the next frame.
     free_bytes: usize,
 }
@@ -110,6 +109,26 @@ impl SendPool {
         }
         self.free_bytes += frame.bytes.capacity();
         self.free_frames.push(index.0);
+    }
+
+    /// Holds a frame beyond its way through a queue: one count more, until [`SendPool::let_go`].
+    pub fn hold(&mut self, index: FrameIndex) {
+        let frame = &mut self.frames[index.0 as usize];
+        assert!(frame.count > 0);
+        frame.count += 1;
+        self.held_bytes += u64::from(frame.len() + HELD_BYTES);
+    }
+
+    /// The counterpart of [`SendPool::hold`].
+    pub fn let_go(&mut self, index: FrameIndex) {
+        self.held_bytes -= u64::from(self.frames[index.0 as usize].len() + HELD_BYTES);
+        self.release(index);
+    }
+
+    /// A frame without any head.
+    #[must_use]
+    pub fn bytes(&self, index: FrameIndex) -> &[u8] {
+        &self.frames[index.0 as usize].bytes
     }
 
     /// Length of a frame without any head, bytes.
@@ -358,6 +377,8 @@ fn write_head(frame: &Frame, pos: u64, encoding: Encoding, out: &mut [u8; HEAD_B
 const NONE: u32 = 0;
 /// What a queued frame costs beside its bytes, so that empty frames are bounded as well.
 const NODE_BYTES: u32 = 16;
+/// What a held frame costs its holder beside its bytes.
+const HELD_BYTES: u32 = 8;
 /// WebSocket header and the longest head of DELIVER.
 const HEAD_BYTES_MAX: usize = frame::SERVER_HEADER_BYTES_MAX + envelope::DELIVER_HEAD_BYTES_MAX;
 /// Frames up to this length are copied together and leave in one contiguous write: 1.3 times faster for sixteen of 114 bytes.

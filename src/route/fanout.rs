@@ -335,7 +335,7 @@ mod tests {
                         let (user, _, _, session) = online[which];
                         let name = USERS[user];
                         let event = Event::Sent {
-                            cmid: Cmid::default(),
+                            cmid: Cmid::default(), costs_nothing: false,
                             session, rid: 1, level: 2, flags: 0, seq: number, mid: Mid(1), received: Moment::default(),
                         };
                         fanout.push(session.reactor, event);

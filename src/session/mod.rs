@@ -3,4 +3,5 @@
 pub mod auth;
 pub mod delivery;
 pub mod hold;
+pub mod nack;
 pub mod rate;

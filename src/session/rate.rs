@@ -3,8 +3,8 @@
 /// One bucket, 8 bytes. Time is milliseconds of the core's own clock, wrapping.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
-    /// Thousandths of a token.
-    tokens_milli: u32,
+    /// Thousandths of a token; below 0 what was taken on credit.
+    tokens_milli: i32,
     stamp_ms: u32,
 }
 
@@ -21,14 +21,14 @@ impl Bucket {
     /// A full bucket.
     #[must_use]
     pub fn full(rate: Rate, now_ms: u32) -> Self {
-        Self { tokens_milli: rate.burst.saturating_mul(1000), stamp_ms: now_ms }
+        Self { tokens_milli: full(rate), stamp_ms: now_ms }
     }
 
     /// Whether nothing has been taken that has not come back.
     #[must_use]
     pub fn is_full(&self, rate: Rate, now_ms: u32) -> bool {
         let refill = u64::from(now_ms.wrapping_sub(self.stamp_ms)) * u64::from(rate.per_second);
-        u64::from(self.tokens_milli) + refill >= u64::from(rate.burst) * 1000
+        u64::try_from(self.tokens_milli).is_ok_and(|tokens| tokens + refill >= u64::from(rate.burst) * 1000)
     }
 
     /// Takes one token, or says in how many milliseconds there will be one.
@@ -36,22 +36,40 @@ impl Bucket {
     /// # Errors
     /// The time to wait, at least 1 ms.
     pub fn take(&mut self, rate: Rate, now_ms: u32) -> Result<(), u32> {
+        self.take_on_credit(rate, now_ms, 0)
+    }
+
+    /// Takes one token although up to `credit` are missing: for what may turn out to cost nothing, see [`Bucket::give_back`].
+    ///
+    /// # Errors
+    /// As [`Bucket::take`].
+    pub fn take_on_credit(&mut self, rate: Rate, now_ms: u32, credit: u16) -> Result<(), u32> {
         if rate.per_second == 0 {
             return Ok(());
         }
         let elapsed_ms = now_ms.wrapping_sub(self.stamp_ms);
-        let refill = u64::from(elapsed_ms) * u64::from(rate.per_second);
-        let full = u64::from(rate.burst) * 1000;
-        let tokens = (u64::from(self.tokens_milli) + refill).min(full);
+        let refill = i64::from(elapsed_ms) * i64::from(rate.per_second);
+        let tokens = (i64::from(self.tokens_milli) + refill).min(i64::from(full(rate)));
         self.stamp_ms = now_ms;
-        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-        if tokens < 1000 {
-            self.tokens_milli = tokens;
-            return Err((1000 - tokens).div_ceil(rate.per_second).max(1));
+        self.tokens_milli = i32::try_from(tokens).expect("below a full bucket, and never far below an empty one");
+        let missing = 1000 - i64::from(credit) * 1000 - tokens;
+        if missing > 0 {
+            let missing = u32::try_from(missing).expect("at most the credit, and one");
+            return Err(missing.div_ceil(rate.per_second).max(1));
         }
-        self.tokens_milli = tokens - 1000;
+        self.tokens_milli -= 1000;
         Ok(())
     }
+
+    /// Puts back what was taken for something that cost nothing.
+    pub fn give_back(&mut self, rate: Rate) {
+        self.tokens_milli = self.tokens_milli.saturating_add(1000).min(full(rate));
+    }
+}
+
+/// A full bucket in thousandths.
+fn full(rate: Rate) -> i32 {
+    i32::try_from(rate.burst.saturating_mul(1000)).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]
@@ -59,6 +77,25 @@ mod tests {
     use super::*;
 
     const RATE: Rate = Rate { per_second: 20, burst: 3 };
+
+    /// On credit more passes than is there; what cost nothing is given back, the rest must be earned before anything passes again.
+    #[test]
+    fn credit_is_paid_back() {
+        let mut bucket = Bucket::full(RATE, 5);
+        for _ in 0..3 + 4 {
+            assert_eq!(bucket.take_on_credit(RATE, 5, 4), Ok(()));
+        }
+        assert_eq!(bucket.take_on_credit(RATE, 5, 4), Err(50));
+        assert_eq!(bucket.take(RATE, 5), Err(250));
+        for _ in 0..4 {
+            bucket.give_back(RATE);
+        }
+        assert_eq!(bucket.take(RATE, 5), Err(50));
+        for _ in 0..9 {
+            bucket.give_back(RATE);
+        }
+        assert_eq!((0..4).map(|_| bucket.take(RATE, 5)).filter(Result::is_ok).count(), 3, "never fuller than full");
+    }
 
     /// A burst passes, the next is told when, and at that time it passes.
     #[test]

@@ -1,9 +1,8 @@
 //! What a connection is told: frames into its queue, refusals, and the ways to end it.
 
 use super::{CLOSE_MS, Kind, STALL_CHECK_MS, Shard, State, flags};
-use crate::conn::send_queue::{FrameIndex, Wrap};
-use crate::ids::ConnectionId;
-use crate::mail::Submit;
+use crate::conn::send_queue::Wrap;
+use crate::ids::{ConnectionId, FrameIndex};
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::{Catchup, Session, Stage};
 use crate::wire::envelope::{Encoding, ErrorCode, ServerFrame, encode_server, page_flags};
@@ -89,6 +88,40 @@ impl Shard {
         self.close(id, code.close_code().unwrap_or(4400), cause);
     }
 
+    /// As [`Shard::fail`], after everything asked before has been answered.
+    pub(super) fn fail_in_turn(&mut self, id: ConnectionId, rid: u32, code: ErrorCode, detail: &'static str) {
+        if self.is_answered(id) {
+            return self.fail(id, rid, code, detail);
+        }
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        connection.state = State::Failing;
+        let failure = super::Failure { rid, code, detail };
+        self.cold[id.index as usize].extra.get_or_insert_default().failure = Some(failure);
+        self.schedule(id, super::FAILING_MS, Kind::Failing);
+    }
+
+    /// Something was answered: if it was the last before a broken rule, the connection ends now.
+    pub(super) fn check_failing(&mut self, id: ConnectionId) {
+        if self.is_answered(id) {
+            self.finish_failing(id);
+        }
+    }
+
+    pub(super) fn finish_failing(&mut self, id: ConnectionId) {
+        if self.connections.get(id).is_none_or(|connection| connection.state != State::Failing) {
+            return;
+        }
+        let failure = self.cold[id.index as usize].extra.as_mut().and_then(|extra| extra.failure.take());
+        self.drop_empty_extra(id);
+        let super::Failure { rid, code, detail } = failure.expect("comes with the state");
+        self.fail(id, rid, code, detail);
+    }
+
+    fn is_answered(&self, id: ConnectionId) -> bool {
+        let cold = &self.cold[id.index as usize];
+        cold.sends_unanswered == 0 && cold.oks_unanswered == 0 && cold.reads_waiting == 0
+    }
+
     /// Begins the close handshake: what is queued still leaves, then a close frame, then FIN.
     pub(super) fn close(&mut self, id: ConnectionId, code: u16, cause: CloseCause) {
         let Some(connection) = self.connections.get_mut(id) else { return };
@@ -112,33 +145,9 @@ impl Shard {
         connection.flags &= !flags::PAUSED;
         self.cold[id.index as usize].cause.get_or_insert(cause);
         self.end_handshake(id);
-        self.forget_session(id);
+        self.detach_session(id);
         self.schedule(id, CLOSE_MS, Kind::Close);
         self.touch(id);
-    }
-
-    /// The connection carries its session no longer; the store is told, and the slot waits for its answer.
-    pub(super) fn forget_session(&mut self, id: ConnectionId) {
-        let Some(session_id) = self.session_id(id) else { return };
-        self.connections.get_mut(id).expect("has a session").session = 0;
-        let cold = &mut self.cold[id.index as usize];
-        cold.sends_unanswered = 0;
-        cold.reads_waiting = 0;
-        if let Some(extra) = &mut cold.extra {
-            extra.pages.clear();
-            extra.joining = None;
-        }
-        self.drop_empty_extra(id);
-        let session = self.session_ref(session_id);
-        let Some(line) = self.sessions.get_mut(session_id) else { return };
-        line.stage = Stage::Leaving;
-        line.backlog = None;
-        line.unacknowledged = 0;
-        line.window_bytes = 0;
-        // While the attach is on its way the roster slot is not known: the answer to it brings the leave.
-        if let Some(roster) = line.roster {
-            self.leaves.push_back(Submit::Leave { session, roster });
-        }
     }
 
     /// Tells a session what it missed, as far as there is room now.
@@ -152,7 +161,7 @@ impl Shard {
         if session.stage != Stage::Active || !session.has_room(0, window_bytes_max) {
             return;
         }
-        match session.take_marks() {
+        match session.tell_marks() {
             None => {}
             Some(Catchup::Resync) => {
                 self.counters.resyncs_sent_count += 1;

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use super::answer::opcode_of;
-use super::{GONE_MS, Kind, Outlet, Shard, State};
+use super::{Kind, Outlet, Shard, State};
 use crate::clock::Moment;
-use crate::conn::send_queue::{FrameIndex, Wrap};
-use crate::ids::{ConnectionId, RosterId, SessionRef};
-use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Peer, SessionSeen, Submit, Target};
+use crate::conn::send_queue::Wrap;
+use crate::ids::{ConnectionId, FrameIndex, SessionRef};
+use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Reached, SessionSeen, Submit, Target};
 use crate::observe::counters::CloseCause;
 use crate::observe::trace::Place;
-use crate::session::delivery::Stage;
+use crate::session::delivery::{Held, Stage};
 use crate::session::hold::By;
 use crate::wire::envelope::{
-    Deliver, Encoding, ErrorCode, ServerFrame, Welcome, caps, deliver_flags, deliver_tail, encode_server, page_flags,
+    Deliver, Encoding, ErrorCode, ServerFrame, caps, deliver_flags, deliver_tail, encode_server, page_flags,
 };
 
 /// Latencies a core has seen, taken and recorded by the reactor after each turn.
@@ -52,19 +52,24 @@ impl Shard {
                     _ => self.fail(id, 0, *code, "this user or device may not connect"),
                 }
             }
-            Event::Evict { session, by } => self.handle_evict(*session, *by, outlet),
+            Event::Evict { session, by, claim } => self.handle_evict(*session, *by, claim.as_ref(), outlet),
             Event::Left { session } => self.drop_session(*session),
-            Event::Sent { session, cmid, rid, level, flags, seq, mid, received } => {
+            Event::Sent { session, cmid, rid, level, flags, seq, mid, costs_nothing, received } => {
                 self.latencies.acknowledged.push(self.now.since(*received));
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
                 self.answered(id);
+                if *costs_nothing {
+                    self.cold[id.index as usize].sends.give_back(self.rules.send_rate);
+                }
                 self.settle(id, *cmid);
                 self.counters.sents_count += 1;
                 self.push_server(id, &ServerFrame::Sent { rid: *rid, level: *level, flags: *flags, seq: *seq, mid: *mid });
+                self.check_failing(id);
             }
             Event::Ok { session, rid, value } => {
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
                 self.push_server(id, &ServerFrame::Ok { rid: *rid, value: *value });
+                self.ok_answered(id);
             }
             Event::Failed { session, rid, code, retry_ms, send } => {
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
@@ -73,13 +78,23 @@ impl Shard {
                     Some((conv, _)) if *rid == 0 => self.refuse(id, 0, *code, 0, &format!("{} refused", conv.as_str())),
                     Some((conv, cmid)) => {
                         self.answered(id);
-                        if !cmid.is_zero() {
-                            self.hold_or_settle(id, conv, *cmid, *code, By::Store);
-                        }
+                        let holds = cmid.is_zero() || self.hold_or_settle(id, conv, *cmid, *code, By::Store);
                         self.refuse(id, *rid, *code, *retry_ms, "");
+                        if !holds {
+                            // The store holds the conversation for this session; only another session is free of it.
+                            self.close(id, 4429, CloseCause::RateLimited);
+                        }
+                        self.check_failing(id);
                     }
-                    None => self.refuse(id, *rid, *code, *retry_ms, ""),
+                    None => {
+                        self.refuse(id, *rid, *code, *retry_ms, "");
+                        self.ok_answered(id);
+                    }
                 }
+            }
+            Event::PageRefused { session, rid: 0, .. } => {
+                let Some(id) = self.connection_of(*session) else { return };
+                self.postpone_nack(id);
             }
             Event::PageRefused { session, rid, code, retry_ms } => {
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
@@ -113,10 +128,13 @@ impl Shard {
             }
             Event::Conv { conv, event, version, first, count } => {
                 for target in &targets[*first as usize..][..*count as usize] {
-                    // One that is joining runs SYNC after its WELCOME.
                     let session = self.session_of(*target);
-                    let active = self.sessions.get(slot_of(session)).is_some_and(|line| line.stage == Stage::Active);
-                    let Some(id) = self.connection_of(session).filter(|_| active) else { continue };
+                    let Some(line) = self.sessions.get_mut(slot_of(session)) else { continue };
+                    if line.stage != Stage::Active {
+                        line.miss();
+                        continue;
+                    }
+                    let id = line.connection;
                     let (conv, data) = (conv.as_str().into(), (&[] as &[u8]).into());
                     self.push_server(id, &ServerFrame::Conv { conv, event: *event, version: *version, data });
                 }
@@ -131,103 +149,11 @@ impl Shard {
         cold.sends_unanswered = cold.sends_unanswered.saturating_sub(1);
     }
 
-    fn handle_attached(&mut self, session: SessionRef, roster: RosterId, evicted: Option<SessionRef>) {
-        let Some(line) = self.sessions.get_mut(slot_of(session)) else { return self.stale() };
-        line.roster = Some(roster);
-        if line.stage == Stage::Leaving {
-            // The connection went away while the store was asked.
-            return self.leaves.push_back(Submit::Leave { session, roster });
-        }
-        let id = line.connection;
-        let Some(joining) = self.joining_mut(id) else { return self.stale() };
-        joining.attached = true;
-        let waits = evicted.is_some() && !joining.gone;
-        joining.awaits = evicted;
-        if waits {
-            self.schedule(id, GONE_MS, Kind::Gone);
-        } else {
-            self.welcome(id);
-        }
-    }
-
-    /// The device is somebody else's now. What was ordered for this session has been queued by the events before this one.
-    fn handle_evict(&mut self, session: SessionRef, by: SessionRef, outlet: &mut impl Outlet) {
-        if let Some(id) = self.connection_of(session) {
-            self.close(id, 4409, CloseCause::Replaced);
-        }
-        // The slot is free: the store names it no more, and a leave on its way is ignored there.
-        self.drop_session(session);
-        if by.reactor == self.id {
-            return self.handle_gone(by);
-        }
-        self.peers.push_back((by.reactor, Peer::Gone { to: by }));
-        self.flush_peers(outlet);
-    }
-
-    /// Another core has something to say.
-    pub fn handle_peer(&mut self, now: Moment, mail: &Peer) {
-        self.now = now;
-        match mail {
-            Peer::Gone { to } => self.handle_gone(*to),
-        }
-    }
-
-    fn handle_gone(&mut self, to: SessionRef) {
-        let Some(id) = self.connection_of(to) else { return self.stale() };
-        let Some(joining) = self.joining_mut(id) else { return };
-        joining.gone = true;
-        if joining.attached {
-            self.welcome(id);
-        }
-    }
-
-    /// HELLO is answered: the session is active, and told of what moved while it was joining.
-    pub(super) fn welcome(&mut self, id: ConnectionId) {
-        let Some(session_id) = self.session_id(id) else { return };
-        let Some(joining) = self.cold[id.index as usize].extra.as_mut().and_then(|extra| extra.joining.take()) else { return };
-        self.drop_empty_extra(id);
-        self.session_turn += 1;
-        let session_key = self.session_key(session_id);
-        let rules = self.rules.clone();
-        let session = self.sessions.get_mut(session_id).expect("named by its connection");
-        session.stage = Stage::Active;
-        let (window, granted, pos, expires_s) = (session.window, u32::from(session.caps), session.pos, session.expires_s);
-        self.connections.get_mut(id).expect("looked up by session_id").state = State::Active;
-        self.counters.sessions_opened_count += 1;
-        let welcome = Welcome {
-            minor: joining.minor,
-            resumed: 0,
-            level: rules.level,
-            window,
-            send_window: rules.send_window,
-            caps: granted,
-            ping_ms: rules.ping_ms,
-            resume_ms: 0,
-            dedup_s: rules.dedup_s,
-            max_frame: rules.max_frame,
-            max_payload: rules.max_payload,
-            server_ms: self.now.unix_ms,
-            pos,
-            session: session_key,
-            user: joining.user.as_str().into(),
-            node: rules.node.as_str().into(),
-            rate: u16::try_from(rules.send_rate.per_second).unwrap_or(u16::MAX),
-            burst: u16::try_from(rules.send_rate.burst).unwrap_or(u16::MAX),
-        };
-        self.push_server(id, &ServerFrame::Welcome(welcome));
-        self.watch_expiry(id, expires_s);
-        self.catch_up(id);
-    }
-
-    /// Session id on the wire: reactor, slot, turn and 64 secret bits.
-    fn session_key(&self, session_id: ConnectionId) -> [u8; 16] {
-        let secret = self.rules.hashes.fingerprint(self.id.0, &self.session_turn.to_le_bytes());
-        let mut key = [0; 16];
-        key[..2].copy_from_slice(&self.id.0.to_le_bytes());
-        key[2..6].copy_from_slice(&session_id.index.to_le_bytes());
-        key[6..8].copy_from_slice(&session_id.generation.to_le_bytes()[..2]);
-        key[8..].copy_from_slice(&secret.to_le_bytes());
-        key
+    /// A READ was answered.
+    fn ok_answered(&mut self, id: ConnectionId) {
+        let cold = &mut self.cold[id.index as usize];
+        cold.oks_unanswered = cold.oks_unanswered.saturating_sub(1);
+        self.check_failing(id);
     }
 
     /// One stored message to many sessions: the tail of each variant is built once.
@@ -270,21 +196,29 @@ impl Shard {
             }
         };
         let bytes = self.pool.frame_len(frame);
-        let over_hard = self.connections.get(id).is_none_or(|it| it.queue.bytes() > self.rules.queue_hard_bytes)
-            || self.pool.queued_bytes > self.rules.queued_bytes_max;
+        let within = self.relieve();
+        let now_ms = self.mono_ms();
         let session = self.sessions.get_mut(session_id).expect("looked up above");
-        let joining = session.stage == Stage::Joining;
-        if joining || over_hard || session.is_behind() || !session.has_room(bytes, self.rules.window_bytes_max) {
+        let active = session.stage == Stage::Active;
+        if session.stage == Stage::Leaving {
+            // It was the one detached the longest, and nothing is to be had from it any more.
+            return;
+        }
+        let over_hard = active && self.connections.get(id).is_none_or(|it| it.queue.bytes() > self.rules.queue_hard_bytes);
+        if !within || over_hard || session.is_behind() || !session.has_room(bytes, self.rules.window_bytes_max) {
             self.counters.deliveries_marked_count += 1;
-            let fresh = session.mark(&message.conv, message.seq, message.mid, self.now.mono_ns / 1_000_000);
-            if fresh && !joining {
+            let fresh = session.mark(&message.conv, message.seq, message.mid, now_ms);
+            if fresh && active {
                 self.schedule(id, self.rules.ack_timeout_ms, Kind::Acknowledge);
             }
             return;
         }
-        let pos = session.deliver(bytes);
+        let pos = session.deliver(Held { frame, bytes });
+        self.pool.hold(frame);
         self.counters.deliveries_count += 1;
-        self.push_frame(id, frame, pos);
+        if active {
+            self.push_frame(id, frame, pos);
+        }
     }
 
     /// A frame that is sent at most once: built once per variant, and dropped for who has too much waiting.
@@ -319,8 +253,10 @@ impl Shard {
                 continue;
             }
             session.mark_all();
-            let id = session.connection;
-            self.catch_up(id);
+            let (id, active) = (session.connection, session.stage == Stage::Active);
+            if active {
+                self.catch_up(id);
+            }
         }
     }
 
@@ -329,8 +265,12 @@ impl Shard {
         self.now = now;
         let Some(id) = self.connection_of(reply.session) else { return self.stale() };
         let Some(encoding) = self.connections.get(id).and_then(|connection| connection.encoding) else { return };
+        if reply.rid == 0 {
+            return self.deliver_again(id, encoding, reply);
+        }
         match reply.result {
             Ok(page) => {
+                self.page_reaches(id, &reply.reached);
                 self.counters.pages_sent_count += 1;
                 let frame = self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| *out = page);
                 self.push_frame(id, frame, 0);
@@ -348,6 +288,7 @@ impl Shard {
     pub fn handle_drain(&mut self, now: Moment, close_code: u16, window_ms: u32) {
         self.now = now;
         self.drain = Some(super::Drain { close_code });
+        self.leave_detached();
         // Few connections need no long window: a thousand a second leave at least.
         let count = u32::try_from(self.connections.len()).unwrap_or(u32::MAX);
         let window_ms = window_ms.min(count).max(1);
@@ -392,12 +333,12 @@ impl Shard {
             }
         }
         self.flush_peers(outlet);
-        if self.cursors_due_ms.is_some_and(|due| due <= now.mono_ns / 1_000_000) {
+        if self.cursors_due_ms.is_some_and(|due| due <= self.mono_ms()) {
             self.submit_cursors(outlet);
         }
     }
 
-    fn flush_peers(&mut self, outlet: &mut impl Outlet) {
+    pub(super) fn flush_peers(&mut self, outlet: &mut impl Outlet) {
         while let Some((to, mail)) = self.peers.pop_front() {
             if let Err(mail) = outlet.peer(to, mail) {
                 self.peers.push_front((to, mail));
@@ -426,14 +367,17 @@ impl Shard {
             for cursor in cursors {
                 self.cursors.insert((cursor.session, cursor.conv), cursor.seq);
             }
-            self.cursors_due_ms = Some(self.now.mono_ns / 1_000_000 + super::CURSORS_MS);
+            self.watch_cursors();
         }
     }
 
-    fn drop_session(&mut self, session: SessionRef) {
-        match self.sessions.remove(slot_of(session)) {
-            Some(_) => self.counters.sessions_closed_count += 1,
-            None => self.stale(),
+    /// What a page brings need not be noticed any more.
+    fn page_reaches(&mut self, id: ConnectionId, reached: &Reached) {
+        let Some(session) = self.session_mut(id) else { return };
+        match reached {
+            Reached::All => session.sync_answered(),
+            Reached::Seq(conv, seq) => session.reach(conv, *seq),
+            Reached::Nothing | Reached::Again(..) => {}
         }
     }
 
@@ -442,9 +386,9 @@ impl Shard {
     }
 
     /// The live connection of a session that still has one.
-    fn connection_of(&self, session: SessionRef) -> Option<ConnectionId> {
+    pub(super) fn connection_of(&self, session: SessionRef) -> Option<ConnectionId> {
         let line = self.sessions.get(slot_of(session))?;
-        (line.stage != Stage::Leaving).then_some(line.connection)
+        matches!(line.stage, Stage::Joining | Stage::Active).then_some(line.connection)
     }
 
     /// What the operator's side may know of a session that is connected.
@@ -469,17 +413,19 @@ impl Shard {
     pub fn kick(&mut self, now: Moment, session: SessionRef) -> bool {
         self.now = now;
         let Some(id) = self.connection_of(session) else { return false };
+        // It is over: there is nothing to come back to.
+        self.end_session(id);
         self.close(id, 4403, CloseCause::Kicked);
         true
     }
 
-    fn joining_mut(&mut self, id: ConnectionId) -> Option<&mut super::Joining> {
+    pub(super) fn joining_mut(&mut self, id: ConnectionId) -> Option<&mut super::Joining> {
         self.connections.get(id)?;
         self.cold[id.index as usize].extra.as_mut()?.joining.as_mut()
     }
 }
 
-fn slot_of(session: SessionRef) -> ConnectionId {
+pub(super) fn slot_of(session: SessionRef) -> ConnectionId {
     ConnectionId { index: session.index, generation: session.generation }
 }
 

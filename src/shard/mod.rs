@@ -11,14 +11,16 @@
 //!                                                             ▲
 //!  transmit.rs ◄──── send queue ◄──── answer.rs ◄─────────────┘ ◄───── mail.rs: one commit group, pages, peers
 //!                        ▲
-//!                    timing.rs: deadlines, liveness, drain
+//!                    timing.rs: deadlines, liveness, drain      resume.rs: sessions without a connection, and on the move
 //! ```
 
 mod admission;
+mod again;
 mod answer;
 mod mail;
 mod receive;
 mod request;
+mod resume;
 mod timing;
 mod transmit;
 
@@ -43,7 +45,7 @@ use crate::session::hold::Holds;
 use crate::session::rate::{Bucket, Rate};
 use crate::store::schema::Hashes;
 use crate::table::Table;
-use crate::wire::envelope::Encoding;
+use crate::wire::envelope::{Encoding, ErrorCode};
 use crate::wire::message::{Arena, Text};
 
 pub use mail::Latencies;
@@ -93,6 +95,7 @@ pub struct Rules {
     pub ack_timeout_ms: u32,
     pub expiring_ms: u32,
     pub dedup_s: u32,
+    pub resume_ms: u32,
     pub queue_soft_bytes: u32,
     pub queue_hard_bytes: u32,
     pub queued_bytes_max: u64,
@@ -132,8 +135,11 @@ pub struct Shard {
     /// Mail that found its lane full and must not be lost.
     leaves: VecDeque<Submit>,
     peers: VecDeque<(ReactorId, Peer)>,
+    /// Sessions without a connection, the one detached first in front; some of them are stale.
+    detached: VecDeque<resume::Detached>,
+    detached_count: usize,
     drain: Option<Drain>,
-    session_turn: u64,
+    session_turn: u32,
     /// Tokens for accepting, and for refusing at accept.
     accepts: Bucket,
     refusals: Bucket,
@@ -173,7 +179,8 @@ impl Shard {
             connections: Table::with_capacity(connections_max),
             cold: Vec::with_capacity(connections_max),
             liveness: Liveness::new(connections_max, now.tick()),
-            sessions: Table::with_capacity(connections_max),
+            // As many attached as detached, and those on their way out.
+            sessions: Table::with_capacity(2 * connections_max + SESSIONS_LEAVING_MAX),
             pool: SendPool::new(),
             arena: Arena::new(crate::limits::ARENA_CHUNK_BYTES),
             wheel: Wheel::new(now.tick()),
@@ -187,6 +194,8 @@ impl Shard {
             signals_swept_ms: 0,
             leaves: VecDeque::new(),
             peers: VecDeque::new(),
+            detached: VecDeque::new(),
+            detached_count: 0,
             drain: None,
             session_turn: 0,
             accepts: Bucket::full(rate, now_ms),
@@ -241,7 +250,7 @@ impl Shard {
         }
         // What is queued (an answer, a close frame) still leaves; then FIN.
         self.end_handshake(id);
-        self.forget_session(id);
+        self.detach_session(id);
         let connection = self.connections.get_mut(id).expect("looked up above");
         connection.state = State::Closing;
         self.schedule(id, CLOSE_MS, Kind::Close);
@@ -270,7 +279,7 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
         self.pool.clear(&mut connection.queue);
         connection.receive.stop(stashes);
-        self.forget_session(id);
+        self.detach_session(id);
         let cold = std::mem::take(&mut self.cold[id.index as usize]);
         let cause = cold.cause.unwrap_or(CloseCause::ClientGone);
         self.counters.closes_count[cause.index()] += 1;
@@ -313,6 +322,18 @@ impl Shard {
         self.handshakes_open
     }
 
+    /// Sessions that wait for their client to come back.
+    #[must_use]
+    pub fn detached_count(&self) -> usize {
+        self.detached_count
+    }
+
+    /// Bytes held for deliveries that are not acknowledged.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.pool.held_bytes
+    }
+
     /// Bytes waiting to be sent.
     #[must_use]
     pub fn queued_bytes(&self) -> u64 {
@@ -329,6 +350,19 @@ impl Shard {
     #[expect(clippy::cast_possible_truncation, reason = "wraps, and differences still hold")]
     fn now_us(&self) -> u32 {
         (self.now.mono_ns / 1_000) as u32
+    }
+
+    /// Milliseconds of the clock all cores share.
+    fn mono_ms(&self) -> u64 {
+        self.now.mono_ns / 1_000_000
+    }
+
+    /// Sets the clock by which cursors go to the store.
+    fn watch_cursors(&mut self) {
+        if !self.cursors.is_empty() {
+            let due_ms = self.mono_ms() + CURSORS_MS;
+            self.cursors_due_ms.get_or_insert(due_ms);
+        }
     }
 
     fn schedule(&mut self, id: ConnectionId, after_ms: u32, kind: Kind) {
@@ -360,7 +394,7 @@ impl Shard {
         self.pool.clear(&mut connection.queue);
         self.cold[id.index as usize].cause.get_or_insert(cause);
         self.end_handshake(id);
-        self.forget_session(id);
+        self.detach_session(id);
         self.commands.push_back(Command::Close(id, Close::Abort));
     }
 
@@ -399,6 +433,8 @@ enum State {
     Joining,
     /// Every frame but HELLO.
     Active,
+    /// A frame broke a rule while earlier ones were not answered: they are, then comes the ERROR. Nothing more is read.
+    Failing,
     /// GOAWAY is written.
     Draining,
     /// A close frame or a refusal is queued or written; what still comes is dropped.
@@ -433,6 +469,10 @@ struct Cold {
     sends: Bucket,
     reads: Bucket,
     sends_unanswered: u16,
+    /// READs that have not been answered by OK.
+    oks_unanswered: u16,
+    /// SENDs in a row refused by rate.
+    abuse_count: u16,
     reads_waiting: u8,
     cause: Option<CloseCause>,
 }
@@ -448,6 +488,8 @@ struct Extra {
     bearer: Option<String>,
     /// Between HELLO and WELCOME.
     joining: Option<Joining>,
+    /// The ERROR that ends the connection once everything before it is answered.
+    failure: Option<Failure>,
     holds: Holds,
     pages: VecDeque<PageMail>,
 }
@@ -457,9 +499,18 @@ impl Extra {
         receive::is_empty(&self.head)
             && self.bearer.is_none()
             && self.joining.is_none()
+            && self.failure.is_none()
             && self.holds.is_empty()
             && self.pages.is_empty()
     }
+}
+
+/// See [`State::Failing`].
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    rid: u32,
+    code: ErrorCode,
+    detail: &'static str,
 }
 
 /// What WELCOME needs and nothing later.
@@ -469,10 +520,12 @@ struct Joining {
     minor: u8,
     /// The store has answered.
     attached: bool,
-    /// Who had the device before and has not yet said that it is done.
-    awaits: Option<SessionRef>,
-    /// The former owner said so before the store's answer came.
-    gone: bool,
+    /// The former owner of the device has said that it is done with it.
+    done: bool,
+    /// It left a session to go on with: the highest `pos` of it.
+    resumed: Option<u64>,
+    /// Positions it had not handed to the store.
+    cursors: Vec<(Text, u64)>,
 }
 
 /// What a timer is about.
@@ -503,11 +556,15 @@ enum Kind {
     Grace,
     /// A message begun long ago must be complete.
     Message,
+    /// Something is to be delivered again after NACK.
+    Again,
+    /// The answers before an ERROR take too long.
+    Failing,
 }
 
 impl Kind {
     /// By number, as the wheel keeps it.
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 14] = [
         Kind::Upgrade,
         Kind::Hello,
         Kind::Attach,
@@ -520,9 +577,11 @@ impl Kind {
         Kind::Goaway,
         Kind::Grace,
         Kind::Message,
+        Kind::Again,
+        Kind::Failing,
     ];
 }
-const _: () = assert!(Kind::Message as usize + 1 == Kind::ALL.len());
+const _: () = assert!(Kind::Failing as usize + 1 == Kind::ALL.len());
 
 #[derive(Clone, Copy, Debug)]
 struct Drain {
@@ -531,10 +590,16 @@ struct Drain {
 
 /// The close handshake must be over after this long.
 const CLOSE_MS: u32 = 5_000;
+/// An ERROR that ends a connection waits this long for the answers before it.
+const FAILING_MS: u32 = 5_000;
+/// As many SENDs refused by rate in a row end the connection with 4429.
+const ABUSE_MAX: u16 = 1_024;
 /// An attach that the store has not answered after this long ends with 4503, never with 4408.
 const ATTACH_MS: u32 = 10_000;
 /// How long the new owner of a device waits for the former one.
 const GONE_MS: u32 = 5_000;
+/// Sessions on their way out of a core beside those that are attached or detached. Full: HELLO is told 5002.
+const SESSIONS_LEAVING_MAX: usize = 1_024;
 /// FETCH and SYNC that may wait on one connection beside the one in progress.
 const READS_WAITING_MAX: u8 = 8;
 /// Cursors go to the store after this long, or when there are [`CURSORS_MAX`].

@@ -38,7 +38,7 @@ impl Shard {
         self.counters.bytes_received_count += bytes.len() as u64;
         match connection.state {
             State::Upgrade => self.receive_head(id, bytes, stashes, outlet),
-            State::Closing | State::Finished => {}
+            State::Failing | State::Closing | State::Finished => {}
             _ => self.receive_frames(id, bytes, stashes, outlet),
         }
         match self.connections.get(id) {
@@ -169,7 +169,7 @@ impl Shard {
     }
 
     fn reads_frames(state: State) -> bool {
-        !matches!(state, State::Upgrade | State::Closing | State::Finished)
+        !matches!(state, State::Upgrade | State::Failing | State::Closing | State::Finished)
     }
 
     fn receive_limits(&self, id: ConnectionId) -> ReceiveLimits {
@@ -210,6 +210,9 @@ impl Shard {
         let code = code.map(u16::to_be_bytes);
         let payload = code.as_ref().map_or(&[][..], |bytes| &bytes[..]);
         self.push_own(id, Opcode::Close, payload);
+        if code == Some(CLOSE_DONE.to_be_bytes()) {
+            self.end_session(id);
+        }
         self.begin_closing(id, CloseCause::ClientClosed);
     }
 
@@ -240,5 +243,7 @@ pub(super) fn is_empty(head: &HeadCarry) -> bool {
     head.held_bytes() == 0
 }
 
+/// Close code of a client that is done: nobody comes back for its session.
+const CLOSE_DONE: u16 = 1000;
 /// `Retry-After` of a refused upgrade, seconds; clients add jitter.
 const RETRY_AFTER_S: u32 = 5;

@@ -1,9 +1,9 @@
 //! What the frames of a client ask for.
 
-use super::{ATTACH_MS, Joining, Kind, Outlet, READS_WAITING_MAX, Shard, State};
+use super::{ABUSE_MAX, ATTACH_MS, Joining, Kind, Outlet, READS_WAITING_MAX, Shard, State};
 use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
 use crate::limits::WATCH_TTL_S_MAX;
-use crate::mail::{Attach, PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
+use crate::mail::{Attach, Claim, PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
 use crate::observe::counters::CloseCause;
 use crate::observe::trace::Place;
 use crate::session::auth::AuthError;
@@ -11,9 +11,9 @@ use crate::session::delivery::{Session, Stage};
 use crate::session::hold::{By, Verdict};
 use crate::session::rate::Bucket;
 use crate::wire::envelope::{
-    ClientFrame, Cursors, Encoding, ErrorCode, Frames, Hello, Send, ServerFrame, Users, caps, page_flags, send_flags,
+    ClientFrame, Cursors, Encoding, ErrorCode, Frames, Hello, Send, ServerFrame, Users, caps, frame_type, page_flags, send_flags,
 };
-use crate::wire::message::Text;
+use crate::wire::message::{Body, Text};
 
 impl Shard {
     /// One WebSocket message: its frames one by one, good ones before a bad one carried out first.
@@ -26,11 +26,22 @@ impl Shard {
                 Ok(Some(frame)) => self.handle_frame(id, &frame, outlet),
                 Err(error) => {
                     self.counters.protocol_errors_count += 1;
-                    return self.fail(id, error.rid, error.code, error.detail);
+                    let state = self.connections.get(id).expect("checked after every frame").state;
+                    let hello = error.frame == frame_type::HELLO;
+                    let fits = match state {
+                        State::WaitHello => hello,
+                        State::Active | State::Draining => !hello,
+                        _ => false,
+                    };
+                    // Whether a frame may come at all is asked before what is in it, as far as it is known what it is.
+                    return match fits || error.frame == 0 {
+                        true => self.fail_in_turn(id, error.rid, error.code, error.detail),
+                        false => self.fail_in_turn(id, error.rid, ErrorCode::WrongState, "out of turn"),
+                    };
                 }
             }
             match self.connections.get(id) {
-                Some(connection) if !matches!(connection.state, State::Closing | State::Finished) => {}
+                Some(connection) if !matches!(connection.state, State::Failing | State::Closing | State::Finished) => {}
                 _ => return,
             }
         }
@@ -41,7 +52,7 @@ impl Shard {
         let state = self.connections.get(id).expect("checked after every frame").state;
         match (state, frame) {
             (State::WaitHello, ClientFrame::Hello(hello)) => self.handle_hello(id, hello, outlet),
-            (State::Active, ClientFrame::Hello(_)) => self.fail(id, 0, ErrorCode::WrongState, "HELLO comes once"),
+            (State::Active, ClientFrame::Hello(_)) => self.fail_in_turn(id, 0, ErrorCode::WrongState, "HELLO comes once"),
             (State::Active | State::Draining, _) => self.handle_request(id, state, frame, outlet),
             _ => self.fail(id, rid_of(frame), ErrorCode::WrongState, "send HELLO and wait for WELCOME first"),
         }
@@ -50,7 +61,7 @@ impl Shard {
     fn handle_request(&mut self, id: ConnectionId, state: State, frame: &ClientFrame<'_>, outlet: &mut impl Outlet) {
         let draining = state == State::Draining;
         match frame {
-            ClientFrame::Hello(_) => self.fail(id, 0, ErrorCode::WrongState, "HELLO comes once"),
+            ClientFrame::Hello(_) => self.fail_in_turn(id, 0, ErrorCode::WrongState, "HELLO comes once"),
             ClientFrame::Ping { pos } => {
                 self.take_pos(id, *pos);
                 let server_ms = self.now.unix_ms;
@@ -75,14 +86,18 @@ impl Shard {
                     self.handle_signal(id, conv, *kind, payload, outlet);
                 }
             }
-            ClientFrame::Nack { conv, .. } => {
+            ClientFrame::Nack { conv, seq, delay_ms, .. } => {
                 if !draining {
-                    let detail = format!("{conv} not in this release");
-                    self.refuse(id, 0, ErrorCode::NotGranted, 0, &detail);
+                    self.handle_nack(id, conv, *seq, *delay_ms);
                 }
             }
             _ if draining => self.refuse(id, rid_of(frame), ErrorCode::ShuttingDown, 0, "reconnect"),
             ClientFrame::Sync { rid, since, limit, cursor } => {
+                if cursor.is_empty()
+                    && let Some(session) = self.session_mut(id)
+                {
+                    session.sync_asked();
+                }
                 let cursor = self.arena.text(cursor);
                 self.handle_read(id, *rid, PageRequest::Sync { since: *since, limit: clamp_limit(*limit), cursor }, outlet);
             }
@@ -93,8 +108,9 @@ impl Shard {
                 }
                 let Some(from) = self.sender(id, *rid) else { return };
                 let conv = self.arena.text(conv);
-                if outlet.submit(Submit::Read { from, conv, seq: *seq }).is_err() {
-                    self.overloaded(id, *rid);
+                match outlet.submit(Submit::Read { from, conv, seq: *seq }) {
+                    Ok(()) => self.ok_awaited(id),
+                    Err(_) => self.overloaded(id, *rid),
                 }
             }
             ClientFrame::Watch { rid, ttl_s, users } => self.handle_watch(id, *rid, *ttl_s, users, outlet),
@@ -127,6 +143,7 @@ impl Shard {
             window_bytes: 0,
             unacknowledged: 0,
             expires_s: expires_s(identity.expires_unix_s),
+            turn: 0,
             window: window.clamp(1, self.rules.window_max),
             caps: granted_caps(hello.caps),
             stage: Stage::Joining,
@@ -137,15 +154,18 @@ impl Shard {
         let connection = self.connections.get_mut(id).expect("checked after every frame");
         connection.session = session_id.index + 1;
         connection.state = State::Joining;
-        let joining = Joining { user: user.clone(), minor: MINOR, attached: false, awaits: None, gone: false };
+        let joining =
+            Joining { user: user.clone(), minor: MINOR, attached: false, done: false, resumed: None, cursors: Vec::new() };
         self.cold[id.index as usize].extra.get_or_insert_default().joining = Some(joining);
         let device = Text::copy_from(&hello.device);
+        let claim = (hello.session != [0; 16]).then_some(Claim { key: hello.session, last_pos: hello.last_pos });
         let attach = Attach {
             session: self.session_ref(session_id),
             user,
             device,
             platform: hello.platform,
             caps: granted_caps(hello.caps),
+            claim,
         };
         if outlet.submit(Submit::Attach(attach)).is_err() {
             self.sessions.remove(session_id);
@@ -208,18 +228,31 @@ impl Shard {
             }
             self.drop_empty_extra(id);
         }
-        if !self.may_name(&send.conv) {
+        let Some(named) = self.may_name(id, &send.conv) else {
             return self.refuse_send(id, send, ErrorCode::NotMember, 0);
-        }
-        if send.payload.len() > self.rules.max_payload as usize {
-            return self.refuse_send(id, send, ErrorCode::PayloadTooLarge, 0);
-        }
-        let now_ms = self.now_ms();
-        if let Err(retry_ms) = self.cold[slot].sends.take(self.rules.send_rate, now_ms) {
-            return self.refuse_send(id, send, ErrorCode::RateLimited, retry_ms);
-        }
-        if self.cold[slot].sends_unanswered >= self.rules.send_window {
-            return self.refuse_send(id, send, ErrorCode::WindowExceeded, RETRY_HELD_MS);
+        };
+        let too_large = send.payload.len() > self.rules.max_payload as usize;
+        match named {
+            Named::Member if too_large => return self.refuse_send(id, send, ErrorCode::PayloadTooLarge, 0),
+            // The store is asked whether the sender may know the conversation; it costs no more than its bytes have.
+            Named::Unknown if too_large => {}
+            Named::Member | Named::Unknown => {
+                let now_ms = self.now_ms();
+                // A repeat of what is stored costs nothing, which only the store can tell: at most a window of them is trusted.
+                let credit = if send.flags & send_flags::RETRY != 0 { self.rules.send_window } else { 0 };
+                let cold = &mut self.cold[slot];
+                if let Err(retry_ms) = cold.sends.take_on_credit(self.rules.send_rate, now_ms, credit) {
+                    cold.abuse_count += 1;
+                    if cold.abuse_count == ABUSE_MAX {
+                        return self.close(id, 4429, CloseCause::RateLimited);
+                    }
+                    return self.refuse_send(id, send, ErrorCode::RateLimited, retry_ms);
+                }
+                cold.abuse_count = 0;
+                if cold.sends_unanswered >= self.rules.send_window {
+                    return self.refuse_send(id, send, ErrorCode::WindowExceeded, RETRY_HELD_MS);
+                }
+            }
         }
         // Without the cap a trace context is dropped silently.
         let is_granted = self.session_mut(id).is_some_and(|session| u32::from(session.caps) & caps::TRACE != 0);
@@ -230,20 +263,27 @@ impl Shard {
         {
             self.counters.trace_steps_dropped_count += 1;
         }
+        let (flags, payload) = match too_large {
+            true => (trace_flag, Body::new()),
+            false => (
+                send.flags & (send_flags::RETRY | send_flags::TRANSIENT | send_flags::QUIET | send_flags::RELEASE) | trace_flag,
+                self.arena.body(&send.payload),
+            ),
+        };
         let mail = SendMail {
             from,
             cmid: send.cmid,
-            flags: send.flags & (send_flags::RETRY | send_flags::TRANSIENT | send_flags::QUIET | send_flags::RELEASE)
-                | trace_flag,
+            flags,
             kind: send.kind,
             ttl_s: send.ttl_s,
             trace,
             conv: self.arena.text(&send.conv),
-            payload: self.arena.body(&send.payload),
+            payload,
+            refusal: too_large.then_some(ErrorCode::PayloadTooLarge),
             received: self.now,
         };
         match outlet.submit(Submit::Send(mail)) {
-            Ok(()) => self.cold[slot].sends_unanswered += 1,
+            Ok(()) => self.cold[slot].sends_unanswered = self.cold[slot].sends_unanswered.saturating_add(1),
             Err(_) => {
                 self.counters.submit_full_count += 1;
                 self.refuse_send(id, send, ErrorCode::StoreOverloaded, RETRY_LOAD_MS);
@@ -251,21 +291,34 @@ impl Shard {
         }
     }
 
-    /// Whether the id is of a known form; that the user is one of a direct pair, and members of groups, is the store's to judge.
-    fn may_name(&self, conv: &str) -> bool {
-        matches!(
-            ids::conversation_kind(conv),
-            Some(ConversationKind::Direct(..) | ConversationKind::Group | ConversationKind::Channel | ConversationKind::System)
-        )
+    /// A request went to the store that OK answers.
+    fn ok_awaited(&mut self, id: ConnectionId) {
+        let cold = &mut self.cold[id.index as usize];
+        cold.oks_unanswered = cold.oks_unanswered.saturating_add(1);
+    }
+
+    /// What can be said of the sender's place in a conversation without the store; `None`: it has none.
+    fn may_name(&mut self, id: ConnectionId, conv: &str) -> Option<Named> {
+        match ids::conversation_kind(conv)? {
+            ConversationKind::Direct(a, b) => {
+                let user_hash = self.session_mut(id)?.user_hash;
+                let is_one = [a, b].iter().any(|name| self.rules.hashes.user(name).0 == user_hash);
+                is_one.then_some(Named::Member)
+            }
+            ConversationKind::Group | ConversationKind::Channel | ConversationKind::System => Some(Named::Unknown),
+        }
     }
 
     /// Answers a SEND that goes no further, and starts the hold where the contract says so.
     fn refuse_send(&mut self, id: ConnectionId, send: &Send<'_>, code: ErrorCode, retry_ms: u32) {
         // A TRANSIENT message is never retried: what waited for its repeat would wait for ever.
-        if send.flags & send_flags::TRANSIENT == 0 {
-            self.hold_or_settle(id, &send.conv, send.cmid, code, By::Core);
+        let transient = send.flags & send_flags::TRANSIENT != 0;
+        if transient || self.hold_or_settle(id, &send.conv, send.cmid, code, By::Core) {
+            self.refuse(id, send.rid, code, retry_ms, "");
+        } else {
+            // Without a hold its repeat could come too late, so there must be none.
+            self.refuse(id, send.rid, ErrorCode::TooManySubscriptions, 0, "too many conversations are held");
         }
-        self.refuse(id, send.rid, code, retry_ms, "");
     }
 
     /// WATCH: the store replaces the set, and says who is online.
@@ -289,8 +342,9 @@ impl Shard {
         let mut users: Vec<Text> = users.iter().map(|user| self.arena.text(user)).collect();
         users.sort();
         users.dedup();
-        if outlet.submit(Submit::Watch(WatchMail { from, users, ttl_s })).is_err() {
-            self.overloaded(id, rid);
+        match outlet.submit(Submit::Watch(WatchMail { from, users, ttl_s })) {
+            Ok(()) => self.ok_awaited(id),
+            Err(_) => self.overloaded(id, rid),
         }
     }
 
@@ -314,17 +368,19 @@ impl Shard {
         }
     }
 
-    pub(super) fn hold_or_settle(&mut self, id: ConnectionId, conv: &str, cmid: Cmid, code: ErrorCode, by: By) {
+    /// Starts or ends a hold, as the answer to a SEND asks for. `false`: too many are held.
+    pub(super) fn hold_or_settle(&mut self, id: ConnectionId, conv: &str, cmid: Cmid, code: ErrorCode, by: By) -> bool {
         if code == ErrorCode::Held {
             // The one it waits for is still to come.
-            return;
+            return true;
         }
-        if !code.is_retryable() || code == ErrorCode::ShuttingDown {
-            return self.settle(id, cmid);
+        if code.is_retryable() && code != ErrorCode::ShuttingDown {
+            return self.cold[id.index as usize].extra.get_or_insert_default().holds.hold(conv, cmid, by);
         }
-        if !self.cold[id.index as usize].extra.get_or_insert_default().holds.hold(conv, cmid, by) {
-            self.close(id, 4429, CloseCause::RateLimited);
+        if !code.is_retryable() {
+            self.settle(id, cmid);
         }
+        true
     }
 
     /// A SEND was answered for good: what it held is free.
@@ -374,7 +430,9 @@ impl Shard {
         let cold = &mut self.cold[id.index as usize];
         assert!(cold.reads_waiting > 0);
         cold.reads_waiting -= 1;
-        let Some(page) = cold.extra.as_mut().and_then(|extra| extra.pages.pop_front()) else { return };
+        let Some(page) = cold.extra.as_mut().and_then(|extra| extra.pages.pop_front()) else {
+            return self.check_failing(id);
+        };
         self.drop_empty_extra(id);
         self.submit_page(id, page, outlet);
     }
@@ -390,7 +448,7 @@ impl Shard {
     }
 
     /// The session of an active connection as the store knows it.
-    fn sender(&mut self, id: ConnectionId, rid: u32) -> Option<Sender> {
+    pub(super) fn sender(&mut self, id: ConnectionId, rid: u32) -> Option<Sender> {
         let session_id = self.session_id(id)?;
         let roster = self.sessions.get(session_id)?.roster?;
         Some(Sender { session: self.session_ref(session_id), roster, rid })
@@ -398,8 +456,10 @@ impl Shard {
 
     /// A cumulative acknowledgement by `pos`: the window opens.
     fn take_pos(&mut self, id: ConnectionId, pos: u64) {
-        let Some(session) = self.session_mut(id) else { return };
-        match session.acknowledge(pos) {
+        let Some(session_id) = self.session_id(id) else { return };
+        let pool = &mut self.pool;
+        let session = self.sessions.get_mut(session_id).expect("named by its connection");
+        match session.acknowledge(pos, |held| pool.let_go(held.frame)) {
             None => self.refuse(id, 0, ErrorCode::BeyondHead, 0, "pos was never given out"),
             Some(true) => self.catch_up(id),
             Some(false) => {}
@@ -413,12 +473,14 @@ impl Shard {
             if ids::conversation_kind(&cursor.conv).is_none() {
                 continue;
             }
+            if let Some(line) = self.sessions.get_mut(session_id) {
+                line.hold_up_to(&cursor.conv, cursor.seq);
+            }
             let conv = self.arena.text(&cursor.conv);
             let seq = self.cursors.entry((session, conv)).or_default();
             *seq = (*seq).max(cursor.seq);
         }
-        let now_ms = self.now.mono_ns / 1_000_000;
-        self.cursors_due_ms.get_or_insert(now_ms + super::CURSORS_MS);
+        self.watch_cursors();
         if self.cursors.len() >= super::CURSORS_MAX {
             self.submit_cursors(outlet);
         }
@@ -428,6 +490,15 @@ impl Shard {
 /// The capabilities of a HELLO that this release has.
 fn granted_caps(asked: u32) -> u8 {
     (asked & (caps::RECEIPTS | caps::PRESENCE | caps::TRACE)) as u8
+}
+
+/// What a reactor knows of a sender and a conversation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Named {
+    /// One of a direct pair.
+    Member,
+    /// It has members, whom the store knows.
+    Unknown,
 }
 
 /// Seconds of an expiry in 32 bits: tokens beyond the year 2106 end then.

@@ -20,9 +20,10 @@ impl Shard {
         self.wheel.advance(now.tick(), limits::EXPIRIES_PER_TURN_MAX, |timer| fired.push(timer));
         for timer in fired.drain(..) {
             let id = ConnectionId { index: timer.index, generation: timer.generation };
-            self.handle_deadline(id, Kind::ALL[usize::from(timer.kind)]);
+            self.handle_deadline(id, Kind::ALL[usize::from(timer.kind)], outlet);
         }
         self.fired = fired;
+        self.expire_detached();
         let ping_ticks = (self.rules.ping_ms / 100).max(1);
         let mut silent = std::mem::take(&mut self.silent);
         self.liveness.scan(now.tick(), (ping_ticks / 4).max(1), limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
@@ -51,7 +52,7 @@ impl Shard {
         if !self.leaves.is_empty() || !self.peers.is_empty() { 1 } else { 100 }
     }
 
-    fn handle_deadline(&mut self, id: ConnectionId, kind: Kind) {
+    fn handle_deadline(&mut self, id: ConnectionId, kind: Kind, outlet: &mut impl Outlet) {
         let Some(connection) = self.connections.get(id) else { return };
         let state = connection.state;
         match kind {
@@ -77,6 +78,8 @@ impl Shard {
                 self.close(id, code, CloseCause::Drain);
             }
             Kind::Message => self.check_message(id),
+            Kind::Failing => self.finish_failing(id),
+            Kind::Again => self.ask_again(id, outlet),
             _ => {}
         }
     }
@@ -97,7 +100,7 @@ impl Shard {
     fn check_acknowledgements(&mut self, id: ConnectionId) {
         // Marks for want of room in this core, not in the window: there may be room now.
         self.catch_up(id);
-        let now_ms = self.now.mono_ns / 1_000_000;
+        let now_ms = self.mono_ms();
         let timeout_ms = u64::from(self.rules.ack_timeout_ms);
         let Some(session) = self.session_mut(id) else { return };
         let Some(since_ms) = session.backlog.as_ref().and_then(|backlog| backlog.full_since_ms) else { return };
@@ -107,6 +110,14 @@ impl Shard {
             return self.schedule(id, left_ms, Kind::Acknowledge);
         }
         self.close(id, 4410, CloseCause::NotAcknowledging);
+    }
+
+    /// Sets the clock of a window that is full.
+    pub(super) fn watch_acknowledgements(&mut self, id: ConnectionId) {
+        let now_ms = self.mono_ms();
+        let Some(backlog) = self.session_mut(id).filter(|it| it.is_behind()).and_then(|it| it.backlog.as_mut()) else { return };
+        backlog.full_since_ms = Some(now_ms);
+        self.schedule(id, self.rules.ack_timeout_ms, Kind::Acknowledge);
     }
 
     fn say_expiring(&mut self, id: ConnectionId) {

@@ -44,6 +44,8 @@ pub struct Submission<'a> {
     pub payload: &'a [u8],
     /// From the operator's side: membership is not asked, the conversation must exist.
     pub is_operator: bool,
+    /// What the reactor found wrong with it, of less weight than 3001 and 3002.
+    pub refusal: Option<ErrorCode>,
     /// What `dedup.N` says about the cmid; asked only when SEND carries RETRY and memory does not know it.
     pub stored: Option<record::Dedup>,
 }
@@ -364,6 +366,9 @@ impl State {
         };
         if !(send.is_operator || conversation.has(send.user)) || !(direct || conversation.exists) {
             return Admission::Refuse(ErrorCode::NotMember);
+        }
+        if let Some(code) = send.refusal {
+            return Admission::Refuse(code);
         }
         if send.flags & send_flags::TRANSIENT != 0 {
             return Admission::Transient;

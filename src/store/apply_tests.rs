@@ -103,7 +103,19 @@ impl Bench {
     fn send(&mut self, conv: &'static str, user: &str, cmid: Cmid, flags: u8, payload: &[u8]) -> Admission<'static> {
         Self::load(&mut self.state, &self.engine, conv);
         let stored = self.engine.dedup(self.state.hashes(), user, cmid).filter(|_| flags & send_flags::RETRY != 0);
-        let send = Submission { conv, user, cmid, flags, kind: 1, ttl_s: 0, trace: None, payload, is_operator: false, stored };
+        let send = Submission {
+            conv,
+            user,
+            cmid,
+            flags,
+            kind: 1,
+            ttl_s: 0,
+            trace: None,
+            payload,
+            is_operator: false,
+            refusal: None,
+            stored,
+        };
         match self.state.admit_send(&send, self.now_ms) {
             Admission::Accept(entry) => {
                 let Change::Message(message) = &entry.change else { panic!("a message") };

@@ -9,9 +9,10 @@ use super::rows::Rows;
 use super::schema::{self, Conv, Device, Hashes, Keyspace, User};
 use crate::ids::{self, Cmid, ConversationKind, Mid};
 use crate::limits::SHARED_CONVERSATIONS_MAX;
-use crate::mail::PageRequest;
+use crate::mail::{PageRequest, Reached};
 use crate::wire::envelope::{
-    Encoding, Entry, ErrorCode, Message, PageHead, PageOrder, PageWriter, SyncPageWriter, deliver_flags, page_flags,
+    Deliver, Encoding, Entry, ErrorCode, Message, PageHead, PageOrder, PageWriter, SyncPageWriter, deliver_flags, deliver_tail,
+    page_flags,
 };
 use crate::wire::message::Text;
 
@@ -71,16 +72,20 @@ impl<R: Rows> History<R> {
         Ok(Self { view, hashes, epoch: position.epoch, since: position.changed })
     }
 
-    /// The finished frame that answers `request`.
+    /// The finished frame that answers `request`, and what the session has once it is written.
     ///
     /// # Errors
     /// [`PageError`].
-    pub fn page(&self, reader: &Reader<'_>, request: &PageRequest) -> Result<Vec<u8>, PageError> {
+    pub fn page(&self, reader: &Reader<'_>, request: &PageRequest) -> Result<(Vec<u8>, Reached), PageError> {
         match request {
             PageRequest::Sync { since, limit, cursor } => self.sync(reader, *since, *limit, cursor),
             PageRequest::Fetch { conv, from, to, limit, newest } => {
                 let order = if *newest { PageOrder::Descending } else { PageOrder::Ascending };
                 self.fetch(reader, conv, (*from, *to), *limit, order)
+            }
+            PageRequest::Again { conv, seq } => {
+                let tail = self.again(reader, conv, *seq)?;
+                Ok((tail, Reached::Again(conv.clone(), *seq)))
             }
         }
     }
@@ -200,7 +205,7 @@ impl<R: Rows> History<R> {
         (from, to): (u64, u64),
         limit: u16,
         order: PageOrder,
-    ) -> Result<Vec<u8>, PageError> {
+    ) -> Result<(Vec<u8>, Reached), PageError> {
         let conv = self.hashes.conv(id);
         let joined = self.joined(reader.user, id, conv)?.ok_or(PageError::Refused(ErrorCode::NotMember))?;
         let state = self.state(id, conv)?.unwrap_or(State { floor: 1, ..State::default() });
@@ -210,9 +215,11 @@ impl<R: Rows> History<R> {
         let mut flags = if wanted < state.floor { page_flags::BELOW_FLOOR } else { 0 };
         let first = wanted.max(state.floor);
         let last = if to == 0 { state.head } else { to.min(state.head) };
+        let mut reached = last;
         if first > last {
-            return Ok(writer.finish(flags));
+            return Ok((writer.finish(flags), Reached::Seq(id.into(), reached)));
         }
+        let mut given = 0;
         let (first, last) = (schema::msg_key(conv, first), schema::msg_key(conv, last));
         let mut rows = self.view.range(Keyspace::Msg, &first, &last);
         loop {
@@ -227,11 +234,31 @@ impl<R: Rows> History<R> {
                 flags |= page_flags::MORE;
                 break;
             }
+            given = seq;
         }
-        Ok(writer.finish(flags))
+        if flags & page_flags::MORE != 0 && order == PageOrder::Ascending {
+            reached = given;
+        }
+        Ok((writer.finish(flags), Reached::Seq(id.into(), reached)))
     }
 
-    fn sync(&self, reader: &Reader<'_>, since: u64, limit: u16, cursor: &str) -> Result<Vec<u8>, PageError> {
+    /// The tail of a DELIVER that brings a message once more.
+    fn again(&self, reader: &Reader<'_>, id: &str, seq: u64) -> Result<Vec<u8>, PageError> {
+        let conv = self.hashes.conv(id);
+        let joined = self.joined(reader.user, id, conv)?.ok_or(PageError::Refused(ErrorCode::NotMember))?;
+        let floor = self.state(id, conv)?.map_or(1, |state| state.floor);
+        let row = self.view.get(Keyspace::Msg, &schema::msg_key(conv, seq))?.filter(|_| seq >= joined.max(floor));
+        let row = row.ok_or(PageError::Refused(ErrorCode::BeyondHead))?;
+        let (header, payload) = MessageHeader::decode(&row)?;
+        let Message { seq, mid, flags, kind, exp_s, cmid, from, payload } = message(reader, seq, &header, payload);
+        let flags = flags | deliver_flags::REPLAY;
+        let deliver = Deliver { pos: 0, seq, mid, flags, kind, exp_s, cmid, trace: None, conv: id.into(), from, payload };
+        let mut tail = Vec::new();
+        deliver_tail(reader.encoding, &deliver, reader.max_frame, &mut tail);
+        Ok(tail)
+    }
+
+    fn sync(&self, reader: &Reader<'_>, since: u64, limit: u16, cursor: &str) -> Result<(Vec<u8>, Reached), PageError> {
         let place = SyncCursor::parse(cursor).ok_or(PageError::Refused(ErrorCode::BadField))?;
         let new_since = place.as_ref().map_or(self.since, |place| place.since);
         let user = self.hashes.user(reader.user);
@@ -254,11 +281,11 @@ impl<R: Rows> History<R> {
             if writer.count() == limit || !writer.push(&entry) {
                 let last = reported.expect("a page takes at least one entry");
                 let next = SyncCursor { since: new_since, last };
-                return Ok(writer.finish(page_flags::MORE, new_since, &next.to_string()));
+                return Ok((writer.finish(page_flags::MORE, new_since, &next.to_string()), Reached::Nothing));
             }
             reported = Some(conv);
         }
-        Ok(writer.finish(0, new_since, ""))
+        Ok((writer.finish(0, new_since, ""), Reached::All))
     }
 
     /// The entry of one conversation, `None` if it has not changed since.

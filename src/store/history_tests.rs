@@ -139,7 +139,19 @@ impl Bench {
         cmid[..8].copy_from_slice(&self.next_cmid.to_be_bytes());
         self.next_cmid += 1;
         let cmid = Cmid(cmid);
-        let send = Submission { conv, user, cmid, flags, kind: 7, ttl_s, trace: None, payload, is_operator: false, stored: None };
+        let send = Submission {
+            conv,
+            user,
+            cmid,
+            flags,
+            kind: 7,
+            ttl_s,
+            trace: None,
+            payload,
+            is_operator: false,
+            refusal: None,
+            stored: None,
+        };
         let Admission::Accept(entry) = self.state.admit_send(&send, self.now_ms) else { return false };
         let Logged::Message(message) = &entry.change else { panic!("a message") };
         let (mid, exp_s) = (message.mid, message.exp_s);
@@ -253,7 +265,7 @@ impl Bench {
 
     fn fetch(&self, reader: &Reader<'_>, conv: &str, range: (u64, u64), limit: u16, newest: bool) -> Result<Page, ErrorCode> {
         let request = PageRequest::Fetch { conv: conv.into(), from: range.0, to: range.1, limit, newest };
-        let frame = refused(self.history().page(reader, &request))?;
+        let frame = refused(self.history().page(reader, &request).map(|(frame, _)| frame))?;
         let read = one_frame(reader.encoding, &frame);
         let ServerFrame::Page { rid, flags, epoch, floor, head, conv: echoed, messages } = read else { panic!("{read:?}") };
         assert_eq!((rid, epoch, &*echoed), (5, 1, conv));
@@ -265,7 +277,7 @@ impl Bench {
 
     fn sync(&self, reader: &Reader<'_>, since: u64, limit: u16, cursor: &str) -> Result<SyncPage, ErrorCode> {
         let request = PageRequest::Sync { since, limit, cursor: cursor.into() };
-        let frame = refused(self.history().page(reader, &request))?;
+        let frame = refused(self.history().page(reader, &request).map(|(frame, _)| frame))?;
         let read = one_frame(reader.encoding, &frame);
         let ServerFrame::SyncPage { rid, flags, since, cursor, entries } = read else { panic!("{read:?}") };
         assert_eq!(rid, 5);

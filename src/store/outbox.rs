@@ -82,6 +82,7 @@ mod tests {
             flags: 0,
             seq: number,
             mid: Mid(1),
+            costs_nothing: false,
             received: Moment::default(),
         };
         let conv = Event::Conv { conv: Text::from("g:x"), event: 3, version: 1, first: 0, count: 2 };

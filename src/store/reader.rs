@@ -9,7 +9,7 @@ use super::job::{Answer, Job, JobFault, Progress};
 use super::rows::Rows;
 use super::schema::Hashes;
 use crate::clock::Clock;
-use crate::mail::{ConversationSeen, LookReply, Looked, PageMail, PageReply, PageRequest, Question};
+use crate::mail::{ConversationSeen, LookReply, Looked, PageMail, PageReply, PageRequest, Question, Reached};
 use crate::mailbox::{LaneReceiver, LaneSender, NoMail};
 use crate::wire::envelope::{Encoding, ErrorCode};
 
@@ -64,7 +64,11 @@ pub fn reply<R: Rows>(history: Result<History<R>, JobFault>, job: Job, now_s: u6
     Reply::Answer(match job {
         Job::Page { mail, user, device, after: _ } => {
             let result = history.map_err(JobFault::code).and_then(|history| page(&history, &mail, &user, &device, now_s));
-            return Reply::Page(PageReply { session: mail.from.session, rid: mail.from.rid, result });
+            let (result, reached) = match result {
+                Ok((page, reached)) => (Ok(page), reached),
+                Err(code) => (Err(code), Reached::Nothing),
+            };
+            return Reply::Page(PageReply { session: mail.from.session, rid: mail.from.rid, result, reached });
         }
         Job::Look { question, reply, after: _ } => {
             return Reply::Look(reply, history.map_err(JobFault::code).and_then(|history| look(&history, &question, now_s)));
@@ -99,7 +103,7 @@ fn look<R: Rows>(history: &History<R>, question: &Question, now_s: u64) -> Resul
             // No device has this name on purpose: what one device has acknowledged is not asked.
             let reader = Reader { user, device: "-", rid: 1, encoding: Encoding::Json, max_frame: LOOK_BYTES_MAX, now_s };
             let request = PageRequest::Sync { since: 0, limit: LOOK_ENTRIES_MAX, cursor: cursor.clone() };
-            history.page(&reader, &request).map(Looked::Conversations).map_err(|error| match error {
+            history.page(&reader, &request).map(|(page, _)| Looked::Conversations(page)).map_err(|error| match error {
                 PageError::Refused(code) => code,
                 PageError::Engine(_) => ErrorCode::Internal,
             })
@@ -115,7 +119,13 @@ fn open<'e>(engine: &'e Engine, hashes: Hashes, progress: &Arc<Progress>, after:
     History::new(engine.view(), hashes).map_err(|_| JobFault::Engine)
 }
 
-fn page<R: Rows>(history: &History<R>, mail: &PageMail, user: &str, device: &str, now_s: u64) -> Result<Vec<u8>, ErrorCode> {
+fn page<R: Rows>(
+    history: &History<R>,
+    mail: &PageMail,
+    user: &str,
+    device: &str,
+    now_s: u64,
+) -> Result<(Vec<u8>, Reached), ErrorCode> {
     let reader = Reader { user, device, rid: mail.from.rid, encoding: mail.encoding, max_frame: mail.max_frame as usize, now_s };
     history.page(&reader, &mail.request).map_err(|error| match error {
         PageError::Refused(code) => code,

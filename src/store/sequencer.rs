@@ -391,7 +391,7 @@ impl<D: Disk> Sequencer<D> {
 
     fn attach(&mut self, attach: &Attach, now: Moment) {
         self.counters.attaches_count += 1;
-        let Attach { session, user, device, platform, caps } = attach;
+        let Attach { session, user, device, platform, caps, claim } = attach;
         let hash = self.state.hashes().user(user).0;
         if !self.attempts.take((hash, self.state.hashes().device(device).0), now.mono_ns / 1_000_000) {
             let event = Event::AttachRefused { session: *session, code: ErrorCode::RateLimited };
@@ -403,7 +403,7 @@ impl<D: Disk> Sequencer<D> {
                 self.arrived(hash, roster, now);
                 if let Some(old) = evicted {
                     self.counters.evicts_count += 1;
-                    self.fanout.push(old.reactor, Event::Evict { session: old, by: *session });
+                    self.fanout.push(old.reactor, Event::Evict { session: old, by: *session, claim: *claim });
                 }
                 self.fanout.push(session.reactor, Event::Attached { session: *session, roster, evicted });
             }
@@ -646,6 +646,7 @@ impl<D: Disk> Sequencer<D> {
             payload: &mail.payload,
             is_operator: is_operator(mail.from.session),
             stored,
+            refusal: mail.refusal,
         };
         match self.state.admit_send(&submission, now.unix_ms) {
             Admission::Accept(entry) => {
@@ -689,7 +690,9 @@ impl<D: Disk> Sequencer<D> {
         if is_operator(session) {
             return self.posted(session, Ok(PostDone { seq, mid, level, is_duplicate: flags & SENT_DUPLICATE != 0 }));
         }
-        let event = Event::Sent { session, cmid: mail.cmid, rid, level, flags, seq, mid, received: mail.received };
+        let costs_nothing = flags & SENT_DUPLICATE != 0 && mail.flags & send_flags::RETRY != 0;
+        let (cmid, received) = (mail.cmid, mail.received);
+        let event = Event::Sent { session, cmid, rid, level, flags, seq, mid, costs_nothing, received };
         self.fanout.push(session.reactor, event);
     }
 

@@ -170,7 +170,7 @@ impl World {
             Event::PageRefused { session, rid, code, .. } => format!("{} page {rid} refused {}", session.index, code.value()),
             Event::Ok { session, rid, value } => format!("{} ok {rid} {value}", session.index),
             Event::Conv { event, version, .. } => format!("{targets:?} conv {event} version {version}"),
-            Event::Evict { session, by } => format!("{} evicted by {}", session.index, by.index),
+            Event::Evict { session, by, .. } => format!("{} evicted by {}", session.index, by.index),
             Event::Attached { session, .. } => format!("{} attached", session.index),
             Event::AttachRefused { session, code } => format!("{} not attached {}", session.index, code.value()),
             Event::Left { session } => format!("{} left", session.index),
@@ -228,7 +228,7 @@ fn sender(index: u32, rid: u32) -> Sender {
 }
 
 fn attach(index: u32, user: &str) -> Submit {
-    Submit::Attach(Attach { session: session(index), user: user.into(), device: "web".into(), platform: 1, caps: 0 })
+    Submit::Attach(Attach { session: session(index), user: user.into(), device: "web".into(), platform: 1, caps: 0, claim: None })
 }
 
 fn message(from: Sender, conv: &str, cmid: u8, flags: u8) -> SendMail {
@@ -241,6 +241,7 @@ fn message(from: Sender, conv: &str, cmid: u8, flags: u8) -> SendMail {
         trace: None,
         conv: conv.into(),
         payload: Body::copy_from(&[cmid]),
+        refusal: None,
         received: Moment::default(),
     }
 }
@@ -513,7 +514,7 @@ fn a_replaced_device_is_a_clean_cut() {
     world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
     settle(&mut sequencer, &mut world);
     world.told();
-    let again = Attach { session: session(9), user: "bo".into(), device: "web".into(), platform: 1, caps: 0 };
+    let again = Attach { session: session(9), user: "bo".into(), device: "web".into(), platform: 1, caps: 0, claim: None };
     world.submits.extend([send(0, 2, "d:al:bo", 2, 0), Submit::Attach(again), send(0, 3, "d:al:bo", 3, 0)]);
     world.submits.push_back(send(1, 4, "d:al:bo", 4, 0));
     world.submits.push_back(Submit::Leave { session: session(1), roster: RosterId(1) });

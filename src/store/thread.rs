@@ -206,6 +206,7 @@ mod tests {
             trace: None,
             conv: "d:al:bo".into(),
             payload: Body::copy_from(b"hi"),
+            refusal: None,
             received: Moment::default(),
         })
     }
@@ -255,7 +256,7 @@ mod tests {
                 },
             );
             let thread = thread.unwrap();
-            let attach = Attach { session: SESSION, user: "al".into(), device: "web".into(), platform: 0, caps: 0 };
+            let attach = Attach { session: SESSION, user: "al".into(), device: "web".into(), platform: 0, caps: 0, claim: None };
             submit.try_send(Submit::Attach(attach)).unwrap();
             let attached = groups.recv_within(patience).unwrap();
             assert!(matches!(attached.events[..], [Event::Attached { roster: RosterId(0), .. }]));

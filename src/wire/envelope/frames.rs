@@ -147,6 +147,22 @@ pub fn deliver_tail(encoding: Encoding, deliver: &Deliver<'_>, max_frame: usize,
     }
 }
 
+/// Reads back what [`deliver_tail`] wrote, through `scratch`; `pos` is the one given.
+///
+/// # Panics
+/// If the tail is not one.
+pub fn read_tail<'a>(encoding: Encoding, pos: u64, tail: &[u8], scratch: &'a mut Vec<u8>) -> Deliver<'a> {
+    let mut head = [0; DELIVER_HEAD_BYTES_MAX];
+    let head_len = deliver_head(encoding, pos, tail.len(), &mut head);
+    scratch.clear();
+    scratch.extend_from_slice(&head[..head_len]);
+    scratch.extend_from_slice(tail);
+    match ServerFrames::new(encoding, scratch).next_frame() {
+        Ok(Some(ServerFrame::Deliver(deliver))) => deliver,
+        other => panic!("a tail of our own is read as {other:?}"),
+    }
+}
+
 /// What is left of one WebSocket message.
 #[derive(Debug)]
 struct Split<'a> {
