@@ -22,13 +22,15 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
-use crate::config::value::PresencePolicy;
+use crate::config::value::{DriverChoice, PresencePolicy};
 use crate::config::{Exit, Secret, Settings};
 use crate::ids::{Mid, ReactorId};
 use crate::io::descriptors::Descriptors;
+use crate::io::driver::Driver;
 use crate::io::epoll::Epoll;
 use crate::io::pin;
 use crate::io::socket::Listener;
+use crate::io::uring::{Sizes, Uring};
 use crate::io::wake::Waker;
 use crate::limits;
 use crate::mail::{Control, Report, Submit};
@@ -109,6 +111,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let clock = Clock::new();
     let cores = reactors_count(&settings);
     let connections_per_reactor = connections_per_reactor(&settings, cores)?;
+    let kernel = Kernel::choose(&settings, cores, connections_per_reactor)?;
     let (events_in, events) = mpsc::channel();
     watch_signals(&events_in)?;
     let wakers = (0..cores).map(|_| Waker::for_driver()).collect::<Result<Vec<_>, _>>();
@@ -153,7 +156,8 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
             histograms,
             reports: reports_in.clone(),
         };
-        let start = Start { rules: rules.clone(), verifier: verifier.clone(), listen, connections: connections_per_reactor };
+        let start =
+            Start { rules: rules.clone(), verifier: verifier.clone(), listen, connections: connections_per_reactor, kernel };
         spawn_reactor(start, parts, &events_in)?;
         // The first one resolves port 0; the others join its group.
         listen = wait_for_listener(&reports, &events)?;
@@ -181,7 +185,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let admin = Admin::start(settings.admin.listen, sources)
         .map_err(|error| Fatal::new(Exit::AddressInUse, format!("admin.listen {}: {error}", settings.admin.listen)))?;
     (options.on_ready)(&Ready { listen, admin: admin.addr() });
-    tracing::info!(%listen, admin = %admin.addr(), reactors = cores, "ready");
+    tracing::info!(%listen, admin = %admin.addr(), reactors = cores, driver = kernel.name(), "ready");
 
     let reason = events.recv().expect("the signal thread holds a sender");
     let ended = match reason {
@@ -284,6 +288,51 @@ struct Start {
     verifier: Arc<Verifier>,
     listen: SocketAddr,
     connections: usize,
+    kernel: Kernel,
+}
+
+/// How reactors wait; chosen once, before the first of them starts.
+#[derive(Clone, Copy, Debug)]
+enum Kernel {
+    Epoll,
+    Uring(Sizes),
+}
+
+impl Kernel {
+    /// What the settings ask, if this machine allows it.
+    fn choose(settings: &Settings, reactors: usize, connections: usize) -> Result<Self, Fatal> {
+        let wants = match settings.driver {
+            DriverChoice::Epoll => return Ok(Self::Epoll),
+            DriverChoice::Auto if !AUTO_IS_URING => return Ok(Self::Epoll),
+            wants => wants,
+        };
+        match Uring::probe() {
+            Ok(()) => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                let park_after = Some(settings.uring.park_after_ms).filter(|&ms| ms > 0);
+                let park_after = park_after.map(|ms| Duration::from_millis(u64::from(ms)));
+                Ok(Self::Uring(Sizes::share(connections, reactors, cores, park_after)))
+            }
+            Err(reason) if wants == DriverChoice::Auto => {
+                tracing::info!(reason, "io_uring is not to be had here; the driver is epoll");
+                Ok(Self::Epoll)
+            }
+            Err(reason) => Err(Fatal::new(
+                Exit::Failed,
+                format!(
+                    "driver \"uring\": {reason}; it needs Linux 6.6 or newer, kernel.io_uring_disabled = 0, and a container whose \
+                     seccomp filter lets io_uring_setup, io_uring_enter and io_uring_register pass. Or set driver = \"epoll\""
+                ),
+            )),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Epoll => Epoll::NAME,
+            Self::Uring(_) => Uring::NAME,
+        }
+    }
 }
 
 fn spawn_reactor(start: Start, parts: Parts, events: &mpsc::Sender<Occurrence>) -> Result<(), Fatal> {
@@ -311,10 +360,22 @@ fn run_reactor(start: &Start, parts: Parts) -> Result<(), Fatal> {
     let failed = |error: std::io::Error| Fatal::new(Exit::Failed, format!("reactor {}: {error}", id.0));
     listener.set_client_options(USER_TIMEOUT).map_err(failed)?;
     let address = listener.local_address().map_err(failed)?;
-    let driver = Epoll::new(start.connections, Some(listener), parts.waker.clone()).map_err(failed)?;
     let shard = Shard::new(id, start.rules.clone(), start.verifier.clone(), parts.clock.now());
-    drop(parts.reports.send(Report::Bound { address }));
-    Reactor::new(driver, shard, limits::STASH_BYTES_MAX, parts).run().map_err(failed)
+    let waker = parts.waker.clone();
+    let bound = Report::Bound { address };
+    match start.kernel {
+        Kernel::Epoll => {
+            let driver = Epoll::new(start.connections, Some(listener), waker).map_err(failed)?;
+            drop(parts.reports.send(bound));
+            Reactor::new(driver, shard, limits::STASH_BYTES_MAX, parts).run()
+        }
+        Kernel::Uring(sizes) => {
+            let driver = Uring::new(sizes, Some(listener), waker).map_err(failed)?;
+            drop(parts.reports.send(bound));
+            Reactor::new(driver, shard, limits::STASH_BYTES_MAX, parts).run()
+        }
+    }
+    .map_err(failed)
 }
 
 fn wait_for_listener(reports: &Receiver<Report>, events: &Receiver<Occurrence>) -> Result<SocketAddr, Fatal> {
@@ -657,6 +718,8 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
     })
 }
 
+/// What `driver = "auto"` takes: see `docs/decisions/0003-which-driver.md`.
+const AUTO_IS_URING: bool = false;
 /// Connections waiting to be accepted, per reactor; the kernel may cap it (`net.core.somaxconn`).
 const LISTEN_BACKLOG: u32 = 4_096;
 /// How long sent bytes may go unacknowledged by the peer's kernel: the second net under liveness.

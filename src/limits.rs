@@ -223,3 +223,48 @@ pub const WATCH_TTL_S_MAX: u32 = 300;
 
 /// Conversations of one user looked through for one WATCH, to find whether two users share one. Beyond it they count as strangers.
 pub const SHARED_CONVERSATIONS_MAX: usize = 10_000;
+
+/// Submission entries of a ring. Full: they are submitted at once, and what still finds no room waits in memory.
+pub const RING_SUBMISSIONS_MAX: u32 = 1024;
+
+/// Completions of a ring, per reactor when there is one for each core. Full: the kernel keeps the rest and ends multishots; nothing is
+/// lost. Counter: `driver_overflows_count`.
+pub const RING_COMPLETIONS_MAX: u32 = 16_384;
+
+/// Provided receive buffers that circulate at first, and at most; per reactor when there is one for each core. Few, because every one
+/// of them passes through the cache before the first comes round again. Empty: the connection is read with a plain receive. More
+/// than one empty in a hundred receives: twice as many. Counter: `driver_buffers_empty_count`.
+pub const RING_BUFFERS_FIRST: u16 = 256;
+/// See [`RING_BUFFERS_FIRST`].
+pub const RING_BUFFERS_MAX: u16 = 4096;
+
+/// Bytes of a provided buffer. A connection that fills [`RING_BULK_BUFFERS`] in a row is read by plain receives instead.
+pub const RING_BUFFER_BYTES: usize = 2048;
+/// See [`RING_BUFFER_BYTES`].
+pub const RING_BULK_BUFFERS: u8 = 8;
+
+/// Bytes of one send through the ring, which is a copy that lives until the completion. Longer: the rest is offered again.
+pub const RING_SEND_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of sends in flight on one ring, per reactor when there is one for each core. Full: the connection is told "blocked" until
+/// another send completes.
+pub const RING_SENDS_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Bytes received for connections that had been paused meanwhile, on one ring. Full: the connection whose bytes find no room fails.
+pub const RING_STASH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Events within a second after which a connection counts as talking and gets a receive of its own.
+pub const RING_TALK_EVENTS: u8 = 4;
+
+/// Connections parked in one turn. Full: the rest in the next turn.
+pub const RING_PARKS_PER_TURN_MAX: usize = 256;
+
+/// How long the kernel may take to return the operations of a connection that ends. Then they are cancelled once more, and then the
+/// slot is given up. Counter: `driver_leaked_slots_count`.
+pub const RING_QUIESCE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a wait for several completions may hold back the first one.
+pub const RING_GATHER_MAX: Duration = Duration::from_micros(100);
+
+const _: () = assert!(RING_BUFFERS_FIRST <= RING_BUFFERS_MAX && RING_BUFFERS_MAX.is_power_of_two());
+const _: () = assert!(RING_BUFFERS_MAX as usize * RING_BUFFER_BYTES <= RING_STASH_BYTES_MAX);

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         Action::Token(args) => token(args),
         Action::Ctl(args) => ctl::run(&args).map(|text| say(&text)).map_err(|(exit, text)| Failure { exit, text }),
         Action::Version => {
-            say(&format!("tidegate {}\nprotocol tidegate.v1, tidegate.v1.json\ndrivers  epoll\n", version()));
+            say(&format!("tidegate {}\nprotocol tidegate.v1, tidegate.v1.json\ndrivers  epoll, uring\n", version()));
             Ok(())
         }
     };

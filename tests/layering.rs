@@ -51,6 +51,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("getrandom", &["config/secret", "gateway"]),
     ("hdrhistogram", &["observe/histogram"]),
     ("httparse", &["wire/upgrade"]),
+    ("io_uring", &["io/uring", "io/uring/"]),
     ("jsonwebtoken", &["session/auth"]),
     ("libc", &["io/"]),
     ("mimalloc", &["main"]),

@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 
 use crate::Common;
 use crate::client::{Outbox, Ready, Script, Swarm};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, metric_sum};
 use crate::machine;
 use crate::pace::nanos;
 use crate::results::Run;
@@ -32,18 +32,21 @@ pub fn run(common: &Common) -> Result<Run, String> {
     turn_for(&mut swarm, &mut script, common.warm_up())?;
 
     script.latency.reset();
+    let calls = metric_sum(&gateway.metrics()?, SYSTEM_CALLS);
     let (count, cpu, own) = (script.count, gateway.cpu_total()?, own_cpu()?);
     let started = Instant::now();
     turn_for(&mut swarm, &mut script, common.duration())?;
     let seconds = started.elapsed().as_secs_f64();
     let messages = (script.count - count) as f64;
     let (cpu, own) = (gateway.cpu_total()? - cpu, own_cpu()? - own);
+    let calls = metric_sum(&gateway.metrics()?, SYSTEM_CALLS) - calls;
 
     let mut run = Run::default();
     run.add("connections_count", common.connections as f64);
     run.add("payload_bytes", script.payload.len() as f64);
     run.add("messages_per_s", messages / seconds);
     run.add("cpu_us_per_message", cpu * 1e6 / messages);
+    run.add("system_calls_per_message", calls / messages);
     run.add("gateway_cpu_percent", cpu * 100.0 / seconds);
     run.add("generator_cpu_percent", own * 100.0 / seconds);
     for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
@@ -59,6 +62,9 @@ fn turn_for(swarm: &mut Swarm, script: &mut Echo, duration: Duration) -> Result<
     }
     Ok(())
 }
+
+/// What the drivers count; wake-ups of sleeping threads are not among them.
+const SYSTEM_CALLS: &str = "tidegate_driver_system_calls_total";
 
 struct Echo {
     payload: Vec<u8>,

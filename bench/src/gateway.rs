@@ -180,6 +180,12 @@ pub fn stage_quantile(before: &[(f64, u64)], after: &[(f64, u64)], quantile: f64
     None
 }
 
+/// The sum of all samples of a metric, 0 if there is none.
+pub fn metric_sum(metrics: &str, name: &str) -> f64 {
+    let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    metrics.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
 pub fn parse_stat(stat: &str) -> Option<(String, f64)> {
     let (head, rest) = stat.rsplit_once(')')?;
     let name = head.split_once('(')?.1.to_owned();

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::settings::Settings;
-use super::value::DriverChoice;
 
 /// Settings that do not go together.
 #[derive(Debug)]
@@ -92,14 +91,6 @@ fn doors(settings: &Settings) -> Vec<Conflict> {
             found: format!("admin.listen {} and listen {} are the same door", settings.admin.listen, settings.listen),
             allowed: "two ports".to_owned(),
             remedy: "change the port of one".to_owned(),
-        });
-    }
-    if settings.driver == DriverChoice::Uring {
-        found.push(Conflict {
-            keys: &["driver"],
-            found: "driver is \"uring\", which this release does not have".to_owned(),
-            allowed: "\"auto\", \"epoll\"".to_owned(),
-            remedy: "try \"auto\"".to_owned(),
         });
     }
     found
@@ -230,7 +221,6 @@ mod tests {
             ),
             ("admin.listen = \"10.0.0.1:81\"", "t.toml:1:16: admin.listen is 10.0.0.1:81, which", "admin.allow_remote = true"),
             ("admin.listen = \"127.0.0.1:8080\"", "t.toml:1:16: admin.listen 127.0.0.1:8080 and listen", "port"),
-            ("driver = \"uring\"", "t.toml:1:10: driver is \"uring\", which this release does not have", "try \"auto\""),
             ("protocol.max_frame_bytes = 65536", "t.toml:1:28: protocol.max_frame_bytes is 65536, too small", "base64"),
             ("protocol.max_payload_bytes = 131072", "t.toml:1:30: protocol.max_frame_bytes is 131072, too small", "base64"),
             ("protocol.send_window = 65", "t.toml:1:24: protocol.send_burst is 128, too small", "twice protocol.send_window"),

@@ -139,7 +139,9 @@ settings! {
     /// Threads that carry connections.
     /// 0: one per core, and from 4 cores on one less, which leaves a core to the store.
     reactors: u16 = 0, Rule::Between(0, 1024), Start;
-    /// How a reactor waits for the kernel. This release has epoll.
+    /// How a reactor waits for the kernel: readiness (epoll) or completions (io_uring, Linux 6.6 or newer).
+    /// "auto" is epoll: docs/decisions/0003-which-driver.md says why. "uring" does not start where the kernel or a seccomp filter
+    /// forbids it.
     driver: DriverChoice = DriverChoice::Auto, Rule::Any, Start;
 
     [admin: AdminSettings, "The HTTP side of operators: health, metrics, groups."]
@@ -225,6 +227,10 @@ settings! {
     queue_bytes_max: u64 = 256 * MIB, Rule::Between(1 << 20, 1 << 40), Live;
     /// Bytes of messages between the reactors and the store. Full: the sender is told to try again.
     submit_bytes_max: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
+
+    [uring: UringSettings, "What concerns the io_uring driver alone."]
+    /// Silence after which a connection that talked goes back to the cheaper way of waiting, in milliseconds. 0: never.
+    park_after_ms: u32 = 10_000, Rule::Between(0, HOUR_MS), Start;
 
     [store: StoreSettings, "How messages are kept."]
     /// What an acknowledgement means: 2 synced to disk, 1 written, 0 in memory.

@@ -224,11 +224,11 @@ macro_rules! words {
 words! {
     /// How a reactor waits for the kernel.
     DriverChoice {
-        /// The best that this build has: epoll.
+        /// The one that our own figures favour.
         Auto = "auto",
         /// Readiness through epoll.
         Epoll = "epoll",
-        /// Completions through io_uring; not in this release.
+        /// Completions through io_uring; the start fails where the kernel does not allow it.
         Uring = "uring",
     }
 }

@@ -19,6 +19,9 @@ use crate::io::wake::Waker;
 
 /// One kernel interface. `Reactor<D: Driver>` is compiled once per driver: no virtual call per event.
 pub trait Driver: Sized {
+    /// What the setting `driver` calls it.
+    const NAME: &'static str;
+
     /// Takes the socket and arms receiving.
     ///
     /// # Errors
@@ -84,7 +87,7 @@ impl Backlog {
 
 /// What a driver tells the core. Every method may call the driver back; the driver queues and never recurses.
 pub trait Sink<D: Driver> {
-    /// A connection was accepted; the sink attaches it or drops it. Non-blocking and close-on-exec are set.
+    /// A connection was accepted; the sink attaches it or drops it. It is close-on-exec.
     fn accepted(&mut self, driver: &mut D, socket: Socket);
     /// Bytes arrived, in order. The slice is lent for the call.
     fn bytes(&mut self, driver: &mut D, connection: ConnectionId, bytes: &mut [u8]) -> Flow;
@@ -148,4 +151,14 @@ pub struct DriverCounters {
     pub budget_exhausted_count: u64,
     /// Failed accepts (descriptors, memory).
     pub accept_errors_count: u64,
+    /// Receives that found no provided buffer; io_uring alone.
+    pub buffers_empty_count: u64,
+    /// Turns that found the completion queue overflown; io_uring alone.
+    pub overflows_count: u64,
+    /// Connections that began to talk and got a receive of their own; io_uring alone.
+    pub promotions_count: u64,
+    /// Connections that fell silent, or send too much for small buffers, and rest on a poll again; io_uring alone.
+    pub parks_count: u64,
+    /// Slots given up because the kernel did not return their operations; io_uring alone.
+    pub leaked_slots_count: u64,
 }

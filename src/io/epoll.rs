@@ -90,6 +90,8 @@ impl Epoll {
 }
 
 impl Driver for Epoll {
+    const NAME: &'static str = "epoll";
+
     fn attach(&mut self, connection: ConnectionId, socket: Socket) -> io::Result<()> {
         let index = connection.index as usize;
         if index >= self.slots.len() {

@@ -8,4 +8,5 @@ pub mod epoll;
 pub mod file;
 pub mod pin;
 pub mod socket;
+pub mod uring;
 pub mod wake;

@@ -10,7 +10,11 @@ use std::time::Duration;
 use crate::io::driver::Backlog;
 use crate::limits;
 
-/// A non-blocking, close-on-exec TCP socket. `!Send`: a descriptor number means nothing in another thread once tables are private.
+/// A close-on-exec TCP socket whose calls never wait. `!Send`: a descriptor number means nothing in another thread once tables are
+/// private.
+///
+/// Each call says so by itself (`MSG_DONTWAIT`); the open file is in blocking mode, because `O_NONBLOCK` makes io_uring answer
+/// `EAGAIN` where it is meant to wait for the socket.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
@@ -24,7 +28,7 @@ impl Socket {
     /// `WouldBlock` when nothing is there; else the kernel's.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
         // SAFETY: `self` keeps the descriptor open, and `buffer` is writable memory of the length given.
-        let count = unsafe { libc::recv(self.raw(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        let count = unsafe { libc::recv(self.raw(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
@@ -38,7 +42,7 @@ impl Socket {
         let vectors = &vectors[..vectors.len().min(limits::WRITE_SEGMENTS_MAX)];
         if let [one] = vectors {
             // SAFETY: `self` keeps the descriptor open, and `one` is readable memory of the length given.
-            let count = unsafe { libc::send(self.raw(), one.as_ptr().cast(), one.len(), libc::MSG_NOSIGNAL) };
+            let count = unsafe { libc::send(self.raw(), one.as_ptr().cast(), one.len(), SEND_FLAGS) };
             return usize::try_from(count).map_err(|_| io::Error::last_os_error());
         }
         // SAFETY: all-zero is a valid `msghdr`: no name, no control data, no vectors.
@@ -47,7 +51,7 @@ impl Socket {
         message.msg_iovlen = vectors.len();
         // SAFETY: `self` keeps the descriptor open; `IoSlice` has the layout of `iovec` by its documentation; the kernel only reads
         // the vectors and what they point to, all of which the borrow keeps alive until the call returns.
-        let count = unsafe { libc::sendmsg(self.raw(), &raw const message, libc::MSG_NOSIGNAL) };
+        let count = unsafe { libc::sendmsg(self.raw(), &raw const message, SEND_FLAGS) };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
@@ -114,7 +118,8 @@ impl Socket {
         self.fd.as_raw_fd()
     }
 
-    fn own(fd: OwnedFd) -> Self {
+    /// Takes over a socket that the kernel has just handed to this thread.
+    pub(super) fn own(fd: OwnedFd) -> Self {
         Self { fd, not_send: PhantomData }
     }
 }
@@ -122,9 +127,9 @@ impl Socket {
 impl TryFrom<TcpStream> for Socket {
     type Error = io::Error;
 
-    /// Takes a stream over and makes it non-blocking.
+    /// Takes a stream over, in blocking mode.
     fn try_from(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
+        stream.set_nonblocking(false)?;
         Ok(Self::own(OwnedFd::from(stream)))
     }
 }
@@ -194,15 +199,26 @@ impl Listener {
         Ok(Backlog { waiting: info.tcpi_unacked, length: info.tcpi_sacked })
     }
 
-    /// Takes one connection from the queue, non-blocking and close-on-exec.
+    /// Makes the open file wait, as io_uring wants it; [`Listener::accept`] must not be called after that.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_blocking(&self) -> io::Result<()> {
+        // SAFETY: `self` keeps the descriptor open; both commands take integers alone.
+        let flags = unsafe { libc::fcntl(self.socket.raw(), libc::F_GETFL) };
+        check(flags)?;
+        // SAFETY: as above.
+        check(unsafe { libc::fcntl(self.socket.raw(), libc::F_SETFL, flags & !libc::O_NONBLOCK) })
+    }
+
+    /// Takes one connection from the queue, close-on-exec.
     ///
     /// # Errors
     /// `WouldBlock` when the queue is empty; what [`is_passing`] accepts concerns one connection that is gone already; anything
     /// else is want of descriptors or memory and will happen again at once.
     pub fn accept(&self) -> io::Result<Socket> {
-        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: `self` keeps the descriptor open; null address and length are allowed and mean: not asked for.
-        let fd = unsafe { libc::accept4(self.socket.raw(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
+        let fd = unsafe { libc::accept4(self.socket.raw(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC) };
         check(fd)?;
         // SAFETY: the call above returned this descriptor, so it is open and nobody else owns it.
         Ok(Socket::own(unsafe { OwnedFd::from_raw_fd(fd) }))
@@ -281,6 +297,8 @@ fn as_stream(fd: BorrowedFd<'_>) -> ManuallyDrop<TcpStream> {
     ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(fd.as_raw_fd()) })
 }
 
+const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+
 fn check(result: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -314,7 +332,7 @@ mod tests {
         }
     }
 
-    /// An accepted socket is non-blocking, knows both addresses, takes the client options, and carries vectors in order.
+    /// An accepted socket does not wait, knows both addresses, takes the client options, and carries vectors in order.
     #[test]
     fn vectors_arrive_in_order() {
         let (server, mut client) = pair();

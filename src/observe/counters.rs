@@ -176,6 +176,12 @@ counters! {
     driver_stale_events_count: Counter = "Kernel events of an older generation.",
     driver_budget_exhausted_count: Counter = "Connections left unfinished in a turn because their budget was spent.",
     driver_accept_errors_count: Counter = "Failed accepts: descriptors or memory ran out.",
+    driver_uring: Gauge = "1 while the reactor runs on io_uring, 0 on epoll.",
+    driver_buffers_empty_count: Counter = "Receives that found no provided buffer (io_uring).",
+    driver_overflows_count: Counter = "Turns that found the completion queue overflown (io_uring).",
+    driver_promotions_count: Counter = "Connections that began to talk and got a receive of their own (io_uring).",
+    driver_parks_count: Counter = "Connections that rest on a poll again: silent, paused or sending in bulk (io_uring).",
+    driver_leaked_slots_count: Counter = "Slots given up because the kernel did not return their operations (io_uring).",
     ;
     upgrades_refused_count["status"; REFUSAL_STATUSES] = "Upgrade requests refused with plain HTTP, by status.",
     closes_count["cause"; CAUSE_NAMES] = "Connections ended, by cause.",

@@ -52,7 +52,9 @@ impl Gateway {
             ("store.free_bytes_min", "1048576"),
             ("protocol.hello_per_minute", "0"),
         ];
-        let kept = defaults.iter().filter(|(key, _)| !settings.iter().any(|(other, _)| other == key));
+        let driver = std::env::var("TIDEGATE_TEST_DRIVER").ok();
+        let driver = driver.as_deref().map(|name| ("driver", name));
+        let kept = defaults.iter().chain(&driver).filter(|(key, _)| !settings.iter().any(|(other, _)| other == key));
         let listen = free_address();
         let mut gateway = Self {
             child: None,
