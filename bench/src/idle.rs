@@ -1,4 +1,5 @@
-//! User memory per idle authenticated connection: growth of the process divided by the connections that came.
+//! Memory per idle authenticated connection: growth of the process divided by the connections that came; kernel memory, in slabs,
+//! apart.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame, Server
 use crate::Common;
 use crate::client::{Outbox, Ready, Script, Swarm};
 use crate::gateway::Gateway;
+use crate::machine::slab_bytes;
 use crate::results::Run;
 
 /// One measurement. The first tenth of the connections pays for what is made once, so the marginal figure leaves it out.
@@ -16,6 +18,7 @@ pub fn run(common: &Common) -> Result<Run, String> {
     let mut script = Greeter::new(common.connections, mint);
     let mut swarm = Swarm::new(gateway.address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
     let empty = gateway.memory()?;
+    let slab_empty = slab_bytes()?;
     let first_count = common.connections / 10;
     swarm.grow(first_count, &mut script)?;
     rest(&mut swarm, &mut script, common.warm_up())?;
@@ -28,6 +31,7 @@ pub fn run(common: &Common) -> Result<Run, String> {
     rest(&mut swarm, &mut script, common.duration())?;
     let cpu_after = gateway.cpu_total()?;
     let full = gateway.memory()?;
+    let slab_full = slab_bytes()?;
 
     let per = |more: u64, less: u64, count: usize| (more as f64 - less as f64) / count as f64;
     let added = common.connections - first_count;
@@ -37,6 +41,8 @@ pub fn run(common: &Common) -> Result<Run, String> {
     run.add("rss_bytes_per_connection", per(full.rss, empty.rss, common.connections));
     run.add("pss_bytes_per_connection_marginal", per(full.pss, first.pss, added));
     run.add("private_dirty_bytes_per_connection", per(full.private_dirty, empty.private_dirty, common.connections));
+    // Kernel memory is not the gateway's alone: both ends of every connection are on this machine, and whatever else it does.
+    run.add("kernel_slab_bytes_per_connection_both_ends", per(slab_full, slab_empty, common.connections));
     run.add("rss_empty_bytes", empty.rss as f64);
     run.add("rss_full_bytes", full.rss as f64);
     run.add("opened_per_s", added as f64 / opened.as_secs_f64());

@@ -49,6 +49,13 @@ fn disk_sync_us(data: &Path) -> Option<u64> {
     u64::try_from(times[50].as_micros()).ok()
 }
 
+/// Kernel memory in slabs, bytes: sockets, files and whatever else the kernel makes one by one.
+pub fn slab_bytes() -> Result<u64, String> {
+    let line = after("/proc/meminfo", "Slab").ok_or("/proc/meminfo says nothing of Slab")?;
+    let kib: u64 = line.trim_end_matches(" kB").trim().parse().map_err(|error| format!("Slab: {error}"))?;
+    Ok(kib * 1024)
+}
+
 fn commit() -> Option<String> {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
