@@ -27,21 +27,22 @@ use crate::config::{Exit, Secret, Settings};
 use crate::ids::{Mid, ReactorId};
 use crate::io::descriptors::Descriptors;
 use crate::io::driver::Driver;
-use crate::io::epoll::Epoll;
+use crate::io::epoll::{self, Epoll};
 use crate::io::pin;
 use crate::io::socket::Listener;
-use crate::io::uring::{Sizes, Uring};
+use crate::io::uring::{self, Sizes, Uring};
 use crate::io::wake::Waker;
 use crate::limits;
-use crate::mail::{Control, Report, Submit};
-use crate::mailbox::{self, Credit, LaneReceiver, LaneSender, lane};
+use crate::mail::{Control, Group, Report, Submit};
+use crate::mailbox::{self, Credit, LaneReceiver, LaneSender, SpareSender, lane, spares};
 use crate::observe::counters::{ReactorBlock, StoreBlock};
 use crate::observe::histogram::{self, ReactorHistograms, StoreHistograms};
 use crate::observe::trace::Sampling;
 use crate::reactor::{Outbox, Parts, Reactor};
+use crate::route::roster;
 use crate::session::auth::Verifier;
 use crate::session::rate::Rate;
-use crate::shard::{Rules, Shard};
+use crate::shard::{self, Rules, Shard};
 use crate::store::disk::SpaceRule;
 use crate::store::disk_real::RealDisk;
 use crate::store::engine::{Engine, EngineError};
@@ -53,7 +54,7 @@ use crate::store::projector::{self, Checkpoints};
 use crate::store::reader::{self, Answers};
 use crate::store::record;
 use crate::store::recovery::Cold;
-use crate::store::schema::Hashes;
+use crate::store::schema::{Batch, Hashes};
 use crate::store::sequencer::{self, Policy, Sequencer};
 use crate::store::thread::{self, Lanes};
 
@@ -150,6 +151,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
                 submit: store.submit.clone(),
                 credit: store.credit.clone(),
                 peers: posts.iter().map(|post| post.peer.clone()).collect(),
+                spare_groups: store.spare_groups.clone(),
             },
             clock,
             block,
@@ -180,6 +182,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         },
         clock,
         version: env!("CARGO_PKG_VERSION"),
+        idle_session_bytes: idle_layout(kernel.slot_bytes()).iter().map(|(_, bytes)| bytes).sum(),
         demo,
     };
     let admin = Admin::start(settings.admin.listen, sources)
@@ -202,6 +205,13 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let finished = store.finish();
     admin.stop();
     ended.and(finished)
+}
+
+/// Bytes that an idle session occupies by layout, line by line: the table of `docs/architecture.md`. `socket` is the driver's part.
+/// Names, the table that finds them and the timer of the token come on top.
+fn idle_layout(socket: usize) -> [(&'static str, usize); 6] {
+    let [hot, cold, tick, session] = shard::IDLE_LINES;
+    [hot, cold, tick, session, ("socket", socket), ("roster entry", roster::ENTRY_BYTES)]
 }
 
 /// What main waits for.
@@ -333,6 +343,13 @@ impl Kernel {
             Self::Uring(_) => Uring::NAME,
         }
     }
+
+    fn slot_bytes(self) -> usize {
+        match self {
+            Self::Epoll => epoll::SLOT_BYTES,
+            Self::Uring(_) => uring::SLOT_BYTES,
+        }
+    }
 }
 
 fn spawn_reactor(start: Start, parts: Parts, events: &mpsc::Sender<Occurrence>) -> Result<(), Fatal> {
@@ -415,6 +432,7 @@ impl Drop for EndGuard {
 /// The store side: threads, and the lanes into them.
 struct Store {
     submit: LaneSender<Submit>,
+    spare_groups: SpareSender<Group>,
     credit: Credit,
     block: Arc<StoreBlock>,
     hash_key: [u8; 16],
@@ -481,7 +499,9 @@ impl Store {
             spawn_reader(number, engine.clone(), hashes, lane, progress.clone(), clock, to.clone())?;
         }
         let checkpoints = Checkpoints { flush_bytes: settings.store.segment_bytes, sync_every: CHECKPOINT_EVERY };
-        let projector = spawn_projector(engine, projections, progress, checkpoints, events.clone())?;
+        let (spare_groups_in, spare_groups) = spares(limits::SPARES_PER_CORE_MAX * posts.len());
+        let (spare_batches_in, spare_batches) = spares(limits::SPARE_BATCHES_MAX);
+        let projector = spawn_projector(engine, projections, progress, spare_batches_in, checkpoints, events.clone())?;
         let stop = Arc::new(AtomicBool::new(false));
         let block = Arc::new(StoreBlock::default());
         let (histograms, source) = StoreHistograms::new();
@@ -492,6 +512,8 @@ impl Store {
             group: posts.iter().map(|post| post.group.clone()).collect(),
             job: jobs,
             project,
+            spare_groups,
+            spare_batches,
             credit: credit.clone(),
             clock,
             waker: waker.clone(),
@@ -500,8 +522,18 @@ impl Store {
             histograms,
         };
         let ended = spawn_store(sequencer, lanes, events.clone())?;
-        let store =
-            Self { submit, credit, block, hash_key: store.hash_key, dedup_s: store.dedup_s, stop, waker, ended, projector };
+        let store = Self {
+            submit,
+            spare_groups: spare_groups_in,
+            credit,
+            block,
+            hash_key: store.hash_key,
+            dedup_s: store.dedup_s,
+            stop,
+            waker,
+            ended,
+            projector,
+        };
         Ok((store, source))
     }
 
@@ -580,12 +612,13 @@ fn spawn_projector(
     engine: Engine,
     groups: LaneReceiver<Projection>,
     progress: Arc<Progress>,
+    spares: SpareSender<Batch>,
     checkpoints: Checkpoints,
     events: mpsc::Sender<Occurrence>,
 ) -> Result<JoinHandle<()>, Fatal> {
     spawn("projector", move || {
         let guard = EndGuard { events: events.clone(), armed: true };
-        let result = projector::run(&engine, &groups, &progress, checkpoints);
+        let result = projector::run(&engine, &groups, &progress, &spares, checkpoints);
         guard.disarm();
         if let Err(error) = result {
             drop(events.send(Occurrence::Fatal(storage(error))));
@@ -739,3 +772,44 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// The echo endpoint answers messages of 16 MiB.
 const ECHO_QUEUE_BYTES: u32 = 20 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conn::timers::Wheel;
+
+    /// "What a connection costs" in `docs/architecture.md` says line by line what the compiler says.
+    #[test]
+    fn the_page_of_costs_is_true() {
+        let page = include_str!("../docs/architecture.md");
+        let (_, section) = page.split_once("## What a connection costs").expect("the section is there");
+        let section = section.split("\n## ").next().expect("a part");
+        let rows: Vec<(&str, usize)> = section.lines().filter_map(costs).collect();
+        let layout = idle_layout(epoll::SLOT_BYTES);
+        let sum = |lines: &[(&str, usize)]| lines.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        let (roster, core) = layout.split_last().expect("six lines");
+        let mut expected = core.to_vec();
+        expected.extend([
+            ("sum in the reactor", sum(core)),
+            *roster,
+            ("sum by layout", sum(&layout)),
+            ("instead of epoll", uring::SLOT_BYTES),
+            ("timer", Wheel::TIMER_BYTES),
+        ]);
+        assert_eq!(rows.len(), expected.len(), "{rows:?}");
+        for ((what, bytes), (name, size)) in rows.into_iter().zip(expected) {
+            assert!(what.starts_with(name) && bytes == size, "the page says {what}: {bytes}, the layout {name}: {size}");
+        }
+        let ring = sum(core) - epoll::SLOT_BYTES + uring::SLOT_BYTES;
+        assert!(ring <= 200 && sum(core) <= 200, "the contract");
+        assert!(section.contains(&format!("the two sums are {ring} and {}", ring + roster.1)));
+    }
+
+    /// A row whose second cell is a sum of numbers, in the section of costs: what it names and how many bytes.
+    fn costs(line: &'static str) -> Option<(&'static str, usize)> {
+        let [what, bytes, _where] =
+            line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ").collect::<Vec<_>>().try_into().ok()?;
+        let parts: Option<Vec<usize>> = bytes.split(" + ").map(|part| part.split(' ').next()?.parse().ok()).collect();
+        Some((what, parts?.iter().sum()))
+    }
+}

@@ -109,6 +109,26 @@ pub const PROJECT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of rows that wait for a sync while the level asks for none. Full: the log is synced at once.
 pub const UNSYNCED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Emptied groups on their way back to the store, per core, and batches of rows. Filled by reactors and projector; full: one more is
+/// freed where it was emptied.
+pub const SPARES_PER_CORE_MAX: usize = 2;
+/// See [`SPARES_PER_CORE_MAX`].
+pub const SPARE_BATCHES_MAX: usize = 8;
+
+/// Events and targets that an emptied group has room for, and bytes of an emptied batch. Larger: it is not kept.
+pub const SPARE_EVENTS_MAX: usize = 512;
+/// See [`SPARE_EVENTS_MAX`].
+pub const SPARE_TARGETS_MAX: usize = 4_096;
+/// See [`SPARE_EVENTS_MAX`].
+pub const SPARE_BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Empty windows of unacknowledged deliveries that a core keeps for the next session that needs one. Filled by ACK; full: one more is
+/// freed.
+pub const SPARE_BACKLOGS_MAX: usize = 1_024;
+
+/// How often a core gives back what its pools have not needed since the last time.
+pub const TRIM_EVERY: Duration = Duration::from_secs(10);
+
 /// Submissions taken into one commit group.
 pub const GROUP_SUBMISSIONS_MAX: usize = 8_192;
 

@@ -5,6 +5,7 @@
 
 use crate::clock::Moment;
 use crate::ids::{Cmid, Mid, ReactorId, RosterId, SessionRef};
+use crate::limits::{SPARE_EVENTS_MAX, SPARE_TARGETS_MAX};
 use crate::wire::envelope::{Encoding, ErrorCode, Trace, send_flags};
 use crate::wire::message::{Body, Text};
 
@@ -439,6 +440,17 @@ pub struct Group {
     pub events: Vec<Event>,
     /// Receivers of the deliveries; [`Event::Deliver`] names a range of it.
     pub targets: Vec<Target>,
+}
+
+impl Group {
+    /// The memory of a group whose core is done with it, for the store to fill again. `None` if it is more than is worth keeping.
+    #[must_use]
+    pub fn emptied(mut self) -> Option<Self> {
+        self.events.clear();
+        self.targets.clear();
+        let is_small = self.events.capacity() <= SPARE_EVENTS_MAX && self.targets.capacity() <= SPARE_TARGETS_MAX;
+        is_small.then_some(self)
+    }
 }
 
 /// One thing of a [`Group`].

@@ -89,6 +89,42 @@ impl<T> Clone for LaneSender<T> {
     }
 }
 
+/// Makes a lane on which emptied values come back to be filled again, at most `bound`. Nobody is woken for them.
+#[must_use]
+pub fn spares<T>(bound: usize) -> (SpareSender<T>, SpareReceiver<T>) {
+    let (sender, receiver) = channel::bounded(bound);
+    (SpareSender(sender), SpareReceiver(receiver))
+}
+
+/// The end of a lane of spares that gives. May be cloned.
+#[derive(Debug)]
+pub struct SpareSender<T>(channel::Sender<T>);
+
+impl<T> SpareSender<T> {
+    /// Gives `value` back. When the lane is full, it is freed here.
+    pub fn give(&self, value: T) {
+        let _ = self.0.try_send(value);
+    }
+}
+
+impl<T> Clone for SpareSender<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// The end of a lane of spares that takes.
+#[derive(Debug)]
+pub struct SpareReceiver<T>(channel::Receiver<T>);
+
+impl<T> SpareReceiver<T> {
+    /// One that has come back.
+    #[must_use]
+    pub fn take(&self) -> Option<T> {
+        self.0.try_recv().ok()
+    }
+}
+
 /// The end of a lane that takes; one thread owns it.
 #[derive(Debug)]
 pub struct LaneReceiver<T> {

@@ -23,8 +23,8 @@ use crate::io::socket::Socket;
 use crate::io::uring::Uring;
 use crate::io::wake::Waker;
 use crate::limits;
-use crate::mail::{Control, Peer, Report, Submit};
-use crate::mailbox::{Credit, Inbox, LaneSender};
+use crate::mail::{Control, Group, Peer, Report, Submit};
+use crate::mailbox::{Credit, Inbox, LaneSender, SpareSender};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
 use crate::observe::trace;
@@ -58,6 +58,8 @@ pub struct Outbox {
     pub credit: Credit,
     /// To every reactor, by number.
     pub peers: Vec<LaneSender<Peer>>,
+    /// Emptied groups, back to the store thread.
+    pub spare_groups: SpareSender<Group>,
 }
 
 impl Outlet for Outbox {
@@ -93,6 +95,7 @@ impl<D: Driver> Reactor<D> {
     pub fn new(driver: D, shard: Shard, stash_bytes_max: usize, parts: Parts) -> Self {
         let hands = Hands {
             now: parts.clock.now(),
+            trimmed: parts.clock.now(),
             clock: parts.clock,
             shard,
             stashes: Stashes::new(stash_bytes_max),
@@ -128,6 +131,7 @@ impl<D: Driver> Reactor<D> {
             let more_mail = self.take_mail();
             self.hands.shard.handle_time(self.hands.now, &mut self.hands.outbox);
             self.hands.flush(&mut self.driver);
+            self.hands.trim();
             busy = more_mail || self.hands.shard.is_busy();
             self.publish(begun);
             if self.hands.shard.is_drained() {
@@ -201,6 +205,9 @@ impl<D: Driver> Reactor<D> {
                 hands.committed.push(committed);
                 hands.histograms.delivered(hands.clock.now().since(committed));
             }
+            if let Some(spare) = group.emptied() {
+                hands.outbox.spare_groups.give(spare);
+            }
             hands.flush_if_long(driver);
         }
         while budget > 0
@@ -272,6 +279,8 @@ struct Hands {
     id: ReactorId,
     clock: Clock,
     now: Moment,
+    /// When the pools were last trimmed.
+    trimmed: Moment,
     shard: Shard,
     stashes: Stashes,
     outbox: Outbox,
@@ -301,6 +310,15 @@ impl Hands {
     fn wake(&mut self) {
         if self.has_slept {
             self.tell_time();
+        }
+    }
+
+    /// Gives back what the pools have not needed for a while.
+    fn trim(&mut self) {
+        if self.now.since(self.trimmed) >= limits::TRIM_EVERY {
+            self.trimmed = self.now;
+            self.shard.trim();
+            self.stashes.trim();
         }
     }
 
@@ -480,8 +498,8 @@ mod tests {
     use crate::config::Secret;
     use crate::ids::SessionRef;
     use crate::io::epoll::Epoll;
-    use crate::mail::{Event, Group, PageReply, Reached};
-    use crate::mailbox::{lane, reactor_lanes};
+    use crate::mail::{Event, PageReply, Reached};
+    use crate::mailbox::{lane, reactor_lanes, spares};
     use crate::observe::counters::CloseCause;
     use crate::session::auth::Verifier;
     use crate::session::rate::Rate;
@@ -600,7 +618,7 @@ mod tests {
             id: ReactorId(0),
             inbox,
             waker: waker.clone(),
-            outbox: Outbox { submit, credit: Credit::new(1), peers: Vec::new() },
+            outbox: Outbox { submit, credit: Credit::new(1), peers: Vec::new(), spare_groups: spares(1).0 },
             clock,
             block: Arc::clone(&block),
             histograms: ReactorHistograms::new().0,

@@ -83,6 +83,8 @@ pub struct Sources {
     pub drain: Drain,
     /// The clock all threads share.
     pub clock: Clock,
+    /// Bytes that an idle session occupies by layout.
+    pub idle_session_bytes: usize,
     /// What `--version` says.
     pub version: &'static str,
     /// What the page to try needs.
@@ -170,9 +172,9 @@ impl Shared {
 
 async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-    let Sources { reactors, store, histograms, health, submit, credit, controls, settings, drain, clock, version, demo } =
-        sources;
-    let metrics = Metrics::new(version, clock.now(), reactors.clone(), Arc::clone(&store), histograms);
+    let Sources { reactors, store, histograms, health, submit, credit, controls, settings, drain, clock, .. } = sources;
+    let Sources { idle_session_bytes, version, demo, .. } = sources;
+    let metrics = Metrics::new(version, clock.now(), idle_session_bytes, reactors.clone(), Arc::clone(&store), histograms);
     let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
     let shared = Arc::new(Shared {
         addr,

@@ -36,6 +36,7 @@ fn node(submit_bound: usize) -> Node {
         settings: Settings::default(),
         drain: Box::new(|| {}),
         clock: Clock::new(),
+        idle_session_bytes: 196,
         version: "0.0.0-test",
         demo: Demo { listen: "127.0.0.1:8080".parse().unwrap(), path: "/ws".to_owned(), secret: None },
     };

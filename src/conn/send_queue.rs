@@ -56,6 +56,8 @@ pub enum Wrap {
 pub struct SendPool {
     frames: Vec<Frame>,
     free_frames: Vec<u32>,
+    /// How many of them, from the bottom, nobody has needed since the last [`SendPool::trim`].
+    unused_frames: usize,
     nodes: Vec<Node>,
     free_node: u32,
     /// Bytes queued on all connections, shared frames counted once per receiver.
@@ -81,7 +83,9 @@ impl SendPool {
     /// # Panics
     /// If the frame is longer than `u32::MAX / 2`; every message is bounded far below.
     pub fn build(&mut self, wrap: Wrap, write: impl FnOnce(&mut Vec<u8>)) -> FrameIndex {
-        let index = self.free_frames.pop().unwrap_or_else(|| {
+        let free = self.free_frames.pop();
+        self.unused_frames = self.unused_frames.min(self.free_frames.len());
+        let index = free.unwrap_or_else(|| {
             self.frames.push(Frame { bytes: Vec::new(), count: 0, wrap });
             u32::try_from(self.frames.len() - 1).expect("four billion frames do not fit the byte budget")
         });
@@ -232,9 +236,10 @@ impl SendPool {
         }
     }
 
-    /// Gives the memory of free blocks back to the allocator.
+    /// Gives the memory of the blocks that have not been needed since the last call back to the allocator.
     pub fn trim(&mut self) {
-        for &index in &self.free_frames {
+        let unused = std::mem::replace(&mut self.unused_frames, self.free_frames.len());
+        for &index in &self.free_frames[..unused] {
             let block = &mut self.frames[index as usize].bytes;
             self.free_bytes -= block.capacity();
             *block = Vec::new();
@@ -468,5 +473,24 @@ mod tests {
         assert_eq!(pool.free_frames.len(), 1);
         let again = pool.build(Wrap::Frame(Opcode::Text), |out| assert_eq!(out.capacity(), 100));
         assert_eq!(again, frame);
+        pool.release(again);
+    }
+
+    /// Trimming takes what lay idle since the last time: of a burst of ten frames two are still in use now and then, eight go.
+    #[test]
+    fn trimming_leaves_what_was_needed_lately() {
+        let mut pool = SendPool::new();
+        let burst = |pool: &mut SendPool, count: usize| {
+            let frames: Vec<_> = (0..count).map(|_| pool.build(Wrap::Frame(Opcode::Binary), |out| out.resize(100, 1))).collect();
+            frames.into_iter().for_each(|frame| pool.release(frame));
+        };
+        burst(&mut pool, 10);
+        pool.trim();
+        assert_eq!(pool.free_bytes, 1000, "needed since the last time");
+        burst(&mut pool, 2);
+        pool.trim();
+        assert_eq!(pool.free_bytes, 200);
+        pool.trim();
+        assert_eq!((pool.free_bytes, pool.free_frames.len()), (0, 10));
     }
 }

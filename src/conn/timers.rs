@@ -44,6 +44,9 @@ pub struct Wheel {
 }
 
 impl Wheel {
+    /// Bytes per timer.
+    pub const TIMER_BYTES: usize = size_of::<Entry>();
+
     /// An empty wheel that stands at `now`, in ticks of [`crate::clock::Moment::tick`].
     #[must_use]
     pub fn new(now: u32) -> Self {
@@ -211,6 +214,9 @@ pub struct Liveness {
 }
 
 impl Liveness {
+    /// Bytes per slot.
+    pub const SLOT_BYTES: usize = size_of::<u32>();
+
     /// For up to `capacity` slots, all vacant, beginning at tick `now`.
     #[must_use]
     pub fn new(capacity: usize, now: u32) -> Self {

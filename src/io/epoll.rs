@@ -438,7 +438,8 @@ struct Slot {
     life: u32,
 }
 
-const _: () = assert!(size_of::<Slot>() == 8);
+/// Bytes of a connection in this driver.
+pub const SLOT_BYTES: usize = size_of::<Slot>();
 
 impl Slot {
     fn is(&self, flags: u32) -> bool {

@@ -972,7 +972,8 @@ struct Slot {
     count: u8,
 }
 
-const _: () = assert!(size_of::<Slot>() == 24);
+/// Bytes of a connection in this driver.
+pub const SLOT_BYTES: usize = size_of::<Slot>();
 
 impl Slot {
     fn is(&self, flags: u32) -> bool {

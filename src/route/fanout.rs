@@ -36,6 +36,8 @@ struct Core {
     events: Vec<Event>,
     targets: Vec<Target>,
     bytes: usize,
+    /// Where the targets of the event being told begin.
+    first: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -130,15 +132,17 @@ impl Fanout {
     /// Adds an event for `sessions`, made once per core that has one of them by `event` from the first target and the number of
     /// targets. Returns how many receive it.
     pub fn tell(&mut self, sessions: impl Iterator<Item = SessionRef>, event: impl Fn(u32, u32) -> Event) -> usize {
-        let firsts: Vec<u32> = self.cores.iter().map(|core| target_index(core.targets.len())).collect();
+        for core in &mut self.cores {
+            core.first = target_index(core.targets.len());
+        }
         for session in sessions {
             self.cores[usize::from(session.reactor.0)].push_target(session, false);
         }
         let mut told = 0;
-        for (core, first) in self.cores.iter_mut().zip(firsts) {
-            let count = target_index(core.targets.len()) - first;
+        for core in &mut self.cores {
+            let count = target_index(core.targets.len()) - core.first;
             if count > 0 {
-                core.events.push(event(first, count));
+                core.events.push(event(core.first, count));
                 core.bytes += EVENT_BYTES;
                 told += count as usize;
             }
@@ -172,14 +176,23 @@ impl Fanout {
         self.deliveries_count
     }
 
-    /// Ends the group: what it means to each core that it means anything to, with its size in bytes, roughly.
-    pub fn take(&mut self, number: u64, committed: Option<Moment>) -> impl Iterator<Item = (ReactorId, Group, usize)> + '_ {
+    /// Ends the group: what it means to each core that it means anything to, with its size in bytes, roughly. `spare` gives empty
+    /// groups, in whose memory the next ones are gathered.
+    pub fn take(
+        &mut self,
+        number: u64,
+        committed: Option<Moment>,
+        mut spare: impl FnMut() -> Group,
+    ) -> impl Iterator<Item = (ReactorId, Group, usize)> {
         self.resolved.clear();
         self.receivers.clear();
         self.ranges.clear();
         self.deliveries_count = 0;
         (0..).zip(&mut self.cores).filter(|(_, core)| !core.events.is_empty()).map(move |(index, core)| {
-            let Core { events, targets, bytes } = std::mem::take(core);
+            let Group { events, targets, .. } = spare();
+            assert!(events.is_empty() && targets.is_empty());
+            let next = Core { events, targets, bytes: 0, first: 0 };
+            let Core { events, targets, bytes, .. } = std::mem::replace(core, next);
             (ReactorId(index), Group { number, committed, events, targets }, bytes)
         })
     }
@@ -194,7 +207,7 @@ impl Fanout {
                 user: first,
             }));
         }
-        self.receivers[start..].sort_by_key(|receiver| receiver.session.reactor);
+        self.receivers[start..].sort_unstable_by_key(|receiver| (receiver.session.reactor, receiver.session.index));
         Resolved { receivers: start..self.receivers.len(), sender: None, ranges: 0..0 }
     }
 
@@ -287,7 +300,7 @@ mod tests {
     }
 
     fn collect(fanout: &mut Fanout, seen: &mut Seen) {
-        for (reactor, group, _) in fanout.take(1, None) {
+        for (reactor, group, _) in fanout.take(1, None, Group::default) {
             for event in &group.events {
                 match event {
                     Event::Deliver { message, first, count } => {
@@ -382,7 +395,7 @@ mod tests {
             assert_eq!(fanout.deliver(&roster, [1; 16], members, source, &delivery(seq)), 4);
         }
         assert_eq!(fanout.deliveries_count(), 64);
-        let (_, group, _) = fanout.take(1, None).next().unwrap();
+        let (_, group, _) = fanout.take(1, None, Group::default).next().unwrap();
         assert_eq!((group.events.len(), group.targets.len()), (16, 4));
     }
 
@@ -396,7 +409,7 @@ mod tests {
         roster.attach(hash("bo"), "bo", "web", 0, session(1, 3));
         let mut fanout = Fanout::new(3);
         fanout.conv_event(&roster, [(hash("al"), "al"), (hash("cy"), "cy")].into_iter(), &Text::from("g:x"), 1, 4);
-        let groups: Vec<_> = fanout.take(1, None).map(|(reactor, group, _)| (reactor.0, group)).collect();
+        let groups: Vec<_> = fanout.take(1, None, Group::default).map(|(reactor, group, _)| (reactor.0, group)).collect();
         assert_eq!(groups.iter().map(|(core, _)| *core).collect::<Vec<_>>(), [0, 2]);
         for (_, group) in groups {
             assert!(matches!(group.events[..], [Event::Conv { event: 1, version: 4, first: 0, count: 1, .. }]));

@@ -38,7 +38,8 @@ struct Entry {
     platform: u8,
 }
 
-const _: () = assert!(size_of::<Entry>() == 24);
+/// Bytes of a device beside its names and its place in the table.
+pub const ENTRY_BYTES: usize = size_of::<Entry>();
 
 /// What became of an attach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 
 use super::nack::Nacks;
 use crate::ids::{ConnectionId, FrameIndex, Mid, RosterId};
+use crate::limits::SPARE_BACKLOGS_MAX;
 use crate::mail::Mark;
 use crate::wire::envelope::Encoding;
 use crate::wire::message::Text;
@@ -201,8 +202,12 @@ impl Session {
             release(held);
         }
         backlog.full_since_ms = None;
-        self.drop_empty_backlog();
         Some(true)
+    }
+
+    /// Takes out a backlog that holds nothing any more, after [`Session::acknowledge`]: a session at rest owns nothing beside its line.
+    pub fn take_empty_backlog(&mut self) -> Option<Box<Backlog>> {
+        self.backlog.take_if(|backlog| backlog.is_empty())
     }
 
     /// What to tell the device now that there is room. It is told once, and again after a resume until it has it.
@@ -358,6 +363,42 @@ impl Backlog {
     }
 }
 
+/// Empty backlogs of one core, for the next sessions that need one: a lone message would otherwise allocate twice and free twice.
+#[derive(Debug, Default)]
+pub struct SpareBacklogs {
+    #[expect(clippy::vec_box, reason = "the box itself is what is kept")]
+    free: Vec<Box<Backlog>>,
+    /// How many of them, from the bottom, nobody has needed since the last [`SpareBacklogs::trim`].
+    unused: usize,
+}
+
+impl SpareBacklogs {
+    /// One for a session that has none.
+    pub fn take(&mut self) -> Option<Box<Backlog>> {
+        let backlog = self.free.pop();
+        self.unused = self.unused.min(self.free.len());
+        backlog
+    }
+
+    /// Keeps what a session has left, but for what is seldom needed, if it is small and there is room.
+    pub fn give(&mut self, mut backlog: Box<Backlog>) {
+        assert!(backlog.is_empty());
+        if self.free.len() < SPARE_BACKLOGS_MAX && backlog.ring.capacity() <= SPARE_DELIVERIES_MAX {
+            *backlog = Backlog { ring: std::mem::take(&mut backlog.ring), ..Backlog::default() };
+            self.free.push(backlog);
+        }
+    }
+
+    /// Frees what has not been needed since the last call.
+    pub fn trim(&mut self) {
+        self.free.drain(..self.unused);
+        self.unused = self.free.len();
+    }
+}
+
+/// Deliveries that an empty backlog worth keeping has room for.
+const SPARE_DELIVERIES_MAX: usize = 32;
+
 /// Marked conversations of one session. Full: one RESYNC instead of a NOTICE each. Counter: `resyncs_sent_count`.
 pub const MARKS_MAX: usize = 256;
 
@@ -417,11 +458,37 @@ mod tests {
         assert_eq!(session.held().collect::<Vec<_>>(), [(1, held(60)), (2, held(40))]);
         assert_eq!(session.acknowledge(3, |it| freed.push(it)), None);
         assert_eq!(session.acknowledge(1, |it| freed.push(it)), Some(true));
+        assert!(session.take_empty_backlog().is_none());
         assert_eq!(session.held().collect::<Vec<_>>(), [(2, held(40))]);
         assert_eq!(session.acknowledge(2, |it| freed.push(it)), Some(true));
         assert_eq!(session.acknowledge(1, |it| freed.push(it)), Some(false));
         assert_eq!((freed, session.window_bytes), (vec![held(60), held(40)], 0));
+        assert!(session.take_empty_backlog().is_some());
         assert!(session.backlog.is_none());
+    }
+
+    /// A spare is found again, a long one is not kept, and what lay idle between two trims is freed.
+    #[test]
+    fn spares_are_kept_while_they_are_needed() {
+        let mut spares = SpareBacklogs::default();
+        let mut session = session(100);
+        let mut round = |spares: &mut SpareBacklogs, count: u64| {
+            session.backlog = spares.take();
+            let found = session.backlog.is_some();
+            for _ in 0..count {
+                session.deliver(held(1));
+            }
+            assert_eq!(session.acknowledge(session.pos, |_| {}), Some(true));
+            spares.give(session.take_empty_backlog().expect("all is acknowledged"));
+            found
+        };
+        assert!(!round(&mut spares, 1) && round(&mut spares, 2));
+        spares.trim();
+        assert!(round(&mut spares, 1), "needed since the last time");
+        spares.trim();
+        spares.trim();
+        assert!(!round(&mut spares, 100), "idle between two trims");
+        assert!(!round(&mut spares, 1), "too long to be kept");
     }
 
     /// Marks of one conversation merge by max, and too many become one RESYNC.

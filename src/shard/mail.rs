@@ -213,6 +213,9 @@ impl Shard {
             }
             return;
         }
+        if session.backlog.is_none() {
+            session.backlog = self.backlogs.take();
+        }
         let pos = session.deliver(Held { frame, bytes });
         self.pool.hold(frame);
         self.counters.deliveries_count += 1;
@@ -351,14 +354,11 @@ impl Shard {
     pub(super) fn submit_cursors(&mut self, outlet: &mut impl Outlet) {
         self.cursors_due_ms = None;
         let sessions = &self.sessions;
-        let cursors: Vec<CursorMail> = self
-            .cursors
-            .drain()
-            .filter_map(|((session, conv), seq)| {
-                let roster = sessions.get(slot_of(session))?.roster?;
-                Some(CursorMail { session, roster, conv, seq })
-            })
-            .collect();
+        let mut cursors = Vec::with_capacity(self.cursors.len());
+        cursors.extend(self.cursors.drain().filter_map(|((session, conv), seq)| {
+            let roster = sessions.get(slot_of(session))?.roster?;
+            Some(CursorMail { session, roster, conv, seq })
+        }));
         if cursors.is_empty() {
             return;
         }

@@ -40,7 +40,7 @@ use crate::mail::{PageMail, Peer, Submit};
 use crate::observe::counters::{CloseCause, ReactorCounters};
 use crate::observe::trace::{Sampling, Steps};
 use crate::session::auth::Verifier;
-use crate::session::delivery::Session;
+use crate::session::delivery::{Session, SpareBacklogs};
 use crate::session::hold::Holds;
 use crate::session::rate::{Bucket, Rate};
 use crate::store::schema::Hashes;
@@ -118,6 +118,7 @@ pub struct Shard {
     /// Tick of the last received byte, by slot: the only thing activity writes.
     liveness: Liveness,
     sessions: Table<Session>,
+    backlogs: SpareBacklogs,
     pool: SendPool,
     arena: Arena,
     wheel: Wheel,
@@ -154,6 +155,14 @@ pub struct Shard {
     pub steps: Steps,
 }
 
+/// Bytes of an idle connection and its session on their core, line by line; the driver has its own.
+pub const IDLE_LINES: [(&str, usize); 4] = [
+    ("connection, hot", Table::<Connection>::SLOT_BYTES),
+    ("connection, cold", size_of::<Cold>()),
+    ("last received tick", Liveness::SLOT_BYTES),
+    ("session", Table::<Session>::SLOT_BYTES),
+];
+
 /// What the driver has to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -181,6 +190,7 @@ impl Shard {
             liveness: Liveness::new(connections_max, now.tick()),
             // As many attached as detached, and those on their way out.
             sessions: Table::with_capacity(2 * connections_max + SESSIONS_LEAVING_MAX),
+            backlogs: SpareBacklogs::default(),
             pool: SendPool::new(),
             arena: Arena::new(crate::limits::ARENA_CHUNK_BYTES),
             wheel: Wheel::new(now.tick()),
@@ -265,6 +275,13 @@ impl Shard {
     /// The handling of its bytes panicked: whatever state it left, this connection ends, with 1011.
     pub fn handle_panic(&mut self, id: ConnectionId) {
         self.close(id, 1011, CloseCause::InternalError);
+    }
+
+    /// Gives back what the pools have not needed since the last call.
+    pub fn trim(&mut self) {
+        self.pool.trim();
+        self.backlogs.trim();
+        self.arena.trim();
     }
 
     /// Chunks the arena has asked of the allocator.

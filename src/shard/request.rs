@@ -459,7 +459,11 @@ impl Shard {
         let Some(session_id) = self.session_id(id) else { return };
         let pool = &mut self.pool;
         let session = self.sessions.get_mut(session_id).expect("named by its connection");
-        match session.acknowledge(pos, |held| pool.let_go(held.frame)) {
+        let acknowledged = session.acknowledge(pos, |held| pool.let_go(held.frame));
+        if let Some(backlog) = session.take_empty_backlog() {
+            self.backlogs.give(backlog);
+        }
+        match acknowledged {
             None => self.refuse(id, 0, ErrorCode::BeyondHead, 0, "pos was never given out"),
             Some(true) => self.catch_up(id),
             Some(false) => {}

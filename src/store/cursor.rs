@@ -40,10 +40,19 @@ impl Cursors {
         }
     }
 
-    /// Gives all away.
+    /// Gives all away. The list may be brought back empty by [`Cursors::bring_back`], so that the next one need not be made.
     pub fn take(&mut self) -> Vec<Pending> {
         self.index.clear();
         std::mem::take(&mut self.list)
+    }
+
+    /// See [`Cursors::take`].
+    ///
+    /// # Panics
+    /// If either list is not empty.
+    pub fn bring_back(&mut self, list: Vec<Pending>) {
+        assert!(self.list.is_empty() && list.is_empty());
+        self.list = list;
     }
 
     /// Whether none waits.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Engine, EngineError};
 use super::job::{Progress, Projection};
-use crate::mailbox::{LaneReceiver, NoMail};
+use super::schema::Batch;
+use crate::mailbox::{LaneReceiver, NoMail, SpareSender};
 
 /// When the projector makes a checkpoint.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +20,7 @@ pub struct Checkpoints {
     pub sync_every: Duration,
 }
 
-/// Writes groups until every sender of the lane is gone, then makes a last checkpoint.
+/// Writes groups until every sender of the lane is gone, then makes a last checkpoint. Written batches go back through `spares`.
 ///
 /// # Errors
 /// [`EngineError`]: the store stops taking messages once the backlog is full, and the operator is told at once.
@@ -27,6 +28,7 @@ pub fn run(
     engine: &Engine,
     groups: &LaneReceiver<Projection>,
     progress: &Arc<Progress>,
+    spares: &SpareSender<Batch>,
     checkpoints: Checkpoints,
 ) -> Result<(), EngineError> {
     let mut written_bytes = 0;
@@ -38,6 +40,9 @@ pub fn run(
                 let bytes = projection.batch.len_bytes() as u64;
                 engine.write(&mut projection.batch)?;
                 progress.written(projection.number, bytes);
+                if let Some(spare) = projection.batch.emptied() {
+                    spares.give(spare);
+                }
                 written_bytes += bytes;
                 unsynced = true;
             }

@@ -34,6 +34,7 @@ use siphasher::sip::SipHasher24;
 use siphasher::sip128::{Hasher128, SipHasher24 as SipHasher24Wide};
 
 use crate::ids::{Cmid, Mid};
+use crate::limits::SPARE_BATCH_BYTES_MAX;
 
 /// Keyed hash of a conversation id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -306,17 +307,26 @@ impl Batch {
     /// Sorts by key and keeps the last change of each: half the CPU of inserting unsorted. [`Change::Max`] keeps the last as well;
     /// whoever adds it adds growing ones.
     pub fn sort(&mut self) {
-        let bytes = &self.bytes;
+        let Self { bytes, slots, .. } = self;
         let key = |slot: &Slot| (slot.keyspace, &bytes[slot.start as usize..slot.value as usize]);
-        self.slots.sort_by(|a, b| key(a).cmp(&key(b)));
-        let mut kept: Vec<Slot> = Vec::with_capacity(self.slots.len());
-        for slot in &self.slots {
-            match kept.last_mut() {
-                Some(last) if key(last) == key(slot) => *last = *slot,
-                _ => kept.push(*slot),
+        slots.sort_unstable_by(|a, b| key(a).cmp(&key(b)).then(a.start.cmp(&b.start)));
+        slots.dedup_by(|next, last| {
+            let is_same = key(next) == key(last);
+            if is_same {
+                *last = *next;
             }
-        }
-        self.slots = kept;
+            is_same
+        });
+    }
+
+    /// The memory of a batch that has been written, for the next one. `None` if it is more than is worth keeping.
+    #[must_use]
+    pub fn emptied(mut self) -> Option<Self> {
+        self.bytes.clear();
+        self.slots.clear();
+        self.clears.clear();
+        let held_bytes = self.bytes.capacity() + self.slots.capacity() * size_of::<Slot>();
+        (held_bytes <= SPARE_BATCH_BYTES_MAX).then_some(self)
     }
 
     /// The keyspaces to empty first.

@@ -77,6 +77,14 @@ pub trait Ports {
     fn send_projection(&mut self, projection: Projection) -> Result<(), Projection>;
     /// Bodies of so many bytes have left the store: the credit of the `submit` lane gets them back.
     fn give_back(&mut self, bytes: u64);
+    /// A group that a core is done with, emptied. `None`: none has come back.
+    fn spare_group(&mut self) -> Option<Group> {
+        None
+    }
+    /// A batch that the projector is done with, emptied. `None`: none has come back.
+    fn spare_batch(&mut self) -> Option<Batch> {
+        None
+    }
 }
 
 /// How messages are kept.
@@ -741,8 +749,9 @@ impl<D: Disk> Sequencer<D> {
                 self.counters.cursors_merged_count += 1;
                 let hashes = self.state.hashes();
                 let hashes_user = hashes.user(user);
+                // Slices of arenas: they are gone with the next group, a second from now at the latest.
                 self.cursors.merge(hashes_user, hashes.device(device), conv, mail.seq, || {
-                    [Text::from(mail.conv.as_str()), Text::from(user), Text::from(device)]
+                    [mail.conv.clone(), self.names.text(user), self.names.text(device)]
                 });
                 self.open.since.get_or_insert(now);
                 self.received(conv, hashes_user, mail, now, ports);
@@ -843,11 +852,13 @@ impl<D: Disk> Sequencer<D> {
     /// was, if there was anything.
     fn close(&mut self, now: Moment, ports: &mut impl Ports) -> Result<Option<Moment>, LogError> {
         let mut committed = None;
-        for cursor in self.cursors.take() {
+        let mut cursors = self.cursors.take();
+        for cursor in cursors.drain(..) {
             let (conv, user, device) = (&*cursor.conv, &*cursor.user, &*cursor.device);
             let change = Change::Cursor { seq: cursor.seq, conv, user, device };
             self.accept(&Entry { stamp_ms: now.unix_ms, change }, now);
         }
+        self.cursors.bring_back(cursors);
         if self.open.entries_count > 0 {
             if self.acknowledge_before_sync {
                 self.hand_out(None, ports);
@@ -867,7 +878,7 @@ impl<D: Disk> Sequencer<D> {
             committed = Some(done);
             self.counters.groups_committed_count += 1;
             self.state.finish(number, &mut self.open.batch);
-            let batch = std::mem::take(&mut self.open.batch);
+            let batch = std::mem::replace(&mut self.open.batch, ports.spare_batch().unwrap_or_default());
             self.open.number = number + 1;
             self.state.evict(self.progress.projected(), self.open.number);
             self.progress.handed_over(batch.len_bytes() as u64);
@@ -925,7 +936,9 @@ impl<D: Disk> Sequencer<D> {
 
     /// Gives every core what the turn means to it, then the rows to the projector.
     fn hand_out(&mut self, committed: Option<Moment>, ports: &mut impl Ports) {
-        for (reactor, group, bytes) in self.fanout.take(self.open.number - 1, committed) {
+        for (reactor, group, bytes) in
+            self.fanout.take(self.open.number - 1, committed, || ports.spare_group().unwrap_or_default())
+        {
             let outbox = &mut self.outboxes[usize::from(reactor.0)];
             if !outbox.is_empty() {
                 self.counters.group_full_count += 1;

@@ -9,12 +9,13 @@ use std::time::Duration;
 use super::disk::Disk;
 use super::job::{Answer, Job, Projection};
 use super::log::LogError;
+use super::schema::Batch;
 use super::sequencer::{Ports, Sequencer};
 use crate::clock::{Clock, Moment};
 use crate::ids::ReactorId;
 use crate::io::wake::Waker;
 use crate::mail::{Group, Submit};
-use crate::mailbox::{Credit, LaneReceiver, LaneSender};
+use crate::mailbox::{Credit, LaneReceiver, LaneSender, SpareReceiver};
 use crate::observe::counters::StoreBlock;
 use crate::observe::histogram::StoreHistograms;
 use crate::observe::trace;
@@ -32,6 +33,10 @@ pub struct Lanes {
     pub job: Vec<LaneSender<Job>>,
     /// To the projector.
     pub project: LaneSender<Projection>,
+    /// Emptied groups, from every reactor.
+    pub spare_groups: SpareReceiver<Group>,
+    /// Emptied batches, from the projector.
+    pub spare_batches: SpareReceiver<Batch>,
     /// What submissions take of memory.
     pub credit: Credit,
     /// The clocks of the process.
@@ -157,6 +162,14 @@ impl Ports for Doors {
     fn give_back(&mut self, bytes: u64) {
         self.lanes.credit.give(bytes);
     }
+
+    fn spare_group(&mut self) -> Option<Group> {
+        self.lanes.spare_groups.take()
+    }
+
+    fn spare_batch(&mut self) -> Option<Batch> {
+        self.lanes.spare_batches.take()
+    }
 }
 
 /// Set in the environment of a build with debug assertions, it plants a fault: the crash campaign of the load generator must find it.
@@ -182,7 +195,7 @@ mod tests {
     use super::*;
     use crate::ids::{Cmid, RosterId, SessionRef};
     use crate::mail::{Attach, Event, SendMail, Sender};
-    use crate::mailbox::lane;
+    use crate::mailbox::{lane, spares};
     use crate::wire::message::Body;
 
     struct Nothing;
@@ -247,6 +260,8 @@ mod tests {
                     group: vec![group],
                     job: vec![job],
                     project,
+                    spare_groups: spares(1).1,
+                    spare_batches: spares(1).1,
                     credit: credit.clone(),
                     clock: Clock::new(),
                     waker: waker.clone(),

@@ -3,6 +3,7 @@
 //! This is the one door of the `bytes` crate. A body is copied out of the receive buffer once, into an arena chunk, and shared by
 //! count until each core has built its frame.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Deref;
 
@@ -96,10 +97,13 @@ impl fmt::Debug for Text {
 
 /// Where a core copies what must outlive the lent buffer: one chunk at a time, split off slice by slice.
 ///
-/// A chunk is taken back without allocating when every slice of it is gone.
+/// A chunk is taken back without allocating when every slice of it is gone. When one is full its last slices are still on their way,
+/// so a few full ones are remembered, and the next is the first of them that nobody holds any more.
 #[derive(Debug)]
 pub struct Arena {
     chunk: BytesMut,
+    /// Full chunks, oldest first, at most [`FULL_CHUNKS_MAX`].
+    full: VecDeque<BytesMut>,
     chunk_bytes: usize,
     /// Chunks asked of the allocator since the arena was made.
     pub chunks_count: u64,
@@ -109,7 +113,7 @@ impl Arena {
     /// An arena of `chunk_bytes` per chunk; nothing is allocated before the first copy.
     #[must_use]
     pub fn new(chunk_bytes: usize) -> Self {
-        Self { chunk: BytesMut::new(), chunk_bytes, chunks_count: 0 }
+        Self { chunk: BytesMut::new(), full: VecDeque::new(), chunk_bytes, chunks_count: 0 }
     }
 
     /// Copies `bytes` once. Larger than a chunk: an allocation of its own.
@@ -128,13 +132,42 @@ impl Arena {
             return Bytes::copy_from_slice(bytes);
         }
         if self.chunk.capacity() - self.chunk.len() < bytes.len() && !self.chunk.try_reclaim(self.chunk_bytes) {
-            self.chunk = BytesMut::with_capacity(self.chunk_bytes);
-            self.chunks_count += 1;
+            self.change_chunk();
         }
         self.chunk.extend_from_slice(bytes);
         self.chunk.split().freeze()
     }
+
+    /// Gives full chunks that nobody holds back to the allocator.
+    pub fn trim(&mut self) {
+        let Self { full, chunk_bytes, .. } = self;
+        full.retain_mut(|chunk| !chunk.try_reclaim(*chunk_bytes));
+    }
+
+    fn change_chunk(&mut self) {
+        let full = std::mem::take(&mut self.chunk);
+        if self.chunks_count > 0 {
+            self.full.push_back(full);
+        }
+        for _ in 0..self.full.len() {
+            let mut oldest = self.full.pop_front().expect("counted");
+            if oldest.try_reclaim(self.chunk_bytes) {
+                self.chunk = oldest;
+                return;
+            }
+            self.full.push_back(oldest);
+        }
+        // The oldest is held for long: its last slice frees it.
+        if self.full.len() > FULL_CHUNKS_MAX {
+            self.full.pop_front();
+        }
+        self.chunk = BytesMut::with_capacity(self.chunk_bytes);
+        self.chunks_count += 1;
+    }
 }
+
+/// Full chunks that one arena remembers. More: those that are held longest are left to their last holder.
+const FULL_CHUNKS_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -149,6 +182,16 @@ mod tests {
             assert_eq!(&*body, &[round; 100]);
         }
         assert_eq!(arena.chunks_count, 1);
+        // Whatever is copied is held until four more have been: two chunks serve for ever.
+        let mut late = VecDeque::new();
+        for round in 0..1000 {
+            late.push_back(arena.body(&[u8::try_from(round % 256).unwrap(); 100]));
+            assert!(late.len() < 5 || late.pop_front().is_some());
+        }
+        assert_eq!((arena.chunks_count, arena.full.len()), (2, 1));
+        drop(late);
+        arena.trim();
+        assert!(arena.full.is_empty());
         let held: Vec<Body> = (0..100).map(|round| arena.body(&[round; 100])).collect();
         assert!(arena.chunks_count >= 10);
         assert!(held.iter().enumerate().all(|(round, body)| body.iter().all(|&byte| usize::from(byte) == round)));
