@@ -39,6 +39,7 @@ const WAYS: &[Way] = &[
     Way { cause: "token_expired", settings: &[], provoke: token_expired },
     Way { cause: "forbidden", settings: &[], provoke: forbidden },
     Way { cause: "replaced", settings: &[], provoke: replaced },
+    Way { cause: "kicked", settings: &[], provoke: kicked },
     Way { cause: "liveness_timeout", settings: &[("protocol.ping_ms", "1000")], provoke: liveness_timeout },
     Way {
         cause: "slow_reader",
@@ -191,6 +192,14 @@ fn replaced(gateway: &Gateway) -> Left {
     let second = connect(gateway, "al", "1");
     let code = first.closed();
     (Box::new((first, second)), code)
+}
+
+fn kicked(gateway: &Gateway) -> Left {
+    let mut al = connect(gateway, "al", "1");
+    let (status, answer) = gateway.admin("POST", "/v1/kick", r#"{"user":"al"}"#);
+    assert_eq!(status, 200, "{answer}");
+    let code = al.closed();
+    (Box::new(al), code)
 }
 
 fn liveness_timeout(gateway: &Gateway) -> Left {

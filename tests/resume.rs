@@ -139,7 +139,7 @@ fn a_half_open_connection_is_resumed() {
 fn a_resume_is_refused() {
     let gateway = Gateway::with(&[("protocol.fetch_rate", "1000")]);
     let short = Gateway::with(&[("protocol.resume_ms", "300"), ("protocol.fetch_rate", "1000")]);
-    for case in ["secret", "beyond", "acknowledged", "encoding", "goodbye", "late"] {
+    for case in ["secret", "beyond", "far beyond", "acknowledged", "encoding", "goodbye", "late"] {
         let gateway = if case == "late" { &short } else { &gateway };
         let mut al = Raw::connect(gateway, Encoding::Binary, "al", "1");
         let (mut bo, welcome) = come_back(gateway, Encoding::Binary, [0; 16], 0);
@@ -152,6 +152,7 @@ fn a_resume_is_refused() {
         match case {
             "secret" => session[15] ^= 1,
             "beyond" => last_pos = 3,
+            "far beyond" => last_pos = u64::MAX,
             "acknowledged" => last_pos = 0,
             "encoding" => encoding = Encoding::Json,
             "goodbye" => code = 1000,

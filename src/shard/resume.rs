@@ -287,7 +287,7 @@ impl Shard {
         let pos = line.pos;
         let mut scratch = Vec::new();
         for held in joined {
-            if line.has_room(held.bytes, window_bytes_max) {
+            if !line.is_behind() && line.has_room(held.bytes, window_bytes_max) {
                 line.deliver(held);
                 continue;
             }

@@ -21,7 +21,12 @@ impl Outbox {
         let mut dropped = 0;
         self.overflowed |= !self.kept.is_empty() && self.bytes + bytes > OUTBOX_BYTES_MAX;
         if self.overflowed {
-            group.events.retain(|event| match event {
+            group.events.retain_mut(|event| match event {
+                // What was dropped before this is owed to the session that moves, and RESYNC comes to this core too late for it.
+                Event::Evict { claim, .. } => {
+                    *claim = None;
+                    true
+                }
                 Event::Deliver { count, .. }
                 | Event::Conv { count, .. }
                 | Event::Receipt { count, .. }
@@ -70,6 +75,7 @@ mod tests {
     use super::*;
     use crate::clock::Moment;
     use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
+    use crate::mail::Claim;
     use crate::wire::message::Text;
 
     fn group(number: u64) -> Group {
@@ -116,5 +122,23 @@ mod tests {
         assert_eq!(events, [2, 2, 1, 1, 1, 1, 1]);
         assert!(matches!(taken.last().unwrap().events[..], [Event::Resync]));
         assert_eq!(outbox.push(group(7), third), 0);
+    }
+
+    /// A session cannot be resumed past deliveries that were dropped: its new core is told that nothing is held.
+    #[test]
+    fn an_overflow_ends_what_could_be_resumed() {
+        let session = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
+        let claim = Some(Claim { key: [1; 16], last_pos: 3 });
+        let evict = || Group { events: vec![Event::Evict { session, by: session, claim }], ..Group::default() };
+        let claimed = |group: &Group| matches!(group.events[..], [Event::Evict { claim: Some(_), .. }]);
+        let mut outbox = Outbox::default();
+        outbox.push(evict(), OUTBOX_BYTES_MAX);
+        outbox.push(evict(), OUTBOX_BYTES_MAX);
+        let mut taken = Vec::new();
+        outbox.flush(|group| {
+            taken.push(claimed(&group));
+            Ok(())
+        });
+        assert_eq!(taken, [true, false, false]);
     }
 }

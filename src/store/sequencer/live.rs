@@ -114,8 +114,16 @@ impl<D: Disk> Sequencer<D> {
         self.counters.receipts_count += self.fanout.tell(sessions, event) as u64;
     }
 
+    /// The last group, for a reader that waits until its rows are there: below level 2 it would wait for the next sync.
+    fn synced_soon(&mut self) -> u64 {
+        let last = self.log.last();
+        self.must_sync |= last > self.log.synced();
+        last
+    }
+
     fn ask_positions(&mut self, key: Key, change: Change, (conv, user): (Text, Text), ports: &mut impl Ports) {
-        if ports.send_job(Job::Position { conv, user, after: self.log.last() }) {
+        let after = self.synced_soon();
+        if ports.send_job(Job::Position { conv, user, after }) {
             self.live.receipts.wait(key, change);
         } else {
             self.counters.receipts_dropped_count += 1;
@@ -192,7 +200,8 @@ impl<D: Disk> Sequencer<D> {
             let all = vec![true; mail.users.len()];
             return self.watch_answered(&mail, turn, Ok(all), now);
         }
-        if !ports.send_job(Job::Share { watch: mail, user, turn, after: self.log.last() }) {
+        let after = self.synced_soon();
+        if !ports.send_job(Job::Share { watch: mail, user, turn, after }) {
             self.counters.jobs_full_count += 1;
             self.fail(from.session, from.rid, ErrorCode::StoreOverloaded, None);
         }
@@ -277,6 +286,11 @@ pub(super) fn signal_bytes(mail: &SignalMail) -> u64 {
 pub(super) fn traits(platform: u8, caps: u8) -> u8 {
     let platform = if platform < 1 << CAPS_SHIFT { platform } else { 0 };
     platform | (caps & CAPS_MASK) << CAPS_SHIFT
+}
+
+/// The platform of a device, out of its [`traits`].
+pub(super) fn platform(traits: u8) -> u8 {
+    traits & ((1 << CAPS_SHIFT) - 1)
 }
 
 fn wants(traits: u8, cap: u32) -> bool {

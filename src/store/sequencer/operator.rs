@@ -4,14 +4,15 @@
 use std::collections::HashMap;
 use std::sync::mpsc::SyncSender;
 
-use super::super::disk::Disk;
-use super::super::job::Job;
-use super::super::park::{Lookup, Work};
+use super::live::platform;
 use super::{Ports, Sequencer};
 use crate::clock::Moment;
 use crate::ids::{ReactorId, RosterId, SessionRef};
 use crate::limits::ADMIN_PAGE_MAX;
 use crate::mail::{DeviceSeen, LookMail, Looked, PostDone, PostMail, Question, Sender};
+use crate::store::disk::Disk;
+use crate::store::job::Job;
+use crate::store::park::{Lookup, Work};
 use crate::wire::envelope::ErrorCode;
 
 type PostResult = Result<PostDone, ErrorCode>;
@@ -81,7 +82,7 @@ impl<D: Disk> Sequencer<D> {
                 session: self.roster.session(id)?,
                 user: self.roster.user(id).to_owned(),
                 device: self.roster.device(id).to_owned(),
-                platform: self.roster.platform(id),
+                platform: platform(self.roster.platform(id)),
             })
         };
         if let Some(user) = user {
