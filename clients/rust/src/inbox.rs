@@ -396,6 +396,11 @@ impl Inbox {
         self.ack_at.into_iter().chain(pauses).min()
     }
 
+    /// Whether the application has processed everything that is known to exist.
+    pub(crate) fn is_processed(&self) -> bool {
+        self.conversations.values().all(|conversation| conversation.processed >= conversation.target)
+    }
+
     /// What the application has processed, to be kept beside its messages.
     pub(crate) fn positions(&self) -> Vec<Position> {
         let all = self.conversations.iter();

@@ -140,6 +140,8 @@ pub struct Machine {
     inbox: Inbox,
     reads: Reads,
     since: u64,
+    /// As `since`, of the last SYNC after which everything that it named was processed.
+    since_processed: u64,
     sync: Sync,
     auth: Auth,
     /// Last inbound frame, and when a PING was sent after it.
@@ -212,6 +214,7 @@ impl Machine {
             inbox: Inbox::new(settings.history, positions),
             reads: Reads::default(),
             since: settings.since,
+            since_processed: settings.since,
             sync: Sync::Done,
             auth: Auth::Idle,
             heard: Duration::ZERO,
@@ -391,6 +394,9 @@ impl Machine {
             ServerFrame::SyncPage { rid, flags, since, cursor, entries } => {
                 if !matches!(self.sync, Sync::InFlight { rid: asked, .. } if asked == *rid) {
                     return;
+                }
+                if self.inbox.is_processed() {
+                    self.since_processed = self.since;
                 }
                 entries.iter().for_each(|entry| self.inbox.entry(entry));
                 if flags & page_flags::MORE != 0 {
@@ -573,10 +579,11 @@ impl Machine {
         self.inbox.positions()
     }
 
-    /// What to give to [`Settings::since`] when the device runs again.
+    /// What to give to [`Settings::since`] when the device runs again. While something that SYNC has named is still being fetched, or
+    /// waits to be processed, it is the one before: the next SYNC must name it again.
     #[must_use]
     pub fn since(&self) -> u64 {
-        self.since
+        if self.inbox.is_processed() { self.since } else { self.since_processed.min(self.since) }
     }
 
     fn hello(&mut self, token: String) -> ClientFrame<'_> {

@@ -338,7 +338,12 @@ fn another_epoch_starts_over() {
     // The rid of the SYNC that `active` has asked for.
     machine.handle_frame(ZERO, &sync);
     assert!(drain(&mut machine, ZERO).contains(&Event::Reset { conv: "g:a".into() }));
-    assert_eq!(fetch(&mut machine, ZERO).map(|(_, from, to)| (from, to)), Some((1, 3)));
+    let (rid, from, to) = fetch(&mut machine, ZERO).unwrap();
+    assert_eq!((from, to), (1, 3));
+    assert_eq!(machine.since(), 0, "a restart must be told again of what is not here yet");
+    machine.handle_frame(ZERO, &page(rid, 0, 2, 1, 3, &[1, 2, 3]));
+    assert_eq!(machine.since(), 0, "nor is it processed");
+    assert_eq!(seqs(&drain(&mut machine, ZERO)), [1, 2, 3]);
     assert_eq!(machine.since(), 5);
 }
 

@@ -1,0 +1,256 @@
+//! The truth: what clients said, what they were told, and what is stored. Whatever does not fit together is a finding.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidegate::ids::{Cmid, ConversationKind, conversation_kind};
+use tidegate::store::engine_memory::MemoryEngine;
+use tidegate::store::record::{self, MessageHeader, Value};
+use tidegate::store::schema::{Hashes, Keyspace, msg_seq};
+
+use crate::SECOND;
+
+pub type Conv = Arc<str>;
+
+/// Something that must not be.
+pub type Finding = String;
+
+#[derive(Debug, Default)]
+pub struct Ledger {
+    pub said: BTreeMap<Cmid, Said>,
+    /// What any client was told of a place in a conversation, by SENT, DELIVER or PAGE.
+    places: BTreeMap<(Conv, u64), Cmid>,
+    /// READs, by user and conversation.
+    reads: BTreeMap<(Arc<str>, Conv), Read>,
+    pub acknowledged_count: u64,
+    pub delivered_count: u64,
+    pub duplicates_count: u64,
+}
+
+#[derive(Debug)]
+pub struct Said {
+    pub device: usize,
+    pub user: Arc<str>,
+    pub conv: Conv,
+    /// Counts what a device says.
+    pub order: u64,
+    pub payload: Arc<[u8]>,
+    pub quiet: bool,
+    pub acknowledged: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Read {
+    asked: u64,
+    /// Confirmed by OK in this life of the process, with the time.
+    confirmed: Vec<(u64, u64)>,
+    /// Confirmed so long before a crash that it must be on disk.
+    firm: u64,
+}
+
+/// A conversation as the rows have it.
+#[derive(Debug, Default)]
+pub struct Stored {
+    pub messages: Vec<StoredMessage>,
+    /// With the first seq each may see.
+    pub members: BTreeMap<String, u64>,
+}
+
+#[derive(Debug)]
+pub struct StoredMessage {
+    pub seq: u64,
+    pub cmid: Cmid,
+    pub from: String,
+    pub quiet: bool,
+    pub payload: Vec<u8>,
+}
+
+impl Ledger {
+    pub fn says(&mut self, cmid: Cmid, said: Said) {
+        assert!(self.said.insert(cmid, said).is_none(), "cmids of the simulation are new");
+    }
+
+    /// SENT.
+    ///
+    /// # Errors
+    /// The finding.
+    pub fn acknowledged(&mut self, cmid: Cmid, seq: u64, duplicate: bool) -> Result<(), Finding> {
+        let said = self.said.get_mut(&cmid).ok_or_else(|| format!("SENT for {cmid:?}, which nobody said"))?;
+        if let Some(before) = said.acknowledged
+            && before != seq
+        {
+            return Err(format!("{cmid:?} was acknowledged as {before} and as {seq}"));
+        }
+        said.acknowledged = Some(seq);
+        self.acknowledged_count += 1;
+        self.duplicates_count += u64::from(duplicate);
+        let conv = said.conv.clone();
+        self.place(&conv, seq, cmid, "SENT")
+    }
+
+    /// A message as a client has it. Returns its cmid, which its payload begins with.
+    ///
+    /// # Errors
+    /// The finding.
+    pub fn received(&mut self, conv: &str, seq: u64, from: &str, payload: &[u8], quiet: bool) -> Result<Cmid, Finding> {
+        let cmid = cmid_of(payload).ok_or_else(|| format!("{conv} {seq}: a payload nobody wrote"))?;
+        let said = self.said.get(&cmid).ok_or_else(|| format!("{conv} {seq}: {cmid:?}, which nobody said"))?;
+        if *said.conv != *conv || *said.user != *from || *said.payload != *payload || said.quiet != quiet {
+            return Err(format!("{conv} {seq}: not what {} said to {} as {cmid:?}", said.user, said.conv));
+        }
+        let conv = said.conv.clone();
+        self.delivered_count += 1;
+        self.place(&conv, seq, cmid, "a delivery")?;
+        Ok(cmid)
+    }
+
+    fn place(&mut self, conv: &Conv, seq: u64, cmid: Cmid, by: &str) -> Result<(), Finding> {
+        let stands = *self.places.entry((conv.clone(), seq)).or_insert(cmid);
+        if stands != cmid {
+            return Err(format!("{conv} {seq} was {stands:?} and is {cmid:?} by {by}"));
+        }
+        Ok(())
+    }
+
+    pub fn asks_read(&mut self, user: &Arc<str>, conv: &Conv, seq: u64) {
+        let read = self.reads.entry((user.clone(), conv.clone())).or_default();
+        read.asked = read.asked.max(seq);
+    }
+
+    pub fn confirms_read(&mut self, now: u64, user: &Arc<str>, conv: &Conv, seq: u64) {
+        self.reads.entry((user.clone(), conv.clone())).or_default().confirmed.push((now, seq));
+    }
+
+    /// The process ended without a word at `now`: what was confirmed shortly before may be gone.
+    pub fn crashed(&mut self, now: u64) {
+        for read in self.reads.values_mut() {
+            let firm = read.confirmed.drain(..).filter(|(at, _)| at + READ_FIRM_NS < now).map(|(_, seq)| seq).max();
+            read.firm = read.firm.max(firm.unwrap_or(0));
+        }
+    }
+
+    /// Compares with what a process finds when it starts.
+    ///
+    /// # Errors
+    /// The finding.
+    pub fn judge(&self, stored: &BTreeMap<String, Stored>) -> Result<(), Finding> {
+        for ((conv, seq), cmid) in &self.places {
+            let found = stored.get(&**conv).and_then(|stored| stored.messages.get(usize::try_from(*seq - 1).expect("small")));
+            match found {
+                Some(message) if message.cmid == *cmid => {}
+                Some(message) => return Err(format!("{conv} {seq}: {cmid:?} was told, {:?} is stored", message.cmid)),
+                None => return Err(format!("{conv} {seq}: {cmid:?} was acknowledged or delivered, and is lost")),
+            }
+        }
+        let mut known = BTreeMap::new();
+        for (conv, stored) in stored {
+            let mut orders: BTreeMap<usize, u64> = BTreeMap::new();
+            for (place, message) in (1..).zip(&stored.messages) {
+                let StoredMessage { seq, cmid, from, quiet, payload } = message;
+                if *seq != place {
+                    return Err(format!("{conv}: seq {place} is missing, {seq} is stored"));
+                }
+                if let Some(other) = known.insert(*cmid, (conv, *seq)) {
+                    return Err(format!("{cmid:?} is stored twice: {other:?} and {conv} {seq}"));
+                }
+                let Some(said) = self.said.get(cmid) else {
+                    return Err(format!("{conv} {seq}: {cmid:?} of {from}, which nobody said"));
+                };
+                if *said.conv != **conv || *said.user != **from || *said.payload != **payload || said.quiet != *quiet {
+                    return Err(format!("{conv} {seq}: not what {} said as {cmid:?}", said.user));
+                }
+                let last = orders.entry(said.device).or_default();
+                if said.order <= *last {
+                    return Err(format!(
+                        "{conv} {seq}: message {} of device {} after its message {last}",
+                        said.order, said.device
+                    ));
+                }
+                *last = said.order;
+                if let Some(acknowledged) = said.acknowledged
+                    && acknowledged != *seq
+                {
+                    return Err(format!("{conv} {seq}: {cmid:?} was acknowledged as {acknowledged}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The read position and the count of unread messages that SYNC reports, against the slow obvious sum.
+    ///
+    /// # Errors
+    /// The finding.
+    pub fn judge_unread(&self, user: &Arc<str>, conv: &Conv, stored: &Stored, read: u64, unread: u32) -> Result<(), Finding> {
+        let joined = stored.members.get(&**user).copied().unwrap_or(1).max(1);
+        let seen = read.max(joined - 1);
+        let expected = stored.messages.iter().filter(|message| message.seq > seen && !message.quiet).count().min(9_999);
+        if unread as usize != expected {
+            return Err(format!("{user} in {conv}: unread is {unread}, should be {expected} above {seen}"));
+        }
+        let own = stored.messages.iter().filter(|message| *message.from == **user).map(|message| message.seq).max().unwrap_or(0);
+        let asked = self.reads.get(&(user.clone(), conv.clone()));
+        let confirmed = asked.map_or(0, |asked| asked.confirmed.iter().map(|(_, seq)| *seq).max().unwrap_or(0).max(asked.firm));
+        let highest = asked.map_or(0, |asked| asked.asked).max(own);
+        if read < own.max(confirmed) || read > highest {
+            return Err(format!("{user} in {conv}: read is {read}; own {own}, confirmed {confirmed}, asked or own {highest}"));
+        }
+        Ok(())
+    }
+}
+
+/// All conversations, as the rows have them.
+///
+/// # Errors
+/// A row that cannot be read.
+pub fn stored(engine: &MemoryEngine, hashes: Hashes) -> Result<BTreeMap<String, Stored>, Finding> {
+    let mut names = BTreeMap::new();
+    let mut all: BTreeMap<String, Stored> = BTreeMap::new();
+    for (key, value) in engine.rows(Keyspace::Head) {
+        let head = record::Head::decode(value).map_err(|_| "a head row is damaged")?;
+        if hashes.conv(head.conv).0 != *key {
+            return Err(format!("the head row of {} stands under another key", head.conv));
+        }
+        names.insert(hashes.conv(head.conv).0, head.conv.to_owned());
+        let mut stored = Stored::default();
+        if let Some(ConversationKind::Direct(a, b)) = conversation_kind(head.conv) {
+            stored.members = [(a.to_owned(), 1), (b.to_owned(), 1)].into();
+        }
+        all.insert(head.conv.to_owned(), stored);
+    }
+    for (key, value) in engine.rows(Keyspace::Member) {
+        let name = names.get(&key[..16]).ok_or("a member of a conversation that does not exist")?;
+        let member = record::Member::decode(value).map_err(|_| "a member row is damaged")?;
+        all.get_mut(name).expect("named").members.insert(member.user.to_owned(), member.joined);
+    }
+    for (key, value) in engine.rows(Keyspace::Msg) {
+        let name = names.get(&key[..16]).ok_or("a message of a conversation that does not exist")?;
+        let (header, payload) = MessageHeader::decode(value).map_err(|_| "a message row is damaged")?;
+        all.get_mut(name).expect("named").messages.push(StoredMessage {
+            seq: msg_seq(key).ok_or("a message key is damaged")?,
+            cmid: header.cmid,
+            from: header.from.to_owned(),
+            quiet: header.flags & tidegate::wire::envelope::send_flags::QUIET != 0,
+            payload: payload.to_vec(),
+        });
+    }
+    Ok(all)
+}
+
+/// A payload that names its cmid and can be told from every other.
+pub fn payload(cmid: Cmid, length: usize) -> Vec<u8> {
+    let mut payload = cmid.0.to_vec();
+    let mut word = u64::from_le_bytes(cmid.0[..8].try_into().expect("eight bytes"));
+    while payload.len() < length {
+        word = word.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+        payload.push(word.to_be_bytes()[0]);
+    }
+    payload
+}
+
+fn cmid_of(payload: &[u8]) -> Option<Cmid> {
+    Some(Cmid(payload.get(..16)?.try_into().expect("sixteen bytes")))
+}
+
+/// READ is on disk with the next commit, within a second; a slow disk may need a while for it.
+const READ_FIRM_NS: u64 = 5 * SECOND;
