@@ -39,7 +39,7 @@ impl Gateway {
             // The bounds on one client are not what is measured.
             .env("TIDEGATE_PROTOCOL_SEND_RATE", "65535")
             .env("TIDEGATE_PROTOCOL_SEND_BURST", "65535")
-            .env("TIDEGATE_LIMITS_ACCEPT_RATE", "100000")
+            .env("TIDEGATE_LIMITS_ACCEPT_PER_S", "100000")
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         for setting in &common.settings {
