@@ -13,6 +13,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +23,10 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
-use crate::config::value::{DriverChoice, PresencePolicy};
+use crate::config::value::{DriverChoice, PresencePolicy, PrivateFds};
 use crate::config::{Exit, Secret, Settings};
 use crate::ids::{Mid, ReactorId};
-use crate::io::descriptors::Descriptors;
+use crate::io::descriptors::{self, Descriptors};
 use crate::io::driver::Driver;
 use crate::io::epoll::{self, Epoll};
 use crate::io::pin;
@@ -111,12 +112,14 @@ impl std::error::Error for Fatal {}
 pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let clock = Clock::new();
     let cores = reactors_count(&settings);
-    let connections_per_reactor = connections_per_reactor(&settings, cores)?;
+    // The first descriptors of all: their numbers are the same in every table, and nothing else is copied into them.
+    let wakers = (0..cores).map(|_| Waker::for_driver()).collect::<Result<Vec<_>, _>>();
+    let wakers = wakers.map_err(|error| Fatal::new(Exit::Failed, format!("making an eventfd per reactor: {error}")))?;
+    let Share { connections: connections_per_reactor, is_private } = share(&settings, cores)?;
+    let last_bell = wakers.iter().filter_map(Waker::descriptor).map(|bell| bell.as_raw_fd()).max().filter(|_| is_private);
     let kernel = Kernel::choose(&settings, cores, connections_per_reactor)?;
     let (events_in, events) = mpsc::channel();
     watch_signals(&events_in)?;
-    let wakers = (0..cores).map(|_| Waker::for_driver()).collect::<Result<Vec<_>, _>>();
-    let wakers = wakers.map_err(|error| Fatal::new(Exit::Failed, format!("making an eventfd per reactor: {error}")))?;
     let (posts, inboxes): (Vec<_>, Vec<_>) = wakers.iter().map(mailbox::reactor_lanes).unzip();
 
     let (store, source) = Store::start(&settings, options.accept_loss, clock, &posts, &events_in)?;
@@ -157,9 +160,16 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
             block,
             histograms,
             reports: reports_in.clone(),
+            table: is_private.then_some(connections_per_reactor),
         };
-        let start =
-            Start { rules: rules.clone(), verifier: verifier.clone(), listen, connections: connections_per_reactor, kernel };
+        let start = Start {
+            rules: rules.clone(),
+            verifier: verifier.clone(),
+            listen,
+            connections: connections_per_reactor,
+            kernel,
+            last_bell,
+        };
         spawn_reactor(start, parts, &events_in)?;
         // The first one resolves port 0; the others join its group.
         listen = wait_for_listener(&reports, &events)?;
@@ -299,6 +309,8 @@ struct Start {
     listen: SocketAddr,
     connections: usize,
     kernel: Kernel,
+    /// The last descriptor to keep in a table of its own; `None`: it shares the process's.
+    last_bell: Option<i32>,
 }
 
 /// How reactors wait; chosen once, before the first of them starts.
@@ -368,10 +380,16 @@ fn spawn_reactor(start: Start, parts: Parts, events: &mpsc::Sender<Occurrence>) 
 
 fn run_reactor(start: &Start, parts: Parts) -> Result<(), Fatal> {
     let id = parts.id;
+    if let Some(last_bell) = start.last_bell {
+        descriptors::take_own_table(last_bell).map_err(|error| {
+            let remedy = "set reactor.private_fds = \"off\" and lower limits.connections_max";
+            Fatal::new(Exit::Failed, format!("a descriptor table for reactor {}: {error}; {remedy}", id.0))
+        })?;
+    }
     if pin::pin_current_thread(usize::from(id.0)).is_none() {
         tracing::warn!(reactor = id.0, "not pinned to a core: the process may not choose its cores");
     }
-    let listener = Listener::bind(start.listen, LISTEN_BACKLOG).map_err(|error| {
+    let listener = Listener::bind(start.listen, limits::LISTEN_BACKLOG).map_err(|error| {
         Fatal::new(Exit::AddressInUse, format!("listen {}: {error}; is another gateway running?", start.listen))
     })?;
     let failed = |error: std::io::Error| Fatal::new(Exit::Failed, format!("reactor {}: {error}", id.0));
@@ -671,19 +689,33 @@ fn reactors_count(settings: &Settings) -> usize {
     if cores >= 4 { cores - 1 } else { cores }
 }
 
+/// What one reactor may hold.
+struct Share {
+    connections: usize,
+    /// In a descriptor table of its own.
+    is_private: bool,
+}
+
 /// The share of one reactor, refused if it does not fit the open files.
-fn connections_per_reactor(settings: &Settings, cores: usize) -> Result<usize, Fatal> {
+fn share(settings: &Settings, cores: usize) -> Result<Share, Fatal> {
     let asked = u64::from(settings.limits.connections_max);
-    let descriptors = Descriptors::for_connections(asked)
-        .map_err(|error| Fatal::new(Exit::Failed, format!("asking for the limit of open files: {error}")))?;
+    let failed = |error| Fatal::new(Exit::Failed, format!("asking for the limit of open files: {error}"));
+    let one = Descriptors::for_connections(asked).map_err(failed)?;
+    let is_private = match settings.reactor.private_fds {
+        PrivateFds::On => cores > 1,
+        PrivateFds::Off => false,
+        PrivateFds::Auto => cores > 1 && !one.suffice(),
+    };
+    let descriptors = if is_private { Descriptors::for_tables(asked, cores as u64).map_err(failed)? } else { one };
     if !descriptors.suffice() {
         return Err(Fatal::new(Exit::OpenFiles, descriptors));
     }
     tracing::info!("{descriptors}");
-    let connections = if asked == 0 { descriptors.limit.saturating_sub(limits::DESCRIPTORS_SPARE) } else { asked };
+    // Hashing spreads unevenly: where one table serves all, each reactor may hold all of them; else it may fill its own.
+    let most = descriptors.connections_per_table();
+    let connections = if asked == 0 { most } else { asked.min(most) };
     let connections = usize::try_from(connections).unwrap_or(usize::MAX).min(CONNECTIONS_MAX);
-    // Hashing spreads unevenly, and one table serves all: each reactor may hold all of them.
-    Ok(connections.max(cores))
+    Ok(Share { connections: connections.max(cores), is_private })
 }
 
 fn levels(settings: &Settings) -> Levels {
@@ -753,8 +785,6 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
 
 /// What `driver = "auto"` takes: see `docs/decisions/0003-which-driver.md`.
 const AUTO_IS_URING: bool = false;
-/// Connections waiting to be accepted, per reactor; the kernel may cap it (`net.core.somaxconn`).
-const LISTEN_BACKLOG: u32 = 4_096;
 /// How long sent bytes may go unacknowledged by the peer's kernel: the second net under liveness.
 const USER_TIMEOUT: Duration = Duration::from_secs(90);
 /// Groups between store and projector; the bytes are bounded by the store.

@@ -151,6 +151,20 @@ pub const NOTSENT_LOWAT_BYTES: i32 = 16 * 1024;
 /// Descriptors kept free of connections: listeners, drivers, bells, log, engine, admin.
 pub const DESCRIPTORS_SPARE: u64 = 128;
 
+/// Reactors of one gateway.
+pub const REACTORS_MAX: i64 = 1_024;
+
+/// Descriptors kept free of connections in a reactor's own table, beside one bell for each reactor.
+pub const DESCRIPTORS_OF_TABLE: u64 = 16;
+
+/// Share of its own table at which a reactor leaves the group of listeners, so that newcomers reach those who have room, and the share
+/// below which it comes back, in percent.
+pub const TABLE_FULL_PERCENT: u64 = 98;
+/// See [`TABLE_FULL_PERCENT`].
+pub const TABLE_ROOM_PERCENT: u64 = 95;
+
+const _: () = assert!(TABLE_ROOM_PERCENT < TABLE_FULL_PERCENT && TABLE_FULL_PERCENT <= 100);
+
 /// First and longest wait before accepting is tried again for want of descriptors or memory; it doubles in between. Counter:
 /// `accept_errors_count`.
 pub const ACCEPT_RETRY_MIN: Duration = Duration::from_millis(100);
@@ -288,3 +302,6 @@ pub const RING_GATHER_MAX: Duration = Duration::from_micros(100);
 
 const _: () = assert!(RING_BUFFERS_FIRST <= RING_BUFFERS_MAX && RING_BUFFERS_MAX.is_power_of_two());
 const _: () = assert!(RING_BUFFERS_MAX as usize * RING_BUFFER_BYTES <= RING_STASH_BYTES_MAX);
+
+/// Connections waiting to be accepted, per reactor; the kernel may cap it (`net.core.somaxconn`).
+pub const LISTEN_BACKLOG: u32 = 4_096;

@@ -48,6 +48,8 @@ pub struct Parts {
     pub histograms: ReactorHistograms,
     /// Who hears that it is ready, drained or broken.
     pub reports: std::sync::mpsc::Sender<Report>,
+    /// Connections that fit its own descriptor table; `None`: it shares one.
+    pub table: Option<usize>,
 }
 
 /// The lanes out of one reactor.
@@ -86,6 +88,7 @@ pub struct Reactor<D: Driver> {
     inbox: Inbox,
     waker: Waker,
     reports: std::sync::mpsc::Sender<Report>,
+    table: Option<Table>,
     block: Arc<ReactorBlock>,
 }
 
@@ -110,7 +113,15 @@ impl<D: Driver> Reactor<D> {
             lends_count: 0,
             committed: Vec::new(),
         };
-        Self { driver, hands, inbox: parts.inbox, waker: parts.waker, reports: parts.reports, block: parts.block }
+        Self {
+            driver,
+            hands,
+            inbox: parts.inbox,
+            waker: parts.waker,
+            reports: parts.reports,
+            table: parts.table.map(Table::new),
+            block: parts.block,
+        }
     }
 
     /// Turns until drained. Consumes the thread.
@@ -133,11 +144,22 @@ impl<D: Driver> Reactor<D> {
             self.hands.flush(&mut self.driver);
             self.hands.trim();
             busy = more_mail || self.hands.shard.is_busy();
+            self.keep_room();
             self.publish(begun);
             if self.hands.shard.is_drained() {
                 let _ = self.reports.send(Report::Drained { reactor: self.hands.id });
                 return Ok(());
             }
+        }
+    }
+
+    /// Leaves the group of listeners when its own table is nearly full, and comes back when there is room.
+    fn keep_room(&mut self) {
+        let Some(table) = &mut self.table else { return };
+        if let Some(listen) = table.judge(self.hands.shard.connections_count())
+            && let Err(error) = self.driver.listen(listen)
+        {
+            tracing::warn!(reactor = self.hands.id.0, listen, %error, "cannot change whether newcomers come here");
         }
     }
 
@@ -271,6 +293,28 @@ impl<D: Driver> Reactor<D> {
         hands.shard.latencies.acknowledged.drain(..).for_each(|latency| histograms.acknowledged(latency));
         hands.committed.drain(..).for_each(|committed| histograms.written(ended.since(committed)));
         histograms.publish(ended);
+    }
+}
+
+/// A descriptor table of one reactor's own.
+#[derive(Debug)]
+struct Table {
+    full: usize,
+    room: usize,
+    is_full: bool,
+}
+
+impl Table {
+    fn new(connections: usize) -> Self {
+        let part = |percent: u64| connections * usize::try_from(percent).expect("at most 100") / 100;
+        Self { full: part(limits::TABLE_FULL_PERCENT).max(1), room: part(limits::TABLE_ROOM_PERCENT), is_full: false }
+    }
+
+    /// Whether the reactor is to listen, when that changes.
+    fn judge(&mut self, connections: usize) -> Option<bool> {
+        let was_full = self.is_full;
+        self.is_full = connections >= if was_full { self.room + 1 } else { self.full };
+        (self.is_full != was_full).then_some(was_full)
     }
 }
 
@@ -623,6 +667,7 @@ mod tests {
             block: Arc::clone(&block),
             histograms: ReactorHistograms::new().0,
             reports,
+            table: None,
         };
         let mut reactor = Reactor::new(Epoll::new(8, None, waker).unwrap(), shard, 1 << 20, parts);
         let stranger = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };

@@ -6,7 +6,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::value::{DriverChoice, Kind, LogFormat, LogLevel, PresencePolicy, Raw, Secret, Value};
+use super::value::{DriverChoice, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, Secret, Value};
+use crate::limits;
 
 /// What a value must satisfy beyond its type.
 #[derive(Clone, Copy, Debug)]
@@ -137,8 +138,9 @@ settings! {
     /// Where messages, the log and the generated secret are kept. One process at a time.
     data_dir: PathBuf = PathBuf::from("./tidegate-data"), Rule::Any, Start;
     /// Threads that carry connections.
-    /// 0: one per core, and from 4 cores on one less, which leaves a core to the store.
-    reactors: u16 = 0, Rule::Between(0, 1024), Start;
+    /// 0: one per core, and from 4 cores on one less, which leaves a core to the store. More than cores make sense where one table of
+    /// open files does not hold all connections: see `reactor.private_fds`.
+    reactors: u16 = 0, Rule::Between(0, limits::REACTORS_MAX), Start;
     /// How a reactor waits for the kernel: readiness (epoll) or completions (io_uring, Linux 6.6 or newer).
     /// "auto" is epoll: docs/decisions/0003-which-driver.md says why. "uring" does not start where the kernel or a seccomp filter
     /// forbids it.
@@ -227,6 +229,11 @@ settings! {
     queue_bytes_max: u64 = 256 * MIB, Rule::Between(1 << 20, 1 << 40), Live;
     /// Bytes of messages between the reactors and the store. Full: the sender is told to try again.
     submit_bytes_max: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
+
+    [reactor: ReactorSettings, "Threads that carry connections."]
+    /// Whether each has a table of open files of its own, so that the limit of open files holds for each and not for all together.
+    /// "auto": when `limits.connections_max` does not fit one table; more reactors than cores then make room. "on": always.
+    private_fds: PrivateFds = PrivateFds::Auto, Rule::Any, Start;
 
     [uring: UringSettings, "What concerns the io_uring driver alone."]
     /// Silence after which a connection that talked goes back to the cheaper way of waiting, in milliseconds. 0: never.

@@ -244,6 +244,18 @@ words! {
 }
 
 words! {
+    /// Whether each reactor has a descriptor table of its own.
+    PrivateFds {
+        /// When the configured connections do not fit one table.
+        Auto = "auto",
+        /// Always.
+        On = "on",
+        /// Never.
+        Off = "off",
+    }
+}
+
+words! {
     /// The least important lines that are still written.
     LogLevel {
         /// What needs an operator.

@@ -55,6 +55,12 @@ pub trait Driver: Sized {
         None
     }
 
+    /// Whether the listener belongs to its group: out of it, newcomers go to the other listeners of the port and are not taken here.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn listen(&mut self, on: bool) -> io::Result<()>;
+
     /// A handle by which other threads end the wait of [`Driver::turn`].
     fn waker(&self) -> Waker;
 

@@ -183,6 +183,13 @@ impl Driver for Epoll {
         self.accepting.listener.as_ref()?.backlog().ok()
     }
 
+    fn listen(&mut self, on: bool) -> io::Result<()> {
+        let Some(listener) = &self.accepting.listener else { return Ok(()) };
+        self.accepting.absent = !on;
+        self.accepting.newcomers = on;
+        if on { listener.come_back(limits::LISTEN_BACKLOG) } else { listener.leave() }
+    }
+
     fn waker(&self) -> Waker {
         self.waker.clone()
     }
@@ -508,6 +515,8 @@ fn is_drained(count: usize, room: usize, read_closed: bool) -> bool {
 struct Accepting {
     listener: Option<Listener>,
     on: bool,
+    /// Out of the group of listeners.
+    absent: bool,
     /// The accept queue may hold connections that no edge will announce again.
     newcomers: bool,
     /// Not before this, for want of descriptors or memory.
@@ -518,11 +527,11 @@ struct Accepting {
 
 impl Accepting {
     fn new(listener: Option<Listener>) -> Self {
-        Self { listener, on: true, newcomers: true, retry_at: None, retry: limits::ACCEPT_RETRY_MIN }
+        Self { listener, on: true, absent: false, newcomers: true, retry_at: None, retry: limits::ACCEPT_RETRY_MIN }
     }
 
     fn wanted(&self) -> bool {
-        self.on && self.newcomers && self.listener.is_some()
+        self.on && !self.absent && self.newcomers && self.listener.is_some()
     }
 
     fn back_off(&mut self) -> Duration {

@@ -152,6 +152,18 @@ impl Listener {
     /// # Errors
     /// The kernel's: address in use by a stranger, no such address, no permission.
     pub fn bind(address: SocketAddr, backlog: u32) -> io::Result<Self> {
+        let mut listener = Self::bound(address)?;
+        if address.port() == 0 {
+            // A port that the kernel chose is given back when the listener leaves its group; one that was asked for is kept. The first
+            // holds the port until the second has it.
+            listener = Self::bound(listener.local_address()?)?;
+        }
+        // SAFETY: `listener` keeps the descriptor open; no pointer is passed.
+        check(unsafe { libc::listen(listener.socket.raw(), i32::try_from(backlog).unwrap_or(i32::MAX)) })?;
+        Ok(listener)
+    }
+
+    fn bound(address: SocketAddr) -> io::Result<Self> {
         let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: socket takes three integers and no pointer.
@@ -162,8 +174,6 @@ impl Listener {
         socket.set(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         bind(socket.raw(), address)?;
-        // SAFETY: `socket` keeps the descriptor open; no pointer is passed.
-        check(unsafe { libc::listen(socket.raw(), i32::try_from(backlog).unwrap_or(i32::MAX)) })?;
         Ok(Self { socket })
     }
 
@@ -197,6 +207,25 @@ impl Listener {
         check(unsafe { libc::getsockopt(self.socket.raw(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut length) })?;
         // For a listener the kernel puts the queue into these two fields.
         Ok(Backlog { waiting: info.tcpi_unacked, length: info.tcpi_sacked })
+    }
+
+    /// Leaves the group: the kernel gives newcomers to the other listeners of the port. What waits in the queue is reset, unless
+    /// `net.ipv4.tcp_migrate_req` is 1.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn leave(&self) -> io::Result<()> {
+        // SAFETY: `self` keeps the descriptor open; no pointer is passed.
+        check(unsafe { libc::shutdown(self.socket.raw(), libc::SHUT_RD) })
+    }
+
+    /// Listens again after [`Listener::leave`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn come_back(&self, backlog: u32) -> io::Result<()> {
+        // SAFETY: `self` keeps the descriptor open; no pointer is passed.
+        check(unsafe { libc::listen(self.socket.raw(), i32::try_from(backlog).unwrap_or(i32::MAX)) })
     }
 
     /// Makes the open file wait, as io_uring wants it; [`Listener::accept`] must not be called after that.

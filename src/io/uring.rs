@@ -299,6 +299,13 @@ impl Driver for Uring {
         slot.socket.as_ref()?.peer_address().ok()
     }
 
+    fn listen(&mut self, on: bool) -> io::Result<()> {
+        let Some(listener) = &self.accepting.listener else { return Ok(()) };
+        // Leaving ends the accept that is armed.
+        self.accepting.absent = !on;
+        if on { listener.come_back(limits::LISTEN_BACKLOG) } else { listener.leave() }
+    }
+
     fn waker(&self) -> Waker {
         self.waker.clone()
     }
@@ -826,7 +833,7 @@ impl Uring {
             return sink.accepted(self, socket);
         }
         let error = io::Error::from_raw_os_error(-result);
-        if result == -libc::ECANCELED || is_passing(&error) {
+        if result == -libc::ECANCELED || self.accepting.absent || is_passing(&error) {
             return;
         }
         self.counters.accept_errors_count += 1;
@@ -1117,6 +1124,8 @@ fn millis(duration: Duration) -> u32 {
 struct Accepting {
     listener: Option<Listener>,
     on: bool,
+    /// Out of the group of listeners.
+    absent: bool,
     /// The kernel has the entry.
     armed: bool,
     /// Not before this, for want of descriptors or memory.
@@ -1127,11 +1136,11 @@ struct Accepting {
 
 impl Accepting {
     fn new(listener: Option<Listener>) -> Self {
-        Self { listener, on: true, armed: false, retry_at: None, retry: limits::ACCEPT_RETRY_MIN }
+        Self { listener, on: true, absent: false, armed: false, retry_at: None, retry: limits::ACCEPT_RETRY_MIN }
     }
 
     fn wanted(&self) -> bool {
-        self.on && !self.armed && self.listener.is_some()
+        self.on && !self.absent && !self.armed && self.listener.is_some()
     }
 
     fn back_off(&mut self) -> Duration {

@@ -28,6 +28,7 @@ pub struct Gateway {
     admin: SocketAddr,
     secret: Arc<Secret>,
     lives: u32,
+    descriptors: Option<u32>,
 }
 
 impl Gateway {
@@ -36,8 +37,17 @@ impl Gateway {
         Self::with(&[])
     }
 
+    /// Starts a gateway that may open so many files in each table.
+    pub fn with_few_descriptors(descriptors: u32, settings: &[(&str, &str)]) -> Self {
+        Self::start_with(settings, Some(descriptors))
+    }
+
     /// Starts a gateway with these settings, such as `("protocol.ping_ms", "1000")`.
     pub fn with(settings: &[(&str, &str)]) -> Self {
+        Self::start_with(settings, None)
+    }
+
+    fn start_with(settings: &[(&str, &str)], descriptors: Option<u32>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("gateway-{}-{number}", std::process::id()));
@@ -64,6 +74,7 @@ impl Gateway {
             admin: listen,
             secret: Arc::new(secret.expect("a good secret")),
             lives: 0,
+            descriptors,
         };
         gateway.run();
         gateway
@@ -77,7 +88,10 @@ impl Gateway {
         self.lives += 1;
         let log = File::create(self.dir.join(format!("log-{}", self.lives))).expect("a log file");
         let out = log.try_clone().expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let mut command = Command::new(if self.descriptors.is_some() { "sh" } else { env!("CARGO_BIN_EXE_tidegate") });
+        if let Some(descriptors) = self.descriptors {
+            command.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tidegate")]);
+        }
         command.arg("serve").arg("--ready-file").arg(&ready);
         command.arg("--listen").arg(self.listen.to_string()).args(["--admin-listen", "127.0.0.1:0"]);
         command.arg("--data-dir").arg(self.dir.join("data"));
