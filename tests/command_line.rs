@@ -227,7 +227,7 @@ fn open_doors_are_refused() {
     let told = [
         (&["serve", "--listen", "0.0.0.0:0"][..], "set auth.secret_file"),
         (&["serve", "--admin-listen", "0.0.0.0:0"], "admin.allow_remote = true"),
-        (&["serve", "--driver", "uring"], "try \"auto\""),
+        (&["serve", "--driver", "kqueue"], "\"auto\""),
         (&["serve", "--auth-secret-file", "absent"], "cannot read the secret in absent"),
         (&["serve", "--config", "absent.toml"], "absent.toml: cannot read the configuration"),
     ];

@@ -343,7 +343,6 @@ fn a_bad_binary_envelope_is_named() {
     for (name, bytes, code) in [
         ("200 users", users(200), 3005),
         ("a SIGNAL to a conv of no form", named(0x34, &[&[1, b'x'], &[0; 4]]), 3001),
-        ("NACK", named(0x12, &[&[1, b'x'], &[0; 14]]), 3005),
         ("a conv of no form", named(0x31, &[&rid, &[3], b"x:y", &[0; 19]]), 3001),
         ("an empty conv", named(0x31, &[&rid, &[0], &[0; 19]]), 3001),
         ("a conv of 255 bytes", named(0x31, &[&rid, &[255], &[b'x'; 255], &[0; 19]]), 3001),
