@@ -23,7 +23,7 @@ impl ConnectionId {
 }
 
 /// One life of one session slot on one reactor. The store addresses deliveries with it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct SessionRef {
     /// The core that owns the session.
     pub reactor: ReactorId,

@@ -354,7 +354,7 @@ impl Shard {
     pub(super) fn submit_cursors(&mut self, outlet: &mut impl Outlet) {
         self.cursors_due_ms = None;
         let sessions = &self.sessions;
-        let mut cursors = Vec::with_capacity(self.cursors.len());
+        let mut cursors: Vec<CursorMail> = Vec::with_capacity(self.cursors.len());
         cursors.extend(self.cursors.drain().filter_map(|((session, conv), seq)| {
             let roster = sessions.get(slot_of(session))?.roster?;
             Some(CursorMail { session, roster, conv, seq })
@@ -362,6 +362,8 @@ impl Shard {
         if cursors.is_empty() {
             return;
         }
+        // The table's own order is random; the same past gives the same mail.
+        cursors.sort_unstable_by(|a, b| (a.session, &a.conv).cmp(&(b.session, &b.conv)));
         if let Err(Submit::Cursors(cursors)) = outlet.submit(Submit::Cursors(cursors)) {
             // Positions only move forward: they wait for the next time.
             for cursor in cursors {
