@@ -181,7 +181,8 @@ impl Device {
                     let token = self.token.clone();
                     self.machine.handle_connected(time(now), &token);
                 }
-                Arrival::Refused(status, _) if status == 503 || status == 429 => {
+                // 408: what it asked was on its way for longer than the gateway waits.
+                Arrival::Refused(status, _) if matches!(status, 408 | 429 | 503) => {
                     wishes.close = true;
                     self.disconnected(now);
                 }

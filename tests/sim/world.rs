@@ -157,6 +157,9 @@ const UNIX_MS: u64 = 1_800_000_000_000;
 const TRACE_MAX: usize = 60;
 /// After faults stop everyone has everything within so long.
 pub const CONVERGE_NS: u64 = 30 * SECOND;
+/// After everyone has left nothing stays for longer: a machine that is gone without a word is noticed after 10 s in a handshake and 20 s
+/// later on, a session waits for up to 8 s, and a close for 5 s.
+const LEAVE_NS: u64 = 40 * SECOND;
 
 impl World {
     pub fn new(plan: Plan) -> Self {
@@ -1087,7 +1090,7 @@ impl World {
                 self.note_due(link, due);
             }
         }
-        self.until(self.now + 12 * SECOND, |world| world.what_stays().is_none())?;
+        self.until(self.now + LEAVE_NS, |world| world.what_stays().is_none())?;
         self.what_stays().map_or(Ok(()), Err)
     }
 
