@@ -449,6 +449,8 @@ impl World {
         let kept = self.random.index(unsynced + 1);
         self.engine = Some(process.store.engine.crash(kept));
         self.ledger.crashed(self.now);
+        // An answer nobody has read died with the process: it may be of a turn that never ended.
+        self.making.clear();
         self.end_links();
         let after = self.random.between(50 * MS, 2 * SECOND);
         self.push(self.now + after, Happening::Start);
