@@ -182,7 +182,7 @@ impl Device {
                     self.machine.handle_connected(time(now), &token);
                 }
                 // 408: what it asked was on its way for longer than the gateway waits.
-                Arrival::Refused(status, _) if matches!(status, 408 | 429 | 503) => {
+                Arrival::Refused(408 | 429 | 503, _) => {
                     wishes.close = true;
                     self.disconnected(now);
                 }
