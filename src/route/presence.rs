@@ -10,7 +10,7 @@
 //! with the connection that asked for them, and by their time to live. Nothing is kept about a user nobody watches but when the last
 //! device went.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crate::ids::{RosterId, SessionRef};
 use crate::limits::{PRESENCE_DEBOUNCE_NS, PRESENCE_SEEN_MAX, PRESENCE_SUBSCRIPTIONS_MAX};
@@ -26,8 +26,8 @@ pub struct Presence {
     unsettled: VecDeque<(u64, u64)>,
     /// Users whose state is being told, and the last watcher told.
     telling: VecDeque<(u64, Option<u32>)>,
-    /// When the first set may end.
-    next_end_ns: Option<u64>,
+    /// The sets in the order in which they end.
+    ends: BTreeSet<(u64, u32)>,
     /// When the last device of a user went, Unix milliseconds; oldest first in `seen_order`.
     seen: HashMap<u64, u64>,
     seen_order: VecDeque<(u64, u64)>,
@@ -44,9 +44,10 @@ struct Set {
 #[derive(Debug)]
 struct Watched {
     name: Text,
-    watchers: BTreeSet<u32>,
+    /// With what each believes: a telling reaches those whom it tells something new.
+    watchers: BTreeMap<u32, bool>,
     is_online: bool,
-    /// What the watchers believe.
+    /// What the watchers believe, or are being told.
     told: bool,
     is_telling: bool,
     /// When the change under way will have lasted long enough; 0: none is.
@@ -98,25 +99,26 @@ impl Presence {
         for wish in wishes {
             let watched = self.watched.entry(wish.user).or_insert_with(|| Watched {
                 name: wish.name.clone(),
-                watchers: BTreeSet::new(),
+                watchers: BTreeMap::new(),
                 is_online: wish.is_online,
                 told: wish.is_online,
                 is_telling: false,
                 due_ns: 0,
             });
-            watched.watchers.insert(watcher.0);
+            watched.watchers.insert(watcher.0, watched.told);
         }
         self.subscriptions_count += wishes.len();
         // An empty set stands too: it outdates an answer to an earlier WATCH that is still on its way.
         let users = wishes.iter().map(|wish| wish.user).collect();
         self.sets.insert(watcher, Set { session, turn, ends_ns, users });
-        self.next_end_ns = Some(self.next_end_ns.map_or(ends_ns, |next| next.min(ends_ns)));
+        self.ends.insert((ends_ns, watcher.0));
         Ok(())
     }
 
     /// The connection of a watcher is gone, or its device belongs to another.
     pub fn forget(&mut self, watcher: RosterId) {
         let Some(set) = self.sets.remove(&watcher) else { return };
+        self.ends.remove(&(set.ends_ns, watcher.0));
         self.subscriptions_count -= set.users.len();
         for user in set.users {
             let watched = self.watched.get_mut(&user).expect("a set names users that are watched");
@@ -193,12 +195,20 @@ impl Presence {
             let Some(told) = self.state(user, now_ms) else { continue };
             let watched = self.watched.get_mut(&user).expect("it has a state");
             let from = after.map_or(0, |last| last + 1);
-            let step: Vec<u32> = watched.watchers.range(from..).take(left).copied().collect();
-            left -= step.len();
-            let sets = &self.sets;
-            to(&told, &mut step.iter().filter_map(|id| sets.get(&RosterId(*id)).map(|set| set.session)));
-            match step.last() {
-                Some(&last) if watched.watchers.range(last + 1..).next().is_some() => self.telling.push_front((user, Some(last))),
+            let mut last = None;
+            let mut step = Vec::new();
+            for (&id, believes) in watched.watchers.range_mut(from..).take(left) {
+                last = Some(id);
+                if std::mem::replace(believes, told.is_online) != told.is_online {
+                    step.extend(self.sets.get(&RosterId(id)).map(|set| set.session));
+                }
+                left -= 1;
+            }
+            if !step.is_empty() {
+                to(&told, &mut step.into_iter());
+            }
+            match last {
+                Some(last) if watched.watchers.range(last + 1..).next().is_some() => self.telling.push_front((user, Some(last))),
                 _ => watched.is_telling = false,
             }
         }
@@ -207,12 +217,11 @@ impl Presence {
 
     /// Ends the sets whose time is over.
     pub fn expire(&mut self, now_ns: u64) {
-        if self.next_end_ns.is_none_or(|next| now_ns < next) {
-            return;
+        while let Some(&(ends_ns, watcher)) = self.ends.first()
+            && ends_ns <= now_ns
+        {
+            self.forget(RosterId(watcher));
         }
-        let over: Vec<RosterId> = self.sets.iter().filter(|(_, set)| set.ends_ns <= now_ns).map(|(id, _)| *id).collect();
-        over.into_iter().for_each(|watcher| self.forget(watcher));
-        self.next_end_ns = self.sets.values().map(|set| set.ends_ns).min();
     }
 
     /// When [`Presence::tell`] is to be asked again.
@@ -234,8 +243,6 @@ pub struct TooMany;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -254,33 +261,49 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever comes and goes: a watcher is told only of changes, alternating; whoever has been stable for the debounce is believed
-        /// right by everybody; who comes back sooner is never told of; and at the end nothing is kept.
+        /// Whatever comes and goes, and however much of the telling waits: a watcher is told only of changes, alternating; once all is
+        /// told, whoever has been stable for the debounce is believed right by everybody; who comes back sooner is never told of; sets
+        /// end in time; and at the end nothing is kept.
         #[test]
-        fn watchers_believe_what_lasts(steps in prop::collection::vec((0..4_u8, 0..3_u32, 0..3_u64, 0..3_000_u64), 1..120)) {
+        fn watchers_believe_what_lasts(
+            steps in prop::collection::vec((0..5_u8, 0..3_u32, 0..3_u64, 0..3_000_u64, any::<bool>()), 1..120),
+        ) {
             let mut presence = Presence::default();
             let mut online = [false; 3];
             let mut stable_since = [0_u64; 3];
             let mut beliefs: BTreeMap<(u32, u64), bool> = BTreeMap::new();
             let mut now_ns = SECOND_NS;
-            for (turn, (action, watcher, user, pause_ms)) in (0..).zip(steps) {
+            let mut ends_ns: BTreeMap<u32, u64> = BTreeMap::new();
+            for (turn, (action, watcher, user, pause_ms, drains)) in (0..).zip(steps) {
                 now_ns += pause_ms * 1_000_000;
                 let id = RosterId(watcher);
                 let mut told = Vec::new();
-                while presence.tell(now_ns, 1, 1, |state, to| told.extend(to.map(|it| (it.index, state.clone())))) {}
+                let mut is_left = true;
+                while is_left {
+                    is_left = presence.tell(now_ns, 1, 1, |state, to| told.extend(to.map(|it| (it.index, state.clone()))));
+                    if !drains {
+                        break;
+                    }
+                }
                 for (index, state) in told {
                     let user: u64 = state.user[1..].parse().unwrap();
                     prop_assert_eq!(beliefs.insert((index, user), state.is_online), Some(!state.is_online), "only changes are told");
                 }
                 for (&(_, user), &believed) in &beliefs {
                     let at = usize::try_from(user).unwrap();
-                    prop_assert!(now_ns - stable_since[at] < PRESENCE_DEBOUNCE_NS || believed == online[at]);
+                    prop_assert!(is_left || now_ns - stable_since[at] < PRESENCE_DEBOUNCE_NS || believed == online[at]);
                 }
+                presence.expire(now_ns);
+                ends_ns.retain(|_, ends_ns| *ends_ns > now_ns);
+                beliefs.retain(|(watcher, _), _| ends_ns.contains_key(watcher));
+                prop_assert_eq!(presence.subscriptions_count(), 2 * ends_ns.len());
                 match action {
-                    0 => {
+                    0 | 4 => {
+                        let ends = if action == 0 { u64::MAX } else { now_ns + 2 * SECOND_NS };
                         let users = [user, (user + 1) % 3];
                         let wishes = users.map(|user| wish(user, online[usize::try_from(user).unwrap()]));
-                        prop_assert_eq!(presence.watch(id, session(watcher), turn, u64::MAX, &wishes), Ok(()));
+                        prop_assert_eq!(presence.watch(id, session(watcher), turn, ends, &wishes), Ok(()));
+                        ends_ns.insert(watcher, ends);
                         beliefs.retain(|(other, _), _| *other != watcher);
                         for user in users {
                             beliefs.insert((watcher, user), presence.state(user, 1).unwrap().is_online);
@@ -288,6 +311,7 @@ mod tests {
                     }
                     1 => {
                         presence.forget(id);
+                        ends_ns.remove(&watcher);
                         beliefs.retain(|(other, _), _| *other != watcher);
                     }
                     _ => {
@@ -299,7 +323,7 @@ mod tests {
                 }
             }
             (0..3).for_each(|watcher| presence.forget(RosterId(watcher)));
-            prop_assert!(presence.watched.is_empty() && presence.subscriptions_count == 0);
+            prop_assert!(presence.watched.is_empty() && presence.ends.is_empty() && presence.subscriptions_count == 0);
         }
     }
 
