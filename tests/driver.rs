@@ -45,6 +45,8 @@ struct Core {
     duplicate: bool,
     duplicates: Vec<OwnedFd>,
     accept_failures: Vec<Duration>,
+    /// Switch accepting off after so many.
+    accepts_left: Option<u32>,
     /// Guards the rule that `closed` never comes out of a call of ours.
     inside_call: bool,
 }
@@ -117,6 +119,12 @@ impl<D: Driver> Sink<D> for Core {
             self.duplicates.push(socket.as_fd().try_clone_to_owned().unwrap());
         }
         driver.attach(id, socket).unwrap();
+        if let Some(left) = &mut self.accepts_left {
+            *left -= 1;
+            if *left == 0 {
+                driver.accept(false);
+            }
+        }
         self.by_id.insert(id, self.connections.len());
         self.connections.push(Connection {
             id,
@@ -573,6 +581,24 @@ fn accept_off_and_on<D: Driver>(make: Make<D>) {
     server.until("all hundred", |core| core.connections.len() == 100);
 }
 
+/// Switched off while a newcomer is handed over, the next waits in the kernel, however many came at once.
+fn accept_stops_after_any<D: Driver>(make: Make<D>) {
+    let mut server = Server::new(make);
+    server.core.accepts_left = Some(3);
+    let _clients: Vec<_> = (0..100).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+    server.settle();
+    assert_eq!(server.core.connections.len(), 3);
+    for count in [4, 5] {
+        server.core.accepts_left = Some(1);
+        server.driver.accept(true);
+        server.settle();
+        assert_eq!(server.core.connections.len(), count);
+    }
+    server.core.accepts_left = None;
+    server.driver.accept(true);
+    server.until("all hundred", |core| core.connections.len() == 100);
+}
+
 /// Another thread ends the wait, again and again.
 fn waker_ends_the_wait<D: Driver>(make: Make<D>) {
     let mut server = Server::new(make);
@@ -762,7 +788,7 @@ macro_rules! suite {
         suite!($driver, $make,
             no_byte_is_lost_or_reordered data_and_fin_in_one_event data_before_attach blocked_and_partial_sends pause_and_resume
             half_close reset slots_and_descriptors_are_reused graceful_close_delivers_last_words
-            graceful_close_ends_without_the_peer abort_is_a_reset budget_is_shared accept_off_and_on waker_ends_the_wait
+            graceful_close_ends_without_the_peer abort_is_a_reset budget_is_shared accept_off_and_on accept_stops_after_any waker_ends_the_wait
             close_while_it_talks close_while_sending pause_while_it_talks);
     };
 }

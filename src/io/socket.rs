@@ -228,18 +228,6 @@ impl Listener {
         check(unsafe { libc::listen(self.socket.raw(), i32::try_from(backlog).unwrap_or(i32::MAX)) })
     }
 
-    /// Makes the open file wait, as io_uring wants it; [`Listener::accept`] must not be called after that.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_blocking(&self) -> io::Result<()> {
-        // SAFETY: `self` keeps the descriptor open; both commands take integers alone.
-        let flags = unsafe { libc::fcntl(self.socket.raw(), libc::F_GETFL) };
-        check(flags)?;
-        // SAFETY: as above.
-        check(unsafe { libc::fcntl(self.socket.raw(), libc::F_SETFL, flags & !libc::O_NONBLOCK) })
-    }
-
     /// Takes one connection from the queue, close-on-exec.
     ///
     /// # Errors

@@ -99,6 +99,8 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
+        #[cfg(test)]
+        FREED.with(|freed| freed.set(freed.get() + 1));
         // SAFETY: both were allocated with these layouts; whoever drops us has made sure that the kernel is done with them.
         unsafe {
             dealloc(self.entries.as_ptr().cast(), entries_layout(self.capacity));
@@ -123,3 +125,9 @@ fn memory_layout(capacity: u16) -> Layout {
 }
 
 const PAGE_BYTES: usize = 4096;
+
+#[cfg(test)]
+thread_local! {
+    /// How many were freed on this thread.
+    pub static FREED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
