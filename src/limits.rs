@@ -94,6 +94,14 @@ pub const GROUP_LANE_MAX: usize = 256;
 /// `peer` lane, values per core. Filled by reactors; full: kept, tried next turn.
 pub const PEER_LANE_MAX: usize = 1_024;
 
+/// Mails to other cores kept by one core because their lane is full. Full: the mail is dropped, and the session that waits for it starts
+/// afresh after five seconds. Counter: `sessions_unmoved_count`.
+pub const PEERS_KEPT_MAX: usize = 16_384;
+
+/// Bytes of frames of resumed sessions on their way from one core to others. Full: the session does not move, and its client runs
+/// SYNC. Counter: `sessions_unmoved_count`.
+pub const MOVED_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
 /// `job` lane, values. Filled by the store; full: ERROR 5002.
 pub const JOB_LANE_MAX: usize = 1_024;
 
@@ -192,6 +200,29 @@ pub const DEVICES_PER_USER_MAX: usize = 16;
 /// Devices for which the roster reserves address space, so that entries and names stay where they are and nothing doubles. More: it
 /// grows by doubling.
 pub const ROSTER_DEVICES_RESERVED: usize = 1_048_576;
+
+/// New device cursors that one connection may name per second, and at once; one that waits already is merged for nothing. Full: ERROR
+/// 4001 with rid 0 for the rest of the ACK. Counter: `cursors_refused_count`.
+pub const CURSORS_PER_SECOND: u32 = 256;
+/// See [`CURSORS_PER_SECOND`].
+pub const CURSORS_BURST: u32 = 2_048;
+
+/// Device cursors of one core in one submission to the store. So many gathered: they do not wait for the clock.
+pub const CURSORS_SUBMITTED_MAX: usize = 1_024;
+
+/// Device cursors of one core that wait for the store. Full: ERROR 5002 with rid 0 for the rest of the ACK. Counter:
+/// `cursors_refused_count`.
+pub const CURSORS_GATHERED_MAX: usize = 16_384;
+
+/// Device cursors that wait for conversations that are not in memory. Full: dropped; the next ACK of the device names the conversation
+/// again when it moves. Counter: `cursors_dropped_count`.
+pub const CURSORS_ASIDE_MAX: usize = 65_536;
+
+/// Conversations that readers load at once for nothing but cursors. Full: the others wait in order.
+pub const CURSOR_LOADS_MAX: usize = 64;
+
+const _: () = assert!(CURSORS_BURST as usize >= ACK_CURSORS_MAX && CURSORS_SUBMITTED_MAX <= CURSORS_GATHERED_MAX);
+const _: () = assert!(CURSOR_LOADS_MAX * 4 <= JOB_LANE_MAX);
 
 /// Cursors of devices waiting for a group of the log. Full: the group is closed at once.
 pub const CURSORS_PENDING_MAX: usize = 65_536;

@@ -3,6 +3,9 @@
 //! A value is given away whole. The one thing shared is immutable: message bodies and names, one count per core, never per
 //! receiver. `submit` is first in, first out per reactor, `group` per core: the ordering arguments rest on that.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use crate::clock::Moment;
 use crate::ids::{Cmid, Mid, ReactorId, RosterId, SessionRef};
 use crate::limits::{SPARE_EVENTS_MAX, SPARE_TARGETS_MAX};
@@ -680,6 +683,40 @@ pub struct Moved {
     pub resync: bool,
     /// Messages to be delivered again.
     pub nacks: Vec<Nack>,
+    /// Held as long as the frames are on their way: the sender counts them until it is dropped.
+    pub toll: Toll,
+}
+
+/// What a core has given away and the receiver has not taken yet, in bytes.
+#[derive(Debug, Default)]
+pub struct Carriage {
+    bytes: u64,
+    under_way: VecDeque<(Arc<()>, u64)>,
+}
+
+/// See [`Moved::toll`].
+#[derive(Debug)]
+pub struct Toll(#[expect(dead_code, reason = "what counts is that it is there")] Arc<()>);
+
+impl Carriage {
+    /// A toll for so many bytes, if no more than `bytes_max` are under way with them.
+    pub fn toll(&mut self, bytes: u64, bytes_max: u64) -> Option<Toll> {
+        if self.bytes + bytes > bytes_max {
+            let left = &mut self.bytes;
+            self.under_way.retain(|(toll, bytes)| {
+                let is_taken = Arc::strong_count(toll) == 1;
+                *left -= if is_taken { *bytes } else { 0 };
+                !is_taken
+            });
+            if self.bytes + bytes > bytes_max {
+                return None;
+            }
+        }
+        let toll = Arc::new(());
+        self.under_way.push_back((toll.clone(), bytes));
+        self.bytes += bytes;
+        Some(Toll(toll))
+    }
 }
 
 /// Control and admin to a reactor.

@@ -18,7 +18,7 @@ use tidegate::session::auth::{Verifier, mint};
 use tidegate::session::rate::Rate;
 use tidegate::shard::{Command, Outlet, Rules, Shard};
 use tidegate::store::schema::Hashes;
-use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame, ServerFrames, encode_client};
+use tidegate::wire::envelope::{ClientFrame, Cursor, Cursors, Encoding, Hello, ServerFrame, ServerFrames, encode_client};
 use tidegate::wire::message::{Body, Text};
 
 /// One delivery before the link breaks or after, and one connection that comes back on the other core: every order.
@@ -72,6 +72,99 @@ fn a_forged_claim_starts_afresh() {
     let scenario = Scenario { deliveries: 2, cores: &[0, 1], forged: true, ..Scenario::default() };
     assert_eq!(explore(&scenario).resumed, 0);
 }
+
+/// Whoever names more conversations in ACK than anybody has is refused the rest, and so is READ beyond its rate. With the lane to the
+/// store full, positions are gathered up to a bound and offered by the clock, not by every ACK; nothing that was taken is lost.
+#[test]
+fn cursors_and_reads_have_a_rate_and_a_bound() {
+    let scenario = Scenario { cores: &[0], ..Scenario::default() };
+    let fixed = Fixed::new(&scenario);
+    let mut world = World::new(&fixed);
+    world.hello(&scenario, &fixed);
+    world.settle();
+    for rid in 1..=129 {
+        world.put(0, &ClientFrame::Read { rid, conv: format!("g:{rid}").into(), seq: 1 });
+    }
+    assert_eq!((world.submits.len(), &*world.errors), (128, &[(129, 4001)][..]));
+    world.submits.clear();
+    world.errors.clear();
+    for round in 0..8 {
+        world.acknowledge(round);
+    }
+    assert!(world.errors.is_empty());
+    world.acknowledge(8);
+    assert_eq!(std::mem::take(&mut world.errors), [(0, 4001)], "one ERROR for the frame");
+    world.wait(200);
+    assert_eq!(world.cursors_submitted(), 2_048);
+    world.is_full = true;
+    let mut round = 8;
+    while !world.errors.contains(&(0, 5002)) {
+        round += 1;
+        assert!(round < 100, "no bound");
+        world.wait(1_000);
+        world.acknowledge(round);
+        world.acknowledge(round);
+        let refused = world.refused;
+        (0..5).for_each(|_| world.acknowledge(round));
+        assert_eq!(world.refused, refused, "a full lane is not tried by every ACK");
+        world.pump();
+    }
+    world.is_full = false;
+    world.wait(200);
+    assert_eq!(world.cursors_submitted(), 16_384);
+}
+
+/// A core that takes nothing of what others give it: what is on its way to it is bounded, and the sessions beyond start afresh. When it
+/// takes its mail again, sessions move again.
+#[test]
+fn what_is_on_its_way_is_bounded() {
+    let scenario = Scenario { cores: &HOPS, is_abrupt: true, ..Scenario::default() };
+    let fixed = Fixed::new(&scenario);
+    let mut world = World::new(&fixed);
+    world.payload_bytes = 60_000;
+    let hop = |world: &mut World| {
+        world.hello(&scenario, &fixed);
+        world.settle_store();
+        world.wait(6_000);
+        world.pump();
+        world.links.last_mut().unwrap().is_read = false;
+        (0..4).for_each(|_| world.deliver());
+        world.settle_store();
+    };
+    for _ in 0..HOPS.len() - 2 {
+        hop(&mut world);
+    }
+    for (from, to) in [(0, 1), (1, 0)] {
+        let lane = &world.cores[from].peers[to];
+        let moved = |mail: &Peer| match mail {
+            Peer::Moved(moved) => moved.frames.iter().map(Vec::len).sum(),
+            Peer::Gone { .. } => 0,
+        };
+        let bytes: usize = lane.iter().map(moved).sum();
+        assert!(bytes > 15 << 20 && bytes <= 16 << 20, "{bytes} bytes");
+        assert!(lane.iter().any(|mail| matches!(mail, Peer::Gone { .. })));
+        assert_eq!(
+            usize::try_from(world.cores[from].shard.counters.sessions_unmoved_count).unwrap(),
+            lane.iter().filter(|it| moved(it) == 0).count()
+        );
+    }
+    world.settle();
+    hop(&mut world);
+    hop(&mut world);
+    let lanes = world.cores.iter().flat_map(|core| core.peers.iter().flatten());
+    assert_eq!(lanes.filter(|mail| matches!(mail, Peer::Moved(_))).count(), 2);
+}
+
+/// From one core to the other and back.
+static HOPS: [usize; 182] = {
+    let mut hops = [0; 182];
+    let mut at = 1;
+    while at < hops.len() {
+        hops[at] = at % 2;
+        at += 1;
+    }
+    hops
+};
 
 #[derive(Clone, Copy, Debug)]
 struct Scenario {
@@ -208,10 +301,16 @@ impl Fixed {
 struct Lanes<'w> {
     submits: &'w mut VecDeque<Submit>,
     peers: &'w mut [VecDeque<Peer>; 2],
+    is_full: bool,
+    refused: &'w mut u32,
 }
 
 impl Outlet for Lanes<'_> {
     fn submit(&mut self, mail: Submit) -> Result<(), Submit> {
+        if self.is_full {
+            *self.refused += 1;
+            return Err(mail);
+        }
         self.submits.push_back(mail);
         Ok(())
     }
@@ -248,6 +347,9 @@ struct World {
     links: Vec<Link>,
     /// The one lane to the store.
     submits: VecDeque<Submit>,
+    /// It takes nothing, and how often it was tried.
+    is_full: bool,
+    refused: u32,
     // The store.
     owner: Option<SessionRef>,
     seq: u64,
@@ -259,6 +361,9 @@ struct World {
     is_resumed: bool,
     noticed: u64,
     welcomed: usize,
+    payload_bytes: usize,
+    /// ERRORs: `rid` and code.
+    errors: Vec<(u32, u16)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -274,7 +379,7 @@ enum Step {
 }
 
 impl World {
-    fn run(scenario: &Scenario, fixed: &Fixed, path: &mut Path) -> Self {
+    fn new(fixed: &Fixed) -> Self {
         let now = Moment { mono_ns: 1_000_000_000, unix_ms: NOW_MS };
         let core = |id| Core {
             shard: Shard::new(ReactorId(id), fixed.rules.clone(), fixed.verifier.clone(), now),
@@ -282,11 +387,13 @@ impl World {
             groups: VecDeque::new(),
             peers: Default::default(),
         };
-        let mut world = World {
+        World {
             now,
             cores: [core(0), core(1)],
             links: Vec::new(),
             submits: VecDeque::new(),
+            is_full: false,
+            refused: 0,
             owner: None,
             seq: 0,
             attached: BTreeMap::new(),
@@ -296,7 +403,13 @@ impl World {
             is_resumed: false,
             noticed: 0,
             welcomed: 0,
-        };
+            payload_bytes: 2,
+            errors: Vec::new(),
+        }
+    }
+
+    fn run(scenario: &Scenario, fixed: &Fixed, path: &mut Path) -> Self {
+        let mut world = Self::new(fixed);
         world.hello(scenario, fixed);
         world.settle();
         for _ in 0..scenario.deliver_first {
@@ -370,6 +483,7 @@ impl World {
     fn judge(&mut self) {
         let link = self.links.len() - 1;
         assert_eq!(self.welcomed, link, "the last one was welcomed");
+        assert_eq!(self.errors, []);
         // What waits for room in the window comes when it opens.
         for _ in 0..4 {
             let pos = self.last_pos;
@@ -407,11 +521,26 @@ impl World {
         }
     }
 
+    /// Moves the mail of the store, and none between cores.
+    fn settle_store(&mut self) {
+        loop {
+            self.pump();
+            if !self.submits.is_empty() {
+                self.store();
+            } else if let Some(core) = self.cores.iter().position(|core| !core.groups.is_empty()) {
+                self.group(core);
+            } else {
+                return;
+            }
+        }
+    }
+
     fn wait(&mut self, ms: u64) {
         self.now.mono_ns += ms * 1_000_000;
         self.now.unix_ms += ms;
         for core in &mut self.cores {
-            let mut lanes = Lanes { submits: &mut self.submits, peers: &mut core.peers };
+            let mut lanes =
+                Lanes { submits: &mut self.submits, peers: &mut core.peers, is_full: self.is_full, refused: &mut self.refused };
             core.shard.handle_time(self.now, &mut lanes);
         }
     }
@@ -429,7 +558,7 @@ impl World {
             trace: None,
             conv: Text::from("d:al:bo"),
             from: Text::from("al"),
-            payload: Body::copy_from(b"hi"),
+            payload: Body::copy_from(&vec![b'h'; self.payload_bytes]),
         };
         let target = Target { index: owner.index, generation: owner.generation, own: false };
         let events = vec![Event::Deliver { message, first: 0, count: 1 }];
@@ -467,7 +596,8 @@ impl World {
     fn group(&mut self, index: usize) {
         let core = &mut self.cores[index];
         let group = core.groups.pop_front().unwrap();
-        let mut lanes = Lanes { submits: &mut self.submits, peers: &mut core.peers };
+        let mut lanes =
+            Lanes { submits: &mut self.submits, peers: &mut core.peers, is_full: self.is_full, refused: &mut self.refused };
         core.shard.handle_group(self.now, &group, &mut lanes);
     }
 
@@ -483,7 +613,8 @@ impl World {
             let core = &mut self.cores[core];
             core.shard.handle_failed(id);
             core.shard.handle_closed(id, &mut core.stashes);
-            let mut lanes = Lanes { submits: &mut self.submits, peers: &mut core.peers };
+            let mut lanes =
+                Lanes { submits: &mut self.submits, peers: &mut core.peers, is_full: self.is_full, refused: &mut self.refused };
             core.shard.flush_mail(self.now, &mut lanes);
         }
     }
@@ -517,6 +648,21 @@ impl World {
         );
     }
 
+    /// An ACK with 256 cursors, others in each round.
+    fn acknowledge(&mut self, round: u32) {
+        let cursors = (0..256).map(|index| Cursor { conv: format!("g:{}", round * 256 + index).into(), seq: 1 }).collect();
+        self.put(0, &ClientFrame::Ack { pos: 0, cursors: Cursors::List(cursors) });
+    }
+
+    /// Cursors given to the store meanwhile, in submissions of at most 1 024.
+    fn cursors_submitted(&mut self) -> usize {
+        let count = |mail| match mail {
+            Submit::Cursors(cursors) => cursors.len(),
+            other => panic!("{other:?}"),
+        };
+        self.submits.drain(..).map(count).inspect(|count| assert!(*count <= 1_024)).sum()
+    }
+
     fn put(&mut self, link: usize, frame: &ClientFrame<'_>) {
         let mut body = Vec::new();
         encode_client(Encoding::Binary, frame, &mut body);
@@ -541,7 +687,8 @@ impl World {
     fn feed(&mut self, link: usize, mut bytes: Vec<u8>) {
         let Link { core, id, .. } = self.links[link];
         let core = &mut self.cores[core];
-        let mut lanes = Lanes { submits: &mut self.submits, peers: &mut core.peers };
+        let mut lanes =
+            Lanes { submits: &mut self.submits, peers: &mut core.peers, is_full: self.is_full, refused: &mut self.refused };
         core.shard.handle_bytes(self.now, id, &mut bytes, &mut core.stashes, &mut lanes);
         core.shard.flush_mail(self.now, &mut lanes);
         self.pump();
@@ -571,7 +718,8 @@ impl World {
                     link.is_open = false;
                 }
             }
-            let mut lanes = Lanes { submits: &mut self.submits, peers: &mut core.peers };
+            let mut lanes =
+                Lanes { submits: &mut self.submits, peers: &mut core.peers, is_full: self.is_full, refused: &mut self.refused };
             core.shard.flush_mail(self.now, &mut lanes);
         }
         for link in 0..self.links.len() {
@@ -607,6 +755,7 @@ impl World {
                 }
                 ServerFrame::Notice { head, .. } => self.noticed = self.noticed.max(head),
                 ServerFrame::Pong { .. } => {}
+                ServerFrame::Error { rid, code, .. } => self.errors.push((rid, code)),
                 other => panic!("{other:?}"),
             }
         }

@@ -195,7 +195,7 @@ settings! {
     send_rate: u16 = 20, Rule::Between(1, 65_535), Live;
     /// SENDs at once of one connection. At least twice `protocol.send_window`.
     send_burst: u16 = 128, Rule::Between(2, 65_535), Live;
-    /// FETCH and SYNC per second of one connection.
+    /// FETCH, SYNC, READ and WATCH per second of one connection, together.
     fetch_rate: u16 = 20, Rule::Between(1, 65_535), Live;
     /// HELLOs with a good token of one device per minute. 0: no limit.
     hello_per_minute: u16 = 10, Rule::Between(0, 60_000), Start;

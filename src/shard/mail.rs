@@ -7,6 +7,7 @@ use super::{Kind, Outlet, Shard, State};
 use crate::clock::Moment;
 use crate::conn::send_queue::Wrap;
 use crate::ids::{ConnectionId, FrameIndex, SessionRef};
+use crate::limits::CURSORS_SUBMITTED_MAX;
 use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Reached, SessionSeen, Submit, Target};
 use crate::observe::counters::CloseCause;
 use crate::observe::trace::Place;
@@ -325,20 +326,20 @@ impl Shard {
     /// Sends what could not be sent before; lanes may have room again.
     pub fn flush_mail(&mut self, now: Moment, outlet: &mut impl Outlet) {
         self.now = now;
-        if !self.leaves.is_empty() {
-            // What a device acknowledged before it left counts: same lane, so it comes first.
+        let is_due = self.cursors_due_ms.is_some_and(|due| due <= self.mono_ms());
+        // What a device acknowledged before it left counts: same lane, so it comes first.
+        if is_due || !self.leaves.is_empty() && !self.cursors_kept {
             self.submit_cursors(outlet);
         }
-        while let Some(leave) = self.leaves.pop_front() {
+        while !self.cursors_kept
+            && let Some(leave) = self.leaves.pop_front()
+        {
             if let Err(leave) = outlet.submit(leave) {
                 self.leaves.push_front(leave);
                 break;
             }
         }
         self.flush_peers(outlet);
-        if self.cursors_due_ms.is_some_and(|due| due <= self.mono_ms()) {
-            self.submit_cursors(outlet);
-        }
     }
 
     pub(super) fn flush_peers(&mut self, outlet: &mut impl Outlet) {
@@ -353,23 +354,26 @@ impl Shard {
 
     pub(super) fn submit_cursors(&mut self, outlet: &mut impl Outlet) {
         self.cursors_due_ms = None;
+        self.cursors_kept = false;
         let sessions = &self.sessions;
         let mut cursors: Vec<CursorMail> = Vec::with_capacity(self.cursors.len());
         cursors.extend(self.cursors.drain().filter_map(|((session, conv), seq)| {
             let roster = sessions.get(slot_of(session))?.roster?;
             Some(CursorMail { session, roster, conv, seq })
         }));
-        if cursors.is_empty() {
-            return;
-        }
         // The table's own order is random; the same past gives the same mail.
         cursors.sort_unstable_by(|a, b| (a.session, &a.conv).cmp(&(b.session, &b.conv)));
-        if let Err(Submit::Cursors(cursors)) = outlet.submit(Submit::Cursors(cursors)) {
-            // Positions only move forward: they wait for the next time.
-            for cursor in cursors {
-                self.cursors.insert((cursor.session, cursor.conv), cursor.seq);
+        while !cursors.is_empty() {
+            let rest = cursors.split_off(cursors.len().min(CURSORS_SUBMITTED_MAX));
+            let batch = std::mem::replace(&mut cursors, rest);
+            if let Err(Submit::Cursors(batch)) = outlet.submit(Submit::Cursors(batch)) {
+                // Positions only move forward: they wait for the next time.
+                for cursor in batch.into_iter().chain(cursors) {
+                    self.cursors.insert((cursor.session, cursor.conv), cursor.seq);
+                }
+                self.cursors_kept = true;
+                return self.watch_cursors();
             }
-            self.watch_cursors();
         }
     }
 

@@ -36,7 +36,7 @@ use crate::conn::timers::{Liveness, Timer, Wheel};
 use crate::ids::{ConnectionId, ReactorId, SessionRef};
 use crate::io::driver::Close;
 use crate::limits::REFUSALS_MAX;
-use crate::mail::{PageMail, Peer, Submit};
+use crate::mail::{Carriage, PageMail, Peer, Submit};
 use crate::observe::counters::{CloseCause, ReactorCounters};
 use crate::observe::trace::{Sampling, Steps};
 use crate::session::auth::Verifier;
@@ -130,12 +130,17 @@ pub struct Shard {
     /// Cursors merged by max until the next hand-over to the store.
     cursors: HashMap<(SessionRef, Text), u64>,
     cursors_due_ms: Option<u64>,
-    /// Connections that have signalled lately.
+    /// The lane to the store was full: they wait for the clock.
+    cursors_kept: bool,
+    /// Connections that have signalled lately, and those that have named cursors.
     signals: HashMap<ConnectionId, Bucket>,
+    cursor_rates: HashMap<ConnectionId, Bucket>,
     signals_swept_ms: u64,
     /// Mail that found its lane full and must not be lost.
     leaves: VecDeque<Submit>,
     peers: VecDeque<(ReactorId, Peer)>,
+    /// Frames in `peers` and in the lanes, until the other core has taken them.
+    carriage: Carriage,
     /// Sessions without a connection, the one detached first in front; some of them are stale.
     detached: VecDeque<resume::Detached>,
     detached_count: usize,
@@ -200,10 +205,13 @@ impl Shard {
             commands: VecDeque::new(),
             cursors: HashMap::new(),
             cursors_due_ms: None,
+            cursors_kept: false,
             signals: HashMap::new(),
+            cursor_rates: HashMap::new(),
             signals_swept_ms: 0,
             leaves: VecDeque::new(),
             peers: VecDeque::new(),
+            carriage: Carriage::default(),
             detached: VecDeque::new(),
             detached_count: 0,
             drain: None,
@@ -619,9 +627,9 @@ const GONE_MS: u32 = 5_000;
 const SESSIONS_LEAVING_MAX: usize = 1_024;
 /// FETCH and SYNC that may wait on one connection beside the one in progress.
 const READS_WAITING_MAX: u8 = 8;
-/// Cursors go to the store after this long, or when there are [`CURSORS_MAX`].
+/// Cursors go to the store after this long, or when there are [`crate::limits::CURSORS_SUBMITTED_MAX`].
 const CURSORS_MS: u64 = 100;
-/// See [`CURSORS_MS`].
-const CURSORS_MAX: usize = 1_024;
+/// What a connection may spend on cursors.
+const CURSOR_RATE: Rate = Rate { per_second: crate::limits::CURSORS_PER_SECOND, burst: crate::limits::CURSORS_BURST };
 /// The stall clock looks this often at the longest.
 const STALL_CHECK_MS: u32 = 10_000;

@@ -1,8 +1,10 @@
 //! What the frames of a client ask for.
 
-use super::{ABUSE_MAX, ATTACH_MS, Joining, Kind, Outlet, READS_WAITING_MAX, Shard, State};
+use std::collections::hash_map::Entry;
+
+use super::{ABUSE_MAX, ATTACH_MS, CURSOR_RATE, Joining, Kind, Outlet, READS_WAITING_MAX, Shard, State};
 use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
-use crate::limits::WATCH_TTL_S_MAX;
+use crate::limits::{CURSORS_GATHERED_MAX, CURSORS_SUBMITTED_MAX, WATCH_TTL_S_MAX};
 use crate::mail::{Attach, Claim, PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
 use crate::observe::counters::CloseCause;
 use crate::observe::trace::Place;
@@ -105,6 +107,10 @@ impl Shard {
             ClientFrame::Read { rid, conv, seq } => {
                 if ids::conversation_kind(conv).is_none() {
                     return self.refuse(id, *rid, ErrorCode::NotMember, 0, "");
+                }
+                let now_ms = self.now_ms();
+                if let Err(retry_ms) = self.cold[id.index as usize].reads.take(self.rules.read_rate, now_ms) {
+                    return self.refuse(id, *rid, ErrorCode::RateLimited, retry_ms, "");
                 }
                 let Some(from) = self.sender(id, *rid) else { return };
                 let conv = self.arena.text(conv);
@@ -473,6 +479,8 @@ impl Shard {
     fn take_cursors(&mut self, id: ConnectionId, cursors: &Cursors<'_>, outlet: &mut impl Outlet) {
         let Some(session_id) = self.session_id(id) else { return };
         let session = self.session_ref(session_id);
+        let now_ms = self.now_ms();
+        let mut refused = None;
         for cursor in cursors.iter() {
             if ids::conversation_kind(&cursor.conv).is_none() {
                 continue;
@@ -480,13 +488,36 @@ impl Shard {
             if let Some(line) = self.sessions.get_mut(session_id) {
                 line.hold_up_to(&cursor.conv, cursor.seq);
             }
-            let conv = self.arena.text(&cursor.conv);
-            let seq = self.cursors.entry((session, conv)).or_default();
-            *seq = (*seq).max(cursor.seq);
+            let gathered = self.cursors.len();
+            match self.cursors.entry((session, self.arena.text(&cursor.conv))) {
+                Entry::Occupied(mut known) => {
+                    let seq = cursor.seq.max(*known.get());
+                    known.insert(seq);
+                }
+                Entry::Vacant(_) if refused.is_some() => self.counters.cursors_refused_count += 1,
+                Entry::Vacant(place) => {
+                    let bucket = self.cursor_rates.entry(id).or_insert_with(|| Bucket::full(CURSOR_RATE, now_ms));
+                    let verdict = match bucket.take(CURSOR_RATE, now_ms) {
+                        Err(retry_ms) => Some((ErrorCode::RateLimited, retry_ms)),
+                        Ok(()) if gathered >= CURSORS_GATHERED_MAX => Some((ErrorCode::StoreOverloaded, RETRY_LOAD_MS)),
+                        Ok(()) => None,
+                    };
+                    match verdict {
+                        None => drop(place.insert_entry(cursor.seq)),
+                        Some(_) => {
+                            refused = verdict;
+                            self.counters.cursors_refused_count += 1;
+                        }
+                    }
+                }
+            }
         }
         self.watch_cursors();
-        if self.cursors.len() >= super::CURSORS_MAX {
+        if self.cursors.len() >= CURSORS_SUBMITTED_MAX && !self.cursors_kept {
             self.submit_cursors(outlet);
+        }
+        if let Some((code, retry_ms)) = refused {
+            self.refuse(id, 0, code, retry_ms, "cursors were not taken");
         }
     }
 }

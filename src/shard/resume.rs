@@ -187,16 +187,29 @@ impl Shard {
             self.take_over(by, carried.zip(encoding), cursors);
             return;
         }
-        let mail = match carried.zip(encoding) {
-            None => Peer::Gone { to: by, cursors },
-            Some((carried, encoding)) => {
+        let bytes = carried.as_ref().map_or(0, |it| it.ring.iter().map(|held| u64::from(held.bytes) + MOVED_FRAME_BYTES).sum());
+        let toll = self.carriage.toll(bytes + MOVED_FRAME_BYTES, limits::MOVED_BYTES_MAX);
+        let mail = match (carried.zip(encoding), toll) {
+            (None, _) => Peer::Gone { to: by, cursors },
+            (Some((carried, _)), None) => {
+                // The other core does not take what it has: the client runs SYNC instead.
+                self.counters.sessions_unmoved_count += 1;
+                self.let_go(Some(carried));
+                Peer::Gone { to: by, cursors }
+            }
+            (Some((carried, encoding)), Some(toll)) => {
                 let frames = carried.ring.iter().map(|held| self.pool.bytes(held.frame).to_vec()).collect();
                 carried.ring.iter().for_each(|held| self.pool.let_go(held.frame));
                 let Carried { pos, marks, resync, nacks, .. } = carried;
                 let nacks = nacks.into_mail();
-                Peer::Moved(Box::new(Moved { to: by, cursors, pos, encoding, frames, marks, resync, nacks }))
+                Peer::Moved(Box::new(Moved { to: by, cursors, pos, encoding, frames, marks, resync, nacks, toll }))
             }
         };
+        if self.peers.len() >= limits::PEERS_KEPT_MAX {
+            // It starts afresh after five seconds, as if this core did not answer.
+            self.counters.sessions_unmoved_count += 1;
+            return;
+        }
         self.peers.push_back((by.reactor, mail));
         self.flush_peers(outlet);
     }
@@ -229,8 +242,10 @@ impl Shard {
         match mail {
             Peer::Gone { to, cursors } => self.take_over(to, None, cursors),
             Peer::Moved(moved) => {
-                let Moved { to, cursors, pos, encoding, frames, marks, resync, nacks } = *moved;
+                let Moved { to, cursors, pos, encoding, frames, marks, resync, nacks, toll } = *moved;
                 let ring = frames.into_iter().map(|bytes| self.hold_bytes(encoding, bytes)).collect();
+                // Counted here from now on.
+                drop(toll);
                 let carried = Carried { pos, ring, marks, resync, nacks: nacks.into() };
                 self.take_over(to, Some((carried, encoding)), cursors);
                 self.relieve();
@@ -322,6 +337,10 @@ impl Shard {
         let (window, caps, expires_s) = (line.window, u32::from(line.caps), line.expires_s);
         let held: Vec<(u64, Held)> = line.held().collect();
         for (conv, seq) in joining.cursors {
+            if self.cursors.len() >= limits::CURSORS_GATHERED_MAX {
+                self.counters.cursors_refused_count += 1;
+                continue;
+            }
             let known = self.cursors.entry((session, conv)).or_default();
             *known = seq.max(*known);
         }
@@ -397,5 +416,7 @@ impl Shard {
     }
 }
 
+/// What a frame on its way costs beyond its bytes.
+const MOVED_FRAME_BYTES: u64 = 32;
 /// Stale names in the list of detached sessions beyond as many as there are true ones; then the list is swept.
 const DETACHED_STALE_MAX: usize = 1_024;

@@ -1,6 +1,6 @@
 //! Time: deadlines from the wheel, and the striped scan for silent peers.
 
-use super::{Command, Kind, Outlet, STALL_CHECK_MS, Shard, State, flags};
+use super::{CURSOR_RATE, Command, Kind, Outlet, STALL_CHECK_MS, Shard, State, flags};
 use crate::clock::Moment;
 use crate::conn::timers;
 use crate::ids::ConnectionId;
@@ -35,15 +35,16 @@ impl Shard {
         self.flush_mail(now, outlet);
     }
 
-    /// Forgets the rates of those who have not signalled for long enough: a full bucket says nothing.
+    /// Forgets the rates of those who have not signalled or named cursors for long enough: a full bucket says nothing.
     fn sweep_signals(&mut self) {
         let (now_ms, rate) = (self.now.mono_ns / 1_000_000, self.rules.signal_rate);
-        if self.signals.is_empty() || now_ms < self.signals_swept_ms + SIGNALS_SWEEP_MS {
+        if self.signals.is_empty() && self.cursor_rates.is_empty() || now_ms < self.signals_swept_ms + SIGNALS_SWEEP_MS {
             return;
         }
         self.signals_swept_ms = now_ms;
         let now_ms = self.now_ms();
         self.signals.retain(|_, bucket| !bucket.is_full(rate, now_ms));
+        self.cursor_rates.retain(|_, bucket| !bucket.is_full(CURSOR_RATE, now_ms));
     }
 
     /// How long the next wait may last, milliseconds.

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use super::record::Dedup;
 use super::schema::Conv;
 use crate::ids::Cmid;
-use crate::mail::{CursorMail, MemberMail, SendMail, Sender, SignalMail};
+use crate::mail::{MemberMail, SendMail, Sender, SignalMail};
 use crate::wire::message::Text;
 
 /// A submission that concerns a conversation.
@@ -32,8 +32,6 @@ pub enum Work {
         /// Position asked for.
         seq: u64,
     },
-    /// A cursor.
-    Cursor(CursorMail),
     /// A change of members.
     Member(MemberMail),
     /// A SIGNAL.
@@ -63,7 +61,6 @@ impl Work {
         match self {
             Work::Send { mail, .. } => &mail.conv,
             Work::Read { conv, .. } => conv,
-            Work::Cursor(mail) => &mail.conv,
             Work::Member(mail) => &mail.conv,
             Work::Signal { mail, .. } => &mail.conv,
         }

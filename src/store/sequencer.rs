@@ -17,7 +17,7 @@
 mod live;
 mod operator;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use std::time::Duration;
 use self::operator::{Operator, is_operator};
 use super::apply::{Admission, MemberAdmission, ReadAdmission, State, Submission};
 use super::attempts::Attempts;
-use super::cursor::Cursors;
+use super::cursor::{Aside, Cursors, Pending, Waiting};
 use super::disk::{Disk, SpaceRule};
 use super::entry::{Change, Entry, Message, Operation};
 use super::hold::Holds;
@@ -40,7 +40,7 @@ use super::schema::{Batch, Conv};
 use crate::clock::Moment;
 use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
 use crate::limits::{
-    ARENA_CHUNK_BYTES, GROUP_DELIVERIES_MAX, GROUP_SUBMISSIONS_MAX, JOB_LANE_MAX, LANE_RETRY_EVERY, PARKED_MAX,
+    ARENA_CHUNK_BYTES, CURSOR_LOADS_MAX, GROUP_DELIVERIES_MAX, GROUP_SUBMISSIONS_MAX, JOB_LANE_MAX, LANE_RETRY_EVERY, PARKED_MAX,
     PROJECT_BYTES_MAX, RIDE_MAX, STORE_CHORES_EVERY, UNSYNCED_BYTES_MAX,
 };
 use crate::mail::{
@@ -138,6 +138,10 @@ pub struct Sequencer<D: Disk> {
     parking: Parking,
     holds: Holds,
     cursors: Cursors,
+    /// Cursors of conversations that are not in memory.
+    aside: Aside,
+    /// Conversations that readers load, whoever asked: one job for each.
+    loading: HashSet<Conv>,
     attempts: Attempts,
     live: Live,
     open: Open,
@@ -233,6 +237,8 @@ impl<D: Disk> Sequencer<D> {
             parking: Parking::default(),
             holds: Holds::default(),
             cursors: Cursors::default(),
+            aside: Aside::default(),
+            loading: HashSet::new(),
             attempts: Attempts::new(settings.hellos_per_minute),
             live: Live::default(),
             open: Open { number, ..Open::default() },
@@ -291,6 +297,7 @@ impl<D: Disk> Sequencer<D> {
             submitted += 1;
         }
         let mut is_busy = taken == JOB_LANE_MAX || submitted == GROUP_SUBMISSIONS_MAX || !self.has_room();
+        self.load_for_cursors(ports);
         is_busy |= self.tell_live(is_busy, now, ports);
         let is_due = self.open.since.is_some_and(|since| now.since(since) >= RIDE_MAX);
         let committed = if self.open.must_close || is_due || self.cursors.is_full() { self.close(now, ports)? } else { None };
@@ -331,7 +338,9 @@ impl<D: Disk> Sequencer<D> {
     /// Whether everything has been handed over.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.unprojected.is_empty() && self.outboxes.iter().all(Outbox::is_empty) && self.parking.count() == 0
+        self.unprojected.is_empty()
+            && self.outboxes.iter().all(Outbox::is_empty)
+            && self.parking.count() + self.aside.count() == 0
     }
 
     /// What is counted, with the gauges of this moment.
@@ -339,6 +348,7 @@ impl<D: Disk> Sequencer<D> {
         self.counters.log_bytes = self.log.bytes();
         self.counters.project_backlog_bytes = self.progress.backlog_bytes();
         self.counters.parked_open = self.parking.count() as u64;
+        self.counters.cursors_aside_open = self.aside.count() as u64;
         self.counters.roster_devices_open = self.roster.devices_count() as u64;
         self.counters.conversations_loaded_open = self.state.loaded_count() as u64;
         self.counters.read_only = u64::from(self.is_read_only);
@@ -387,7 +397,7 @@ impl<D: Disk> Sequencer<D> {
             }
             Submit::Cursors(list) => {
                 for mail in list {
-                    self.offer(Work::Cursor(mail), now, ports);
+                    self.offer_cursor(&mail, now, ports);
                 }
             }
             Submit::Page(mail) => self.page(mail, ports),
@@ -455,9 +465,22 @@ impl<D: Disk> Sequencer<D> {
         match answer {
             Answer::Loaded { conv: id, result } => {
                 let conv = self.state.hashes().conv(&id);
+                self.loading.remove(&conv);
                 match result {
                     Ok(loaded) => self.state.insert(&id, loaded),
-                    Err(fault) => return self.refuse_parked(conv, fault),
+                    Err(fault) => {
+                        match fault {
+                            // The reader has waited for the projector already: this does not spin.
+                            JobFault::Behind => self.aside.again(conv),
+                            JobFault::Engine | JobFault::Mismatch => {
+                                self.counters.cursors_dropped_count += self.aside.take(conv).count() as u64;
+                            }
+                        }
+                        return self.refuse_parked(conv, fault);
+                    }
+                }
+                for waiting in self.aside.take(conv) {
+                    self.cursor(conv, waiting.session, &waiting.pending, now, ports);
                 }
                 self.parking.unblock(conv);
                 self.unpark(conv, now, ports);
@@ -531,10 +554,6 @@ impl<D: Disk> Sequencer<D> {
             Work::Send { mail, .. } if is_operator(mail.from.session) => return None,
             Work::Send { mail, user, .. } => (&mail.conv, user.as_str()),
             Work::Read { conv, user, .. } => (conv, user.as_str()),
-            Work::Cursor(mail) if self.roster.session(mail.roster) == Some(mail.session) => {
-                (&mail.conv, self.roster.user(mail.roster))
-            }
-            Work::Cursor(_) => return None,
             Work::Signal { mail, user } => (&mail.conv, user.as_str()),
             Work::Member(mail) => {
                 return (!State::is_group(&mail.conv)).then_some(ErrorCode::NotMember);
@@ -584,10 +603,6 @@ impl<D: Disk> Sequencer<D> {
                 let job = Job::Position { conv: id.clone(), user: user.clone(), after };
                 self.wait_for(job, conv, work, ports)
             }
-            Work::Cursor(mail) => {
-                self.cursor(conv, mail, now, ports);
-                None
-            }
             Work::Signal { mail, user } => {
                 self.signal(conv, mail, user);
                 None
@@ -613,14 +628,20 @@ impl<D: Disk> Sequencer<D> {
     }
 
     fn wait_for(&mut self, job: Job, conv: Conv, work: Work, ports: &mut impl Ports) -> Option<Work> {
-        if ports.send_job(job) {
+        let is_load = matches!(job, Job::Load { .. });
+        if !(is_load && self.loading.contains(&conv)) {
+            if !ports.send_job(job) {
+                self.counters.jobs_full_count += 1;
+                self.refuse(conv, work, ErrorCode::StoreOverloaded);
+                return None;
+            }
+            if is_load {
+                self.loading.insert(conv);
+            }
             self.must_sync |= self.last() > self.log.synced();
-            self.parking.block(conv);
-            return Some(work);
         }
-        self.counters.jobs_full_count += 1;
-        self.refuse(conv, work, ErrorCode::StoreOverloaded);
-        None
+        self.parking.block(conv);
+        Some(work)
     }
 
     /// Has a reader look for the cmid of a SEND with RETRY that memory does not know. `false`: the lanes are full.
@@ -738,28 +759,71 @@ impl<D: Disk> Sequencer<D> {
         true
     }
 
-    fn cursor(&mut self, conv: Conv, mail: &CursorMail, now: Moment, ports: &mut impl Ports) {
+    /// Takes a cursor, or sets it aside: it never waits behind other work, and other work never behind it. Unknown conversations are
+    /// skipped; a cursor lost otherwise only repeats deliveries.
+    fn offer_cursor(&mut self, mail: &CursorMail, now: Moment, ports: &mut impl Ports) {
         if self.roster.session(mail.roster) != Some(mail.session) {
             self.counters.stale_submissions_count += 1;
             return;
         }
         let (user, device) = (self.roster.user(mail.roster), self.roster.device(mail.roster));
-        match self.state.admit_cursor(conv, user, mail.seq) {
+        if !State::is_plausible(&mail.conv, user) {
+            return;
+        }
+        let conv = self.state.hashes().conv(&mail.conv);
+        if self.state.is_loaded(conv) {
+            let [user, device] = [user, device].map(|name| self.names.text(name));
+            self.state.touch(conv);
+            let pending = Pending { seq: mail.seq, conv: mail.conv.clone(), user, device };
+            return self.cursor(conv, mail.session, &pending, now, ports);
+        }
+        let waiting = || {
+            let [conv, user, device] = [&*mail.conv, user, device].map(Text::copy_from);
+            Waiting { session: mail.session, pending: Pending { seq: mail.seq, conv, user, device } }
+        };
+        if !self.aside.push(conv, waiting, (mail.session, mail.seq)) {
+            self.counters.cursors_dropped_count += 1;
+        }
+    }
+
+    /// Has readers load a few of the conversations that cursors wait for.
+    fn load_for_cursors(&mut self, ports: &mut impl Ports) {
+        for _ in 0..CURSOR_LOADS_MAX {
+            let Some((conv, name)) = self.aside.wanted() else { return };
+            if self.parking.holds(conv) && !self.loading.contains(&conv) {
+                // It may be loaded by what waits there.
+                self.aside.again(conv);
+                continue;
+            }
+            if !self.loading.contains(&conv) {
+                let after = self.last();
+                if !ports.send_job(Job::Load { conv: name, after }) {
+                    return;
+                }
+                self.must_sync |= after > self.log.synced();
+                self.loading.insert(conv);
+            }
+            self.aside.asked(conv);
+        }
+    }
+
+    fn cursor(&mut self, conv: Conv, session: SessionRef, cursor: &Pending, now: Moment, ports: &mut impl Ports) {
+        match self.state.admit_cursor(conv, &cursor.user, cursor.seq) {
             Ok(true) => {
                 self.counters.cursors_merged_count += 1;
                 let hashes = self.state.hashes();
-                let hashes_user = hashes.user(user);
-                // Slices of arenas: they are gone with the next group, a second from now at the latest.
-                self.cursors.merge(hashes_user, hashes.device(device), conv, mail.seq, || {
-                    [mail.conv.clone(), self.names.text(user), self.names.text(device)]
+                let user = hashes.user(&cursor.user);
+                self.cursors.merge(user, hashes.device(&cursor.device), conv, cursor.seq, || {
+                    // Slices of arenas as a rule: they are gone with the next group, a second from now at the latest.
+                    [cursor.conv.clone(), cursor.user.clone(), cursor.device.clone()]
                 });
                 self.open.since.get_or_insert(now);
-                self.received(conv, hashes_user, mail, now, ports);
+                self.received(conv, user, (session, cursor.seq), now, ports);
             }
             Ok(false) => {}
             Err(code) => {
-                let named = Some((mail.conv.clone(), Cmid::default()));
-                self.fail(mail.session, 0, code, named);
+                let named = Some((cursor.conv.clone(), Cmid::default()));
+                self.fail(session, 0, code, named);
             }
         }
     }
@@ -830,8 +894,6 @@ impl<D: Disk> Sequencer<D> {
                 self.fail(session, rid, code, Some((mail.conv, cmid)));
             }
             Work::Read { from, .. } => self.fail(from.session, from.rid, code, None),
-            // Unknown conversations are skipped; a cursor lost otherwise only repeats deliveries.
-            Work::Cursor(_) => {}
             Work::Signal { mail, .. } => self.refuse_signal(mail, code),
             Work::Member(mail) => {
                 let refusal = if code == ErrorCode::NotMember { MemberRefusal::BadName } else { MemberRefusal::Overloaded };
@@ -991,7 +1053,8 @@ impl<D: Disk> Sequencer<D> {
 
     fn wake_in(&self, now: Moment) -> Duration {
         let is_held = self.unprojected.front().is_some_and(|projection| projection.number <= self.log.synced());
-        if is_held || !self.outboxes.iter().all(Outbox::is_empty) {
+        // A full lane to the readers says nothing when it has room again.
+        if is_held || !self.outboxes.iter().all(Outbox::is_empty) || self.aside.wanted().is_some() {
             return LANE_RETRY_EVERY;
         }
         let due = self.live.next_ns().map_or(self.chores_due, |next| next.min(self.chores_due));

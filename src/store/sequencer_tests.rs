@@ -458,6 +458,47 @@ fn cursors_ride_and_never_go_back() {
     assert_eq!(replayed.engine, world.engine);
 }
 
+/// A flood of cursors for conversations nobody has heard of takes a few readers, no place of those that wait for an answer, and no
+/// cursor of a conversation that is cold for good: it is kept although its device goes.
+#[test]
+fn invented_conversations_take_nothing_from_others() {
+    let (disk, mut world, mut sequencer) = started();
+    world.submits.extend((1..=5).map(|cmid| send(0, u32::from(cmid), "d:al:bo", cmid, 0)));
+    settle(&mut sequencer, &mut world);
+    let mut sequencer = open(&disk, &mut world).unwrap();
+    world.submits.extend([attach(0, "al"), attach(1, "bo"), attach(2, "cy")]);
+    settle(&mut sequencer, &mut world);
+    world.told();
+    let cursor = |index, conv: &str| CursorMail { session: session(index), roster: RosterId(index), conv: conv.into(), seq: 4 };
+    world.jobs_max = JOB_LANE_MAX;
+    world.submits.push_back(Submit::Cursors((0..20_000).map(|name| cursor(2, &format!("g:{name}"))).collect()));
+    world.submits.push_back(Submit::Cursors(vec![cursor(1, "d:al:bo"), cursor(1, "d:al:bo")]));
+    world.submits.push_back(Submit::Leave { session: session(1), roster: RosterId(1) });
+    sequencer.turn(&mut world).unwrap();
+    assert!(world.jobs.len() <= JOB_LANE_MAX / 4, "{} readers for one client", world.jobs.len());
+    assert_eq!(sequencer.counters().cursors_aside_open, 20_001);
+    world.submits.push_back(send(2, 9, "d:al:cy", 9, 0));
+    sequencer.turn(&mut world).unwrap();
+    while !world.told().iter().any(|told| told == "2 sent 9 seq 1 flags 0") {
+        assert!(sequencer.counters().cursors_aside_open > 10_000, "the message came behind the flood");
+        world.serve_job();
+        sequencer.turn(&mut world).unwrap();
+    }
+    for _ in 0..200_000 {
+        world.serve_job();
+        sequencer.turn(&mut world).unwrap();
+        if sequencer.is_drained() && world.jobs.is_empty() && world.answers.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(sequencer.counters().cursors_aside_open, 0);
+    world.pass(1000);
+    settle(&mut sequencer, &mut world);
+    let seqs = world.engine.rows.iter().filter(|((keyspace, _), _)| *keyspace == Keyspace::Cursor);
+    let seqs: Vec<_> = seqs.map(|(_, row)| record::Value::decode(row).map(|row: record::Cursor| row.seq).unwrap()).collect();
+    assert_eq!((seqs, sequencer.counters().cursors_dropped_count), (vec![4], 0));
+}
+
 /// The projector falls behind by more than its bound: SEND is refused until half of it is written.
 #[test]
 fn a_backlog_refuses_messages_until_below_half() {

@@ -1,6 +1,6 @@
 //! What is said at most once and kept nowhere: receipts, presence, signals. It takes the same way as messages, without the log.
 
-use super::{Conv, CursorMail, Event, Moment, Policy, Ports, Sequencer};
+use super::{Conv, Event, Moment, Policy, Ports, Sequencer};
 use crate::ids::{Cmid, ConversationKind, RosterId, SessionRef, conversation_kind};
 use crate::limits::{PRESENCE_TOLD_PER_TURN_MAX, WATCH_TTL_S_MAX};
 use crate::mail::{SignalMail, WatchMail};
@@ -65,10 +65,17 @@ impl<D: Disk> Sequencer<D> {
     }
 
     /// A device of a user holds more.
-    pub(super) fn received(&mut self, conv: Conv, user: User, mail: &CursorMail, now: Moment, ports: &mut impl Ports) {
+    pub(super) fn received(
+        &mut self,
+        conv: Conv,
+        user: User,
+        (session, seq): (SessionRef, u64),
+        now: Moment,
+        ports: &mut impl Ports,
+    ) {
         if self.live.receipt_devices > 0 {
-            self.state.merge_received(conv, user, mail.seq);
-            self.receipt(conv, user, mail.session, now, ports);
+            self.state.merge_received(conv, user, seq);
+            self.receipt(conv, user, session, now, ports);
         }
     }
 
