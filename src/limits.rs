@@ -156,8 +156,16 @@ pub const NOTICE_ONLY_ABOVE: usize = 1_000;
 /// rest waits in our own queue, where it is counted.
 pub const NOTSENT_LOWAT_BYTES: i32 = 16 * 1024;
 
-/// Descriptors kept free of connections: listeners, drivers, bells, log, engine, admin.
-pub const DESCRIPTORS_SPARE: u64 = 128;
+/// Descriptors kept free of connections.
+pub const DESCRIPTORS_SPARE: u64 = 256;
+
+/// Table files of the engine that stay open for the next read. Full: the one not read for long is closed, and opened again when it is.
+pub const ENGINE_FILES_MAX: usize = 64;
+
+/// Descriptors of everything else: listeners, drivers, bells, the log, the engine's journals and what its two workers write.
+const DESCRIPTORS_OTHER: usize = 96;
+
+const _: () = assert!((ENGINE_FILES_MAX + ADMIN_CONNECTIONS_MAX + DESCRIPTORS_OTHER) as u64 <= DESCRIPTORS_SPARE);
 
 /// Reactors of one gateway.
 pub const REACTORS_MAX: i64 = 1_024;
@@ -186,9 +194,9 @@ pub const LINGER_MAX: Duration = Duration::from_secs(2);
 /// Bytes of message bodies between the reactors and the store, for the node. Full: ERROR 5002 to the client.
 pub const SUBMIT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Recent cmids held in memory beyond what must be. Full: the oldest that the engine holds are forgotten; a repeat without RETRY of
-/// one that old is stored again.
-pub const DEDUP_RECENT_MAX: usize = 262_144;
+/// Recent cmids held in memory beyond what must be, some 160 bytes each with the empty places of their table. Full: the oldest that
+/// the engine holds are forgotten; a repeat without RETRY of one that old is stored again. Gauge: `recent_cmids_open`.
+pub const DEDUP_RECENT_MAX: usize = 65_536;
 
 /// Conversations, members and read positions in memory, added up (some 60 to 200 bytes each). Full: conversations not used for long
 /// are forgotten and read back when they are.

@@ -256,6 +256,12 @@ impl State {
         self.conversations.get(&conv)
     }
 
+    /// How many recent cmids are in memory.
+    #[must_use]
+    pub fn recent_count(&self) -> usize {
+        self.recent.count()
+    }
+
     /// How many conversations are in memory.
     #[must_use]
     pub fn loaded_count(&self) -> usize {

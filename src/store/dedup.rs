@@ -71,6 +71,16 @@ impl Recent {
                 _ => break,
             }
         }
+        self.trim();
+    }
+
+    /// Gives back what a projector that was behind has made of the tables, once it has caught up.
+    fn trim(&mut self) {
+        let needed = self.order.len().max(self.count_max).max(COUNT_KEPT_MIN);
+        if self.order.capacity() > 4 * needed || self.known.capacity() > 4 * needed {
+            self.order.shrink_to(2 * needed);
+            self.known.shrink_to(2 * needed);
+        }
     }
 
     /// How many are remembered.
@@ -79,6 +89,9 @@ impl Recent {
         self.order.len()
     }
 }
+
+/// Tables for so many are never too large.
+const COUNT_KEPT_MIN: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
@@ -117,6 +130,24 @@ mod tests {
         assert_eq!(none.count(), 2);
         none.evict(10, 11);
         assert_eq!(none.count(), 1);
+    }
+
+    /// What a projector far behind made grow is given back when it has caught up, and what must be remembered still is.
+    #[test]
+    fn a_burst_leaves_no_large_tables() {
+        let mut recent = Recent::new(10);
+        for group in 1..=20_000_u64 {
+            recent.insert(Cmid(u128::from(group).to_be_bytes()), User(1), known(group), group);
+            recent.evict(0, group);
+        }
+        assert_eq!(recent.count(), 20_000);
+        let large = (recent.order.capacity(), recent.known.capacity());
+        assert!(large.0 >= 20_000 && large.1 >= 20_000);
+        recent.evict(20_000, 20_001);
+        assert_eq!(recent.count(), 10);
+        let small = (recent.order.capacity(), recent.known.capacity());
+        assert!(small.0 <= 4 * COUNT_KEPT_MIN && small.1 <= 4 * COUNT_KEPT_MIN, "{small:?}");
+        assert_eq!(recent.find(Cmid(20_000_u128.to_be_bytes()), User(1)), Some(&known(20_000)));
     }
 
     /// Replay may meet a cmid again that had been forgotten when it was accepted a second time: the later one stands.

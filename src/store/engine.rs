@@ -13,6 +13,7 @@ use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 use super::record::{self, Position, Value};
 use super::rows::{Row, Rows};
 use super::schema::{Batch, Change, Keyspace, META_POSITION, META_STORE};
+use crate::limits::ENGINE_FILES_MAX;
 
 /// The open engine. Clones share it.
 #[derive(Clone)]
@@ -60,6 +61,7 @@ impl Engine {
             .cache_size(cache_bytes)
             .manual_journal_persist(true)
             .max_journaling_size(JOURNAL_BYTES_MAX)
+            .max_cached_files(Some(ENGINE_FILES_MAX))
             .worker_threads(WORKERS)
             .open()
             .map_err(|error| match error {
@@ -150,6 +152,18 @@ impl Engine {
             return Err(EngineError::Failed { operation: "syncing", reason });
         }
         Ok(position)
+    }
+
+    /// Memory for blocks read from disk.
+    #[must_use]
+    pub fn cache_bytes(&self) -> u64 {
+        self.database.cache_size()
+    }
+
+    /// Rows in memory that are not yet in tables on disk.
+    #[must_use]
+    pub fn tables_bytes(&self) -> u64 {
+        self.database.write_buffer_size()
     }
 
     /// The engine as it stands now, however long the view lives.

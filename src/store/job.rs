@@ -195,6 +195,8 @@ pub struct Progress {
     projected: AtomicU64,
     checkpointed: AtomicU64,
     backlog_bytes: AtomicU64,
+    /// Of the engine, at the last look: blocks read from disk, rows not yet in tables.
+    engine_bytes: (AtomicU64, AtomicU64),
     lock: Mutex<()>,
     moved: Condvar,
 }
@@ -242,6 +244,18 @@ impl Progress {
     #[must_use]
     pub fn backlog_bytes(&self) -> u64 {
         self.backlog_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The projector has looked at the engine's memory: blocks read from disk, rows not yet in tables.
+    pub fn engine_holds(&self, cache_bytes: u64, tables_bytes: u64) {
+        self.engine_bytes.0.store(cache_bytes, Ordering::Relaxed);
+        self.engine_bytes.1.store(tables_bytes, Ordering::Relaxed);
+    }
+
+    /// The engine's memory when the projector last looked: blocks read from disk, rows not yet in tables.
+    #[must_use]
+    pub fn engine_bytes(&self) -> (u64, u64) {
+        (self.engine_bytes.0.load(Ordering::Relaxed), self.engine_bytes.1.load(Ordering::Relaxed))
     }
 
     /// Waits until group `number` is in the engine, at most `patience`. Only readers wait here.

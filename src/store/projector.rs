@@ -34,7 +34,12 @@ pub fn run(
     let mut written_bytes = 0;
     let mut unsynced = false;
     let mut synced_at = Instant::now();
+    let mut looked_at: Option<Instant> = None;
     loop {
+        if looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+            progress.engine_holds(engine.cache_bytes(), engine.tables_bytes());
+            looked_at = Some(Instant::now());
+        }
         match groups.recv_within(PATIENCE) {
             Ok(mut projection) => {
                 let bytes = projection.batch.len_bytes() as u64;
@@ -67,3 +72,5 @@ pub fn run(
 
 /// How long a wait for groups lasts before the clock is looked at.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How often the engine's memory is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);

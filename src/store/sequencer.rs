@@ -351,6 +351,8 @@ impl<D: Disk> Sequencer<D> {
         self.counters.cursors_aside_open = self.aside.count() as u64;
         self.counters.roster_devices_open = self.roster.devices_count() as u64;
         self.counters.conversations_loaded_open = self.state.loaded_count() as u64;
+        self.counters.recent_cmids_open = self.state.recent_count() as u64;
+        (self.counters.engine_cache_bytes, self.counters.engine_tables_bytes) = self.progress.engine_bytes();
         self.counters.read_only = u64::from(self.is_read_only);
         &mut self.counters
     }
