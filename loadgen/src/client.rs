@@ -16,6 +16,7 @@ use tidegate::wire::mask;
 use tidegate_client::{Action, Closed, Cmid, Event, Machine, Outgoing, SendError, Settings, Ticket};
 
 use crate::pace::nanos;
+use crate::scenario::Tempo;
 use crate::stats::Stats;
 use crate::verify::{Kind, Ledger, Origin, SeatReport};
 
@@ -57,6 +58,7 @@ impl Hub<'_> {
 #[derive(Debug)]
 pub struct Client {
     index: u32,
+    tempo: Tempo,
     machine: Machine,
     link: Link,
     token: Box<str>,
@@ -103,10 +105,11 @@ struct Pending {
 impl Client {
     /// A device that wants to connect as soon as it is turned.
     #[must_use]
-    pub fn new(index: u32, settings: Settings, seed: u64, token: String, seats: Vec<(u32, Arc<str>)>) -> Self {
+    pub fn new(index: u32, tempo: Tempo, settings: Settings, seed: u64, token: String, seats: Vec<(u32, Arc<str>)>) -> Self {
         let seats = seats.into_iter().map(|(conv, name)| Seat { conv, name, have: 0, wire_seq: 0, submitted: 0 });
         Self {
             index,
+            tempo,
             machine: Machine::new(settings, seed),
             link: Link::Down,
             token: token.into(),
@@ -123,6 +126,18 @@ impl Client {
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// How it reads.
+    #[must_use]
+    pub fn tempo(&self) -> Tempo {
+        self.tempo
+    }
+
+    /// Whether it hears nothing any more: neither what comes nor the end of its connection.
+    #[must_use]
+    pub fn is_deaf(&self) -> bool {
+        self.tempo == Tempo::Deaf && self.machine.is_active()
     }
 
     /// Whether it is connected and welcomed.
@@ -143,20 +158,20 @@ impl Client {
         self.pending.len()
     }
 
-    /// Whether it holds all that anybody told of.
+    /// Whether it holds all that anybody told of, or is not expected to.
     #[must_use]
     pub fn is_complete(&self, ledger: &Ledger) -> bool {
-        self.seats.iter().all(|seat| seat.have >= ledger.head(seat.conv))
+        self.tempo != Tempo::Brisk || self.seats.iter().all(|seat| seat.have >= ledger.head(seat.conv))
     }
 
-    /// What it sent and holds.
-    pub fn reports(&self, must_have_all: bool) -> impl Iterator<Item = SeatReport> {
+    /// What it sent and holds, after the time it takes to receive everything.
+    pub fn reports(&self) -> impl Iterator<Item = SeatReport> {
         self.seats.iter().map(move |seat| SeatReport {
             device: self.index,
             conv: seat.conv,
             submitted: seat.submitted,
             have: seat.have,
-            must_have_all,
+            must_have_all: self.tempo == Tempo::Brisk,
         })
     }
 
@@ -340,7 +355,9 @@ impl Client {
                 {
                     seat.follow(hub.ledger, index, seq);
                 }
-                if let Some(origin) = Origin::read(hub.run, &deliver.payload) {
+                if self.tempo == Tempo::Brisk
+                    && let Some(origin) = Origin::read(hub.run, &deliver.payload)
+                {
                     hub.stats.delivered(origin.intended_ns, hub.now_ns);
                 }
             }

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod client;
+pub mod half_open;
 pub mod network;
 pub mod pace;
 pub mod page;

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use loadgen::page;
-use loadgen::report::Report;
-use loadgen::run::{Bench, Progress};
+use loadgen::report::{Report, Stage};
+use loadgen::run::{Bench, Progress, Run};
 use loadgen::scenario::Load;
 use loadgen::subject::{Minter, Process, Started, Target};
 use loadgen::verify::PAYLOAD_BYTES_MIN;
@@ -99,6 +99,12 @@ struct Line {
 enum Scenario {
     /// Users write to each other and to groups at a steady rate, open loop.
     Chat(ChatArgs),
+    /// The same with every message going to a group, unless a smaller share is asked for.
+    Group(ChatArgs),
+    /// Chat beside connections that read slowly or not at all.
+    Slow(SlowArgs),
+    /// Chat beside connections that begin and never come to an end; the gateway must close them.
+    HalfOpen(HalfOpenArgs),
     /// Connections that only live: no messages but heartbeats.
     Idle(ChatArgs),
     /// The highest rate the gateway follows, and the latencies at parts of it.
@@ -158,8 +164,8 @@ struct Common {
     #[arg(long, default_value = "200", value_parser = range)]
     payload: (usize, usize),
     /// Part of the messages that go to a group.
-    #[arg(long, default_value_t = 0.0)]
-    group_share: f64,
+    #[arg(long)]
+    group_share: Option<f64>,
     /// Members of a group.
     #[arg(long, default_value_t = 10)]
     group_size: usize,
@@ -223,6 +229,39 @@ struct ChatArgs {
     /// Fail if less than this part of the rate is acknowledged, such as 0.99.
     #[arg(long, value_name = "PART")]
     min_rate: Option<f64>,
+    /// Fail if the gateway's memory in the second half of the measured time exceeds the most of the first half by so many percent.
+    #[arg(long, value_name = "PERCENT")]
+    max_growth: Option<f64>,
+    /// Fail if the gateway has more sockets after the last connection than before the first.
+    #[arg(long)]
+    no_sockets_left: bool,
+    /// Fail if the gateway ever has more than so many MiB resident.
+    #[arg(long, value_name = "MIB")]
+    max_rss: Option<f64>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct SlowArgs {
+    #[command(flatten)]
+    chat: ChatArgs,
+    /// How many of the connections read 10 KiB per second; by default a tenth of them.
+    #[arg(long, value_name = "N")]
+    slow: Option<usize>,
+    /// How many read nothing once they are welcomed; by default a tenth.
+    #[arg(long, value_name = "N")]
+    deaf: Option<usize>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct HalfOpenArgs {
+    #[command(flatten)]
+    chat: ChatArgs,
+    /// Connections of each kind: silent, with half a request, without HELLO.
+    #[arg(long, default_value_t = 50)]
+    each: usize,
+    /// Seconds within which the gateway must close them.
+    #[arg(long, default_value_t = 15.0)]
+    within: f64,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -271,34 +310,33 @@ impl Line {
     fn run(&self) -> Result<Report, String> {
         let (name, common) = match &self.scenario {
             Scenario::Chat(args) => ("chat", &args.common),
+            Scenario::Group(args) => ("group", &args.common),
+            Scenario::Slow(args) => ("slow", &args.chat.common),
+            Scenario::HalfOpen(args) => ("half-open", &args.chat.common),
             Scenario::Idle(args) => ("idle", &args.common),
             Scenario::Peak(args) => ("peak", &args.common),
             Scenario::Crash(args) => ("crash", &args.common),
             Scenario::Storm(args) => ("storm", &args.common),
             Scenario::File { .. } | Scenario::Page { .. } => {
-                return Err("a file names chat, idle, peak, crash or storm".to_owned());
+                return Err("a file names chat, group, slow, half-open, idle, peak, crash or storm".to_owned());
             }
         };
         let mut started = common.start.as_deref().map(|command| Started::run(command, common.admin)).transpose()?;
         let bench = common.bench(started.as_ref(), name == "crash")?;
-        let load = common.load();
+        let mut load = common.load(if name == "group" { 1.0 } else { 0.0 });
+        if let Scenario::Slow(args) = &self.scenario {
+            load.slow = args.slow.unwrap_or(common.connections / 10);
+            load.deaf = args.deaf.unwrap_or(common.connections / 10);
+        }
         let seconds = Duration::from_secs_f64;
         let mut broken = Vec::new();
         let mut report = match &self.scenario {
-            Scenario::Chat(args) => bench.run(name, load, |run| {
-                run.churn(args.churn);
-                let stage = run.stage(args.rate, seconds(args.warm_up), seconds(args.seconds), seconds(common.drain))?;
-                let limits = [("p99", args.max_p99, stage.deliver_us.p99), ("p99.9", args.max_p999, stage.deliver_us.p999)];
-                for (name, limit, found) in limits {
-                    let limit = limit.filter(|limit| found > limit * 1e3);
-                    broken.extend(limit.map(|limit| format!("{name} of DELIVER is {:.1} ms, above {limit} ms", found / 1e3)));
-                }
-                let part = stage.acknowledged_per_s / args.rate;
-                let least = args.min_rate.filter(|&least| part < least);
-                broken
-                    .extend(least.map(|least| {
-                        format!("{:.1} % of the rate was acknowledged, below {:.1} %", part * 100.0, least * 100.0)
-                    }));
+            Scenario::Chat(args) | Scenario::Group(args) | Scenario::Slow(SlowArgs { chat: args, .. }) => {
+                bench.run(name, load, |run| args.stage(run).map(|stage| broken.extend(args.broken(&stage))))
+            }
+            Scenario::HalfOpen(HalfOpenArgs { chat: args, each, within }) => bench.run(name, load, |run| {
+                let stage = run.half_open(*each, seconds(*within), |run| args.stage(run))?;
+                broken.extend(args.broken(&stage));
                 Ok(())
             }),
             Scenario::Idle(args) => bench.run(name, load, |run| {
@@ -319,6 +357,17 @@ impl Line {
             Scenario::File { .. } | Scenario::Page { .. } => return Err("this is no scenario".to_owned()),
         }?;
         BAR.finish_and_clear();
+        if let Scenario::Chat(args)
+        | Scenario::Group(args)
+        | Scenario::Idle(args)
+        | Scenario::Slow(SlowArgs { chat: args, .. })
+        | Scenario::HalfOpen(HalfOpenArgs { chat: args, .. }) = &self.scenario
+        {
+            broken.extend(args.max_growth.and_then(|percent| report.growth(percent)));
+            broken.extend(args.max_rss.and_then(|mib| report.too_large(mib)));
+            broken.extend(args.no_sockets_left.then(|| report.sockets_left()).flatten());
+        }
+        broken.extend(report.left_standing());
         report.broken = broken;
         report.command = command();
         if let Some(path) = &common.html {
@@ -330,6 +379,30 @@ impl Line {
             fs::write(path, text + "\n").map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
         Ok(report)
+    }
+}
+
+impl ChatArgs {
+    fn stage(&self, run: &mut Run<'_>) -> Result<Stage, String> {
+        let seconds = Duration::from_secs_f64;
+        run.churn(self.churn);
+        run.stage(self.rate, seconds(self.warm_up), seconds(self.seconds), seconds(self.common.drain))
+    }
+
+    /// The thresholds that a stage did not keep.
+    fn broken(&self, stage: &Stage) -> Vec<String> {
+        let mut broken = Vec::new();
+        let limits = [("p99", self.max_p99, stage.deliver_us.p99), ("p99.9", self.max_p999, stage.deliver_us.p999)];
+        for (name, limit, found) in limits {
+            let limit = limit.filter(|limit| found > limit * 1e3);
+            broken.extend(limit.map(|limit| format!("{name} of DELIVER is {:.1} ms, above {limit} ms", found / 1e3)));
+        }
+        let part = stage.acknowledged_per_s / self.rate;
+        let least = self.min_rate.filter(|&least| part < least);
+        broken.extend(
+            least.map(|least| format!("{:.1} % of the rate was acknowledged, below {:.1} %", part * 100.0, least * 100.0)),
+        );
+        broken
     }
 }
 
@@ -367,17 +440,19 @@ impl Common {
         })
     }
 
-    fn load(&self) -> Load {
+    fn load(&self, group_share: f64) -> Load {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (least, most) = self.payload;
         Load {
             connections: self.connections,
             users: self.users.unwrap_or(self.connections),
             payload_bytes: (least.max(PAYLOAD_BYTES_MIN), most.max(PAYLOAD_BYTES_MIN)),
-            group_share: self.group_share,
+            group_share: self.group_share.unwrap_or(group_share),
             group_size: self.group_size,
             seed: self.seed,
             tag: format!("{:x}", unix.as_millis()),
+            slow: 0,
+            deaf: 0,
         }
     }
 }

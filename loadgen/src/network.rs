@@ -73,19 +73,31 @@ pub struct Sockets {
     timer: OwnedFd,
     target: SocketAddrV4,
     sources: Vec<Ipv4Addr>,
+    /// From this index on the kernel keeps little for who does not read.
+    narrow_from: usize,
 }
 
 impl Sockets {
-    /// None open yet; all will go to `target`, from these addresses in turn, or from whichever the kernel chooses.
+    /// None open yet; all will go to `target`, from these addresses in turn, or from whichever the kernel chooses. From index
+    /// `narrow_from` on receive buffers are small, so that the gateway notices when they are not read.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn new(target: SocketAddrV4, sources: Vec<Ipv4Addr>, connections: usize) -> io::Result<Self> {
+    pub fn new(target: SocketAddrV4, sources: Vec<Ipv4Addr>, connections: usize, narrow_from: usize) -> io::Result<Self> {
         let poll = Poll::new()?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
         let streams = (0..connections).map(|_| None).collect();
-        Ok(Self { poll, events: Events::with_capacity(EVENTS_MAX), ready: Vec::new(), streams, timer, target, sources })
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(EVENTS_MAX),
+            ready: Vec::new(),
+            streams,
+            timer,
+            target,
+            sources,
+            narrow_from,
+        })
     }
 
     fn stream(&mut self, index: u32) -> io::Result<&mut TcpStream> {
@@ -96,6 +108,9 @@ impl Sockets {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        if index as usize >= self.narrow_from {
+            rustix::net::sockopt::set_socket_recv_buffer_size(&socket, NARROW_BYTES)?;
+        }
         if !self.sources.is_empty() {
             let source = self.sources[index as usize % self.sources.len()];
             bind(&socket, &SocketAddr::from((source, 0)))?;
@@ -169,5 +184,7 @@ fn arm(timer: &OwnedFd, longest: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// Receive buffer of a connection that reads slowly or not at all; the kernel doubles it.
+const NARROW_BYTES: usize = 4 * 1024;
 const EVENTS_MAX: usize = 1024;
 const TIMER: Token = Token(usize::MAX - 1);

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::client::Causes;
+use crate::half_open::HalfOpen;
 use crate::stats::{Counts, Percentiles};
 use crate::subject::Usage;
 use crate::verify::Findings;
@@ -27,6 +28,8 @@ pub struct Report {
     pub ramp_s: f64,
     /// Stages, in order.
     pub stages: Vec<Stage>,
+    /// From when to when the last stage was measured, seconds since the run began.
+    pub measured_s: Option<(f64, f64)>,
     /// One line per second.
     pub samples: Vec<Sample>,
     /// Counted over all stages.
@@ -41,6 +44,9 @@ pub struct Report {
     /// Only after a storm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storm: Option<Storm>,
+    /// Only where connections stood half open.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub half_open: Vec<HalfOpen>,
     /// Of the gateway, before the first connection, at the end with all of them, and after the last one left.
     pub gateway: Vec<(String, Usage)>,
     /// Of this program, per connection.
@@ -130,6 +136,54 @@ impl Report {
         self.findings.is_empty() && self.broken.is_empty()
     }
 
+    /// The most resident bytes of the gateway in the first and in the second half of the measured time; `None` if either is unknown.
+    #[must_use]
+    pub fn halves(&self) -> Option<[f64; 2]> {
+        let (from, until) = self.measured_s?;
+        let most = |from: f64, until: f64| {
+            let within = self.samples.iter().filter(|sample| from <= sample.at_s && sample.at_s < until);
+            within.filter_map(|sample| Some(sample.gateway?.rss_bytes as f64)).reduce(f64::max)
+        };
+        let middle = f64::midpoint(from, until);
+        Some([most(from, middle)?, most(middle, until)?])
+    }
+
+    /// Why memory is not flat: the second half of the measured time needed more than `percent` over the first.
+    #[must_use]
+    pub fn growth(&self, percent: f64) -> Option<String> {
+        let Some([first, second]) = self.halves() else { return Some("the gateway's memory is not known".to_owned()) };
+        let grown = (second / first - 1.0) * 100.0;
+        (grown > percent)
+            .then(|| format!("memory grew by {grown:.1} % from {:.1} MiB in the first half, above {percent} %", first / MIB))
+    }
+
+    /// Why memory is too much: a sample, or the end, shows more than `mib`.
+    #[must_use]
+    pub fn too_large(&self, mib: f64) -> Option<String> {
+        let ends = self.gateway.iter().map(|(_, usage)| usage.rss_bytes);
+        let within = self.samples.iter().filter_map(|sample| Some(sample.gateway?.rss_bytes));
+        let Some(most) = ends.chain(within).max() else { return Some("the gateway's memory is not known".to_owned()) };
+        let most = most as f64 / MIB;
+        (most > mib).then(|| format!("the gateway had {most:.1} MiB resident, above {mib}"))
+    }
+
+    /// Which half-open connections the gateway left standing.
+    pub fn left_standing(&self) -> impl Iterator<Item = String> {
+        let standing = self.half_open.iter().filter(|kind| kind.closed < kind.opened);
+        standing
+            .map(|kind| format!("{} of {} half-open connections stood on: {}", kind.opened - kind.closed, kind.opened, kind.kind))
+    }
+
+    /// Why sockets are left: there are more than before the first connection.
+    #[must_use]
+    pub fn sockets_left(&self) -> Option<String> {
+        let (Some((_, before)), Some((_, after))) = (self.gateway.first(), self.gateway.last()) else {
+            return Some("the gateway's descriptors are not known".to_owned());
+        };
+        let left = after.sockets.saturating_sub(before.sockets);
+        (left > 0).then(|| format!("{left} sockets are left after the last connection"))
+    }
+
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
@@ -157,6 +211,9 @@ impl Report {
             let back = back_s.map_or_else(|| "not in time".to_owned(), |seconds| format!("after {seconds:.2} s"));
             writeln!(out, "storm: {cut} cut at once, 99.9 % back {back}, {resumed} resumed")?;
         }
+        for HalfOpen { kind, opened, closed, longest_s } in &self.half_open {
+            writeln!(out, "half open, {kind}: {opened} opened, {closed} closed by the gateway, the last after {longest_s:.2} s")?;
+        }
         let Counts { submitted, acknowledged, delivered, received, given_up, welcomed, cut_off, cut_on_purpose, .. } =
             self.counts;
         writeln!(
@@ -169,9 +226,20 @@ impl Report {
             let causes = self.causes.iter().map(|(cause, count)| format!("{cause} x{count}"));
             writeln!(out, "heard: {}", errors.chain(causes).collect::<Vec<_>>().join(", "))?;
         }
-        for (when, Usage { cpu_s, rss_bytes, descriptors }) in &self.gateway {
-            let mib = *rss_bytes as f64 / 1_048_576.0;
-            writeln!(out, "gateway {when}: {mib:.1} MiB resident, {descriptors} descriptors, {cpu_s:.1} s of CPU")?;
+        for (when, Usage { cpu_s, rss_bytes, sockets, files, descriptors }) in &self.gateway {
+            let mib = *rss_bytes as f64 / MIB;
+            writeln!(
+                out,
+                "gateway {when}: {mib:.1} MiB resident, {descriptors} descriptors ({sockets} sockets, {files} files), {cpu_s:.1} s of CPU"
+            )?;
+        }
+        if let Some([first, second]) = self.halves() {
+            writeln!(
+                out,
+                "gateway while measured: at most {:.1} MiB resident in the first half, {:.1} MiB in the second",
+                first / MIB,
+                second / MIB
+            )?;
         }
         writeln!(out, "generator: {} bytes of memory per connection", self.own_bytes_per_connection)?;
         self.warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))?;
@@ -204,5 +272,44 @@ impl Stage {
             writeln!(out, "  {name:<10} {count:>9} {p50:>10.0} {p90:>10.0} {p99:>10.0} {p999:>10.0} {p9999:>10.0} {max:>10.0}")?;
         }
         Ok(())
+    }
+}
+
+const MIB: f64 = 1_048_576.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(rss_mib: &[u64]) -> Report {
+        let at = |(index, &mib): (usize, &u64)| {
+            let gateway = Some(Usage { rss_bytes: mib << 20, ..Usage::default() });
+            Sample { at_s: index as f64, gateway, ..Sample::default() }
+        };
+        let samples = rss_mib.iter().enumerate().map(at).collect();
+        Report { samples, measured_s: Some((1.0, rss_mib.len() as f64)), ..Report::default() }
+    }
+
+    /// A saw that comes to the same height is flat; one whose teeth grow is not; what was before the measured time says nothing.
+    #[test]
+    fn growth_compares_the_halves() {
+        let flat = report(&[500, 100, 150, 100, 150, 100, 154, 100, 154]);
+        assert_eq!(flat.halves(), Some([150.0 * MIB, 154.0 * MIB]));
+        assert_eq!(flat.growth(5.0), None);
+        assert!(flat.growth(2.0).is_some());
+        let rising = report(&[100, 100, 110, 120, 130, 140, 150, 160, 170]);
+        assert!(rising.growth(5.0).is_some_and(|text| text.contains("by 30.8 %")));
+        assert!(Report::default().growth(5.0).is_some());
+    }
+
+    /// A socket more than before is named, one fewer is not.
+    #[test]
+    fn sockets_are_compared_with_those_before() {
+        let usage = |sockets| Usage { sockets, ..Usage::default() };
+        let mut report = Report { gateway: vec![("a".to_owned(), usage(3)), ("b".to_owned(), usage(4))], ..Report::default() };
+        assert!(report.sockets_left().is_some_and(|text| text.starts_with("1 sockets")));
+        report.gateway[1].1.sockets = 2;
+        assert_eq!(report.sockets_left(), None);
+        assert!(Report::default().sockets_left().is_some());
     }
 }

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tidegate_client::Settings;
 
 use crate::client::Client;
+use crate::half_open;
 use crate::network::Sockets;
 use crate::pace::nanos;
 use crate::random::Random;
 use crate::report::{Crash, Report, Sample, Stage, Storm};
-use crate::scenario::{Load, Plan};
+use crate::scenario::{Load, Plan, Tempo};
 use crate::stats::Percentiles;
 use crate::subject::{Minter, Process, Started, Target, Usage, http};
 use crate::verify::SeatReport;
@@ -147,7 +148,8 @@ impl Bench {
         let audits = if self.audit { shared.load.users } else { 0 };
         let indices = (number..shared.load.connections + audits).step_by(self.workers);
         let clients: Vec<Client> = indices.map(|index| self.client(index, shared)).collect();
-        let sockets = Sockets::new(self.target.address, self.sources.clone(), clients.len());
+        let narrow_from = clients.iter().take_while(|client| client.tempo() == Tempo::Brisk).count();
+        let sockets = Sockets::new(self.target.address, self.sources.clone(), clients.len(), narrow_from);
         let sockets = sockets.map_err(|error| format!("sockets: {error}"))?;
         Worker::new(number, shared, sockets, clients).run()
     }
@@ -159,6 +161,7 @@ impl Bench {
         } else {
             (index - connections, "audit".to_owned())
         };
+        let tempo = shared.load.tempo(index);
         let user = u32::try_from(user).expect("fewer users than 2^32");
         let index = u32::try_from(index).expect("fewer connections than 2^32");
         let mut settings = Settings::new(&device);
@@ -169,7 +172,7 @@ impl Bench {
         let seat = |conv: u32| (conv, shared.plan.conversations[conv as usize].name.clone());
         let seats = std::iter::once(direct).chain(group).map(seat).collect();
         let token = self.minter.token(&shared.plan.user(user));
-        Client::new(index, settings, seed ^ u64::from(index) << 20, token, seats)
+        Client::new(index, tempo, settings, seed ^ u64::from(index) << 20, token, seats)
     }
 
     fn make_groups(&self, plan: &Plan) -> Result<(), String> {
@@ -177,10 +180,17 @@ impl Bench {
             let admin = self.admin.ok_or("groups are made by the admin side: say where it is")?;
             let members: Vec<String> = group.members.iter().map(|&user| plan.user(user)).collect();
             let body = serde_json::json!({ "conv": &*group.name, "members": members }).to_string();
-            match http(admin, "POST", "/v1/groups", &body) {
-                Ok((201, _)) => {}
-                Ok((status, text)) => return Err(format!("the gateway did not make {}: {status} {text}", group.name)),
-                Err(error) => return Err(format!("the admin side at {admin}: {error}")),
+            let mut tries = 1..=GROUP_TRIES_MAX;
+            loop {
+                let is_first = tries.next() == Some(1);
+                match http(admin, "POST", "/v1/groups", &body) {
+                    Ok((201, _)) => break,
+                    // It was silent for too long, and made the group nevertheless.
+                    Ok((409, _)) if !is_first => break,
+                    Ok((503 | 504, _)) if !tries.is_empty() => std::thread::sleep(GROUP_RETRY),
+                    Ok((status, text)) => return Err(format!("the gateway did not make {}: {status} {text}", group.name)),
+                    Err(error) => return Err(format!("the admin side at {admin}: {error}")),
+                }
             }
         }
         Ok(())
@@ -221,6 +231,7 @@ impl Run<'_> {
             generator_cpu_percent: percent(own_after, own),
         };
         self.absorb(&settled);
+        self.report.measured_s = Some((measured.0 as f64 / 1e9, measured.1 as f64 / 1e9));
         self.report.stages.push(stage.clone());
         Ok(stage)
     }
@@ -311,6 +322,26 @@ impl Run<'_> {
         self.report.storm = Some(Storm { cut, back_s, resumed: board.stats.counts.resumed });
         self.absorb(&board);
         Ok(())
+    }
+
+    /// [`Run::stage`], while `each` connections of every kind stand half open; the gateway must close them within `patience`.
+    ///
+    /// # Errors
+    /// As [`Run::stage`].
+    pub fn half_open(
+        &mut self,
+        each: usize,
+        patience: Duration,
+        stage: impl FnOnce(&mut Self) -> Result<Stage, String>,
+    ) -> Result<Stage, String> {
+        let (address, request) = (self.bench.target.address, self.shared.request.clone());
+        let (stage, found) = std::thread::scope(|scope| {
+            let standing = scope.spawn(move || half_open::stand(address, &request, each, patience));
+            let stage = stage(self);
+            (stage, standing.join().expect("it does not panic"))
+        });
+        self.report.half_open = found.map_err(|error| format!("half-open connections: {error}"))?;
+        stage
     }
 
     /// Cuts so many connections per second from now on.
@@ -472,6 +503,9 @@ fn unix_ms() -> u64 {
     u64::try_from(unix.as_millis()).unwrap_or_default()
 }
 
+/// How often a group is asked for, and how long after a gateway that is too busy.
+const GROUP_TRIES_MAX: u32 = 10;
+const GROUP_RETRY: Duration = Duration::from_millis(500);
 /// How often whoever directs looks.
 const TICK: Duration = Duration::from_millis(20);
 const BOARD_WAIT: Duration = Duration::from_secs(20);

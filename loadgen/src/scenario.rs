@@ -21,6 +21,36 @@ pub struct Load {
     pub seed: u64,
     /// Begins every name, so that runs on one gateway do not meet.
     pub tag: String,
+    /// Connections that read slowly; they and the deaf are the last ones, and send nothing.
+    pub slow: usize,
+    /// Connections that read nothing any more once they are welcomed.
+    pub deaf: usize,
+}
+
+/// How a connection reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tempo {
+    /// At once.
+    Brisk,
+    /// A little at a time.
+    Slow,
+    /// Never, once it is welcomed.
+    Deaf,
+}
+
+impl Load {
+    /// How the connection with this index reads. The brisk ones come first, then the slow ones; devices of an audit are brisk.
+    #[must_use]
+    pub fn tempo(&self, index: usize) -> Tempo {
+        let deaf_from = self.connections - self.deaf;
+        if index >= self.connections || index < deaf_from - self.slow {
+            Tempo::Brisk
+        } else if index < deaf_from {
+            Tempo::Slow
+        } else {
+            Tempo::Deaf
+        }
+    }
 }
 
 /// A conversation and its members.
@@ -50,6 +80,9 @@ impl Plan {
     pub fn new(load: &Load) -> Result<Self, String> {
         if load.users == 0 || load.users > load.connections {
             return Err(format!("{} users need at least as many connections, not {}", load.users, load.connections));
+        }
+        if load.slow + load.deaf >= load.connections {
+            return Err(format!("of {} connections one must read as it should", load.connections));
         }
         if !(0.0..=1.0).contains(&load.group_share) {
             return Err(format!("a group share lies between 0 and 1, not at {}", load.group_share));
@@ -111,7 +144,8 @@ mod tests {
 
     fn load() -> Load {
         let payload_bytes = (64, 64);
-        Load { connections: 20, users: 11, payload_bytes, group_share: 0.5, group_size: 4, seed: 1, tag: "t".to_owned() }
+        let tag = "t".to_owned();
+        Load { connections: 20, users: 11, payload_bytes, group_share: 0.5, group_size: 4, seed: 1, tag, slow: 0, deaf: 0 }
     }
 
     /// Everybody has a direct conversation and a group, an odd one out talks to itself, and the seed decides the groups.
@@ -129,6 +163,16 @@ mod tests {
         let other = Plan::new(&Load { seed: 2, ..load() }).unwrap();
         assert_eq!(plan.conversations[6].members, same.conversations[6].members);
         assert_ne!(plan.conversations[6].members, other.conversations[6].members);
+    }
+
+    /// The last connections are the deaf ones, those before them slow, and an audit reads as it should.
+    #[test]
+    fn the_last_ones_read_badly() {
+        let load = Load { slow: 2, deaf: 3, ..load() };
+        let tempos: Vec<Tempo> = (14..22).map(|index| load.tempo(index)).collect();
+        let (brisk, slow, deaf) = (Tempo::Brisk, Tempo::Slow, Tempo::Deaf);
+        assert_eq!(tempos, [brisk, slow, slow, deaf, deaf, deaf, brisk, brisk]);
+        assert!(Plan::new(&Load { slow: 10, deaf: 10, ..load }).is_err());
     }
 
     /// A share decides between group and direct; more users than connections are refused.

@@ -115,7 +115,11 @@ pub struct Usage {
     pub cpu_s: f64,
     /// Resident bytes.
     pub rss_bytes: u64,
-    /// Open descriptors.
+    /// Open descriptors that are sockets.
+    pub sockets: u64,
+    /// Open descriptors that are regular files: of a gateway its log and its engine.
+    pub files: u64,
+    /// Open descriptors, all kinds.
     pub descriptors: u64,
 }
 
@@ -133,8 +137,15 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
         let rss =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.0)).map_or(0, |entries| entries.count() as u64);
-        Some(Usage { cpu_s: cpu_seconds(&stat)?, rss_bytes: rss? * 1024, descriptors })
+        let mut usage = Usage { cpu_s: cpu_seconds(&stat)?, rss_bytes: rss? * 1024, ..Usage::default() };
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.0)).into_iter().flatten().flatten() {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            let name = target.to_string_lossy();
+            usage.descriptors += 1;
+            usage.sockets += u64::from(name.starts_with("socket:"));
+            usage.files += u64::from(name.starts_with('/') && !name.starts_with("/dev/"));
+        }
+        Some(usage)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::client::{Client, Hub, Want};
 use crate::network::{Ending, Network, Ready};
 use crate::pace::{Pace, nanos};
 use crate::random::Random;
-use crate::scenario::{Load, Plan};
+use crate::scenario::{Load, Plan, Tempo};
 use crate::stats::Stats;
 use crate::verify::{Ledger, SeatReport};
 
@@ -162,6 +162,8 @@ pub struct Worker<'a, N> {
     clients: Vec<Client>,
     /// Clients that take part in the load; the others are for the audit.
     regular: usize,
+    /// Of these the first, who read as they should, send, and are cut.
+    brisk: usize,
     born: usize,
     timers: BinaryHeap<Reverse<(u64, u32)>>,
     pace: Pace,
@@ -174,6 +176,7 @@ pub struct Worker<'a, N> {
     stats: Stats,
     buffer: Vec<u8>,
     scratch: Vec<u8>,
+    trickle_at: u64,
     show_at: u64,
 }
 
@@ -185,6 +188,7 @@ impl<'a, N: Network> Worker<'a, N> {
             shared,
             network,
             regular: clients.iter().filter(|client| (client.index() as usize) < shared.load.connections).count(),
+            brisk: clients.iter().take_while(|client| client.tempo() == Tempo::Brisk).count(),
             clients,
             born: 0,
             timers: BinaryHeap::new(),
@@ -198,6 +202,7 @@ impl<'a, N: Network> Worker<'a, N> {
             stats: Stats::default(),
             buffer: vec![0; 64 * 1024],
             scratch: Vec::new(),
+            trickle_at: 0,
             show_at: 0,
         }
     }
@@ -216,11 +221,12 @@ impl<'a, N: Network> Worker<'a, N> {
             while let Some(ready) = self.network.next() {
                 self.ready(ready);
             }
+            self.trickle();
             self.wake_due();
             self.show();
         }
         // Whoever is connected had the time to receive everything.
-        Ok(self.clients[..self.born].iter().flat_map(|client| client.reports(true)).collect())
+        Ok(self.clients[..self.born].iter().flat_map(Client::reports).collect())
     }
 
     fn obey(&mut self) {
@@ -268,7 +274,7 @@ impl<'a, N: Network> Worker<'a, N> {
     fn send_due(&mut self) -> bool {
         for _ in 0..SENDS_PER_TURN_MAX {
             let Some(intended_ns) = self.pace.due(self.shared.now_ns()) else { return false };
-            let senders = self.born.min(self.regular);
+            let senders = self.born.min(self.regular).min(self.brisk);
             if senders == 0 {
                 continue;
             }
@@ -288,8 +294,9 @@ impl<'a, N: Network> Worker<'a, N> {
             if self.churn.due(self.shared.now_ns()).is_none() {
                 return false;
             }
-            if self.born > 0 {
-                let at = self.random.below(self.born);
+            let brisk = self.born.min(self.brisk);
+            if brisk > 0 {
+                let at = self.random.below(brisk);
                 self.cut(at);
             }
         }
@@ -314,19 +321,36 @@ impl<'a, N: Network> Worker<'a, N> {
                 Err(_) => return self.cut_off(at),
             }
         }
-        if ready.readable && !self.clients[at].is_opening() {
-            self.read(at);
+        // A slow one that is welcomed reads when it is its time.
+        let is_left = self.clients[at].tempo() != Tempo::Brisk && self.clients[at].is_active();
+        if ready.readable && !self.clients[at].is_opening() && !is_left {
+            self.read(at, READS_PER_TURN_MAX, self.buffer.len());
         }
         if ready.readable || ready.writable {
             self.turn(at);
         }
     }
 
-    fn read(&mut self, at: usize) {
+    /// Lets those who read slowly take a little.
+    fn trickle(&mut self) {
+        let now_ns = self.shared.now_ns();
+        if now_ns < self.trickle_at {
+            return;
+        }
+        self.trickle_at = now_ns + nanos(TRICKLE_EVERY);
+        for at in self.brisk..self.regular.min(self.born) {
+            if self.clients[at].tempo() == Tempo::Slow && self.clients[at].is_active() {
+                self.read(at, 1, TRICKLE_BYTES);
+                self.turn(at);
+            }
+        }
+    }
+
+    fn read(&mut self, at: usize, reads: usize, most_bytes: usize) {
         let index = u32::try_from(at).expect("few clients");
         let mut buffer = std::mem::take(&mut self.buffer);
-        for _ in 0..READS_PER_TURN_MAX {
-            match self.network.read(index, &mut buffer) {
+        for _ in 0..reads {
+            match self.network.read(index, &mut buffer[..most_bytes]) {
                 Ok(0) => {
                     self.cut_off(at);
                     break;
@@ -350,6 +374,9 @@ impl<'a, N: Network> Worker<'a, N> {
 
     /// Does what a client wants, writes what it says, and notes when it wants to be looked after.
     fn turn(&mut self, at: usize) {
+        if self.clients[at].is_deaf() {
+            return self.write(at);
+        }
         let index = u32::try_from(at).expect("few clients");
         let want = self.with(at, Client::turn);
         self.write(at);
@@ -479,6 +506,9 @@ const SENDS_PER_TURN_MAX: usize = 64;
 const BIRTHS_PER_TURN_MAX: usize = 32;
 const READS_PER_TURN_MAX: usize = 16;
 const WAKES_PER_TURN_MAX: usize = 256;
+/// What a slow one reads, and how often: 10 KiB/s.
+const TRICKLE_BYTES: usize = 1024;
+const TRICKLE_EVERY: Duration = Duration::from_millis(100);
 const WAKE_GRAIN: Duration = Duration::from_millis(1);
 /// How soon an order is obeyed at the latest.
 const SLEEP_MAX: Duration = Duration::from_millis(50);

@@ -1,0 +1,93 @@
+//! Scenarios by name, against the real gateway: each does what its name says, and its threshold can break.
+
+mod support;
+
+use support::{Place, said};
+
+/// Every message goes to a group: each is delivered to all devices of its three members but the sender's.
+#[test]
+fn group_writes_to_groups() {
+    let place = Place::new();
+    let more = ["-n", "6", "--group-size", "3", "--rate", "50", "--warm-up", "0", "--seconds", "2"];
+    let (output, report) = place.loadgen("group", &place.command(), place.port, &more);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let count = |name: &str| report["counts"][name].as_u64().unwrap_or(0);
+    assert!(count("acknowledged") > 0 && count("delivered") == 2 * count("acknowledged"), "{}", said(&output));
+}
+
+/// Devices that read slowly or never do not keep the others from their messages, and what the gateway holds for them is bounded.
+/// The kernel keeps little for the deaf, so the gateway must mark their conversations instead of queueing.
+#[test]
+fn slow_ones_disturb_nobody() {
+    let place = Place::new();
+    let more = [
+        "-n",
+        "12",
+        "--users",
+        "4",
+        "--slow",
+        "2",
+        "--deaf",
+        "4",
+        "--rate",
+        "300",
+        "--payload",
+        "4000",
+        "--warm-up",
+        "0",
+        "--seconds",
+        "5",
+        "--max-rss",
+        "400",
+    ];
+    let (output, report) = place.loadgen("slow", &place.command(), place.port, &more);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let submitted = report["counts"]["submitted"].as_u64();
+    assert!(submitted.is_some_and(|count| count > 500) && submitted == report["counts"]["acknowledged"].as_u64());
+}
+
+/// A gateway closes what begins and does not go on, and nobody notices; when it is given too little time the run fails and says so.
+#[test]
+fn half_open_ones_are_closed() {
+    for (within, code) in [("20", 0), ("0.2", 3)] {
+        let place = Place::new();
+        let start = format!("{} --protocol-upgrade-ms 1000 --protocol-hello-ms 1000", place.command());
+        let more = [
+            "-n",
+            "4",
+            "--rate",
+            "50",
+            "--warm-up",
+            "0",
+            "--seconds",
+            "3",
+            "--each",
+            "3",
+            "--within",
+            within,
+            "--no-sockets-left",
+        ];
+        let (output, report) = place.loadgen("half-open", &start, place.port, &more);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        let closed = |at: usize| report["half_open"][at]["closed"].as_u64().unwrap_or(0);
+        if code == 0 {
+            assert_eq!([closed(0), closed(1), closed(2)], [3, 3, 3], "{}", said(&output));
+        } else {
+            assert!(report["broken"][0].as_str().is_some_and(|text| text.contains("stood on")), "{}", said(&output));
+        }
+    }
+}
+
+/// Connections are cut all the time and take their sessions up again: `pos` goes on without a hole, no socket is left, and a memory
+/// that may not shrink by itself breaks its threshold.
+#[test]
+fn churn_resumes_and_leaves_nothing() {
+    let place = Place::new();
+    let churn = ["-n", "16", "--users", "8", "--rate", "300", "--group-share", "0.3", "--churn", "20", "--warm-up", "0"];
+    let more = ["--seconds", "6", "--back-off-ms", "20", "--back-off-max-ms", "100", "--no-sockets-left", "--max-growth=-99"];
+    let (output, report) = place.loadgen("chat", &place.command(), place.port, &[&churn[..], &more].concat());
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    let broken = report["broken"].as_array().cloned().unwrap_or_default();
+    assert!(broken.len() == 1 && broken[0].as_str().is_some_and(|text| text.contains("memory grew")), "{}", said(&output));
+    assert!(report["counts"]["resumed"].as_u64().is_some_and(|count| count > 20), "{}", said(&output));
+}
