@@ -49,9 +49,9 @@ fn slow_ones_disturb_nobody() {
 /// A gateway closes what begins and does not go on, and nobody notices; when it is given too little time the run fails and says so.
 #[test]
 fn half_open_ones_are_closed() {
-    for (within, code) in [("20", 0), ("0.2", 3)] {
+    for (soon, within, code) in [(" --protocol-upgrade-ms 1000 --protocol-hello-ms 1000", "20", 0), ("", "0.2", 3)] {
         let place = Place::new();
-        let start = format!("{} --protocol-upgrade-ms 1000 --protocol-hello-ms 1000", place.command());
+        let start = format!("{}{soon}", place.command());
         let more = [
             "-n",
             "4",
