@@ -23,9 +23,10 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
-use crate::config::value::{DriverChoice, PresencePolicy, PrivateFds};
+use crate::config::settings::PLATFORMS;
+use crate::config::value::{DriverChoice, PresencePolicy, PrivateFds, RoleChoice};
 use crate::config::{Exit, Secret, Settings};
-use crate::ids::{Mid, ReactorId};
+use crate::ids::{Mid, ReactorId, Role};
 use crate::io::descriptors::{self, Descriptors};
 use crate::io::driver::Driver;
 use crate::io::epoll::{self, Epoll};
@@ -44,6 +45,7 @@ use crate::route::roster;
 use crate::session::auth::Verifier;
 use crate::session::rate::Rate;
 use crate::shard::{self, Rules, Shard};
+use crate::store::apply::Senders;
 use crate::store::disk::SpaceRule;
 use crate::store::disk_real::RealDisk;
 use crate::store::engine::{Engine, EngineError};
@@ -58,6 +60,7 @@ use crate::store::recovery::Cold;
 use crate::store::schema::{Batch, Hashes};
 use crate::store::sequencer::{self, Policy, Sequencer};
 use crate::store::thread::{self, Lanes};
+use crate::wire::message::Text;
 
 /// What one start was asked beyond its settings.
 pub struct Options {
@@ -600,6 +603,10 @@ impl Cold for Bare<'_> {
         History::new(self.engine.view(), self.hashes).map_err(|_| JobFault::Engine)?.load(conv)
     }
 
+    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+        History::new(self.engine.view(), self.hashes).map_err(|_| JobFault::Engine)?.bans()
+    }
+
     fn project(&mut self, mut projection: Projection) {
         self.groups += 1;
         match self.engine.write(&mut projection.batch) {
@@ -728,6 +735,21 @@ fn policy(settings: &Settings) -> Policy {
     Policy {
         receipt_members_max: settings.state.receipt_members_max as usize,
         presence_for_all: settings.state.presence == PresencePolicy::All,
+        senders: Senders { group: role(settings.groups.senders), channel: role(settings.groups.channel_senders) },
+        notice_only_above: settings.groups.notice_only_above as usize,
+        devices_max: usize::from(settings.login.devices_max),
+        one_per_class: (0..).zip(PLATFORMS).fold(0, |bits, (number, platform)| {
+            let named = settings.login.one_per_class.iter().any(|name| name == platform);
+            bits | u8::from(named) << number
+        }),
+    }
+}
+
+fn role(choice: RoleChoice) -> Role {
+    match choice {
+        RoleChoice::Member => Role::Member,
+        RoleChoice::Admin => Role::Admin,
+        RoleChoice::Owner => Role::Owner,
     }
 }
 

@@ -92,6 +92,59 @@ pub fn is_device(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(is_id_byte)
 }
 
+/// What a member of a group may do; ordered by how much.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub enum Role {
+    /// Reads.
+    Observer,
+    /// Reads and, where members may, sends.
+    #[default]
+    Member,
+    /// Also sends where only admins may.
+    Admin,
+    /// Also sends where only owners may.
+    Owner,
+}
+
+impl Role {
+    /// Every role, from the least.
+    pub const ALL: [Self; 4] = [Self::Observer, Self::Member, Self::Admin, Self::Owner];
+
+    /// The number in log and rows; part of the format on disk.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Member => 0,
+            Self::Admin => 1,
+            Self::Owner => 2,
+            Self::Observer => 3,
+        }
+    }
+
+    /// The role of a number; one this release does not know may only read.
+    #[must_use]
+    pub fn from_number(number: u8) -> Self {
+        Self::ALL.into_iter().find(|role| role.number() == number).unwrap_or(Self::Observer)
+    }
+
+    /// The word operators use.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Observer => "observer",
+            Self::Member => "member",
+            Self::Admin => "admin",
+            Self::Owner => "owner",
+        }
+    }
+
+    /// The role of a word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.word() == word)
+    }
+}
+
 /// What a conversation id says about itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ConversationKind<'a> {

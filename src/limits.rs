@@ -344,3 +344,19 @@ const _: () = assert!(RING_BUFFERS_MAX as usize * RING_BUFFER_BYTES <= RING_STAS
 
 /// Connections waiting to be accepted, per reactor; the kernel may cap it (`net.core.somaxconn`).
 pub const LISTEN_BACKLOG: u32 = 4_096;
+
+/// Nanoseconds of rest between two sweeps of notices over a large conversation.
+pub const NOTICE_EVERY_NS: u64 = 1_000_000_000;
+
+/// Members looked up for notices of large conversations in one turn of the store. Full: the rest in the next turn.
+pub const NOTICE_MEMBERS_PER_TURN_MAX: usize = 4_096;
+
+/// Frames a reactor queues in one turn for groups of the store, about: a sweep over a large channel must not hold up the rest. Full:
+/// the rest in the next turn.
+pub const GROUP_FRAMES_PER_TURN_MAX: u64 = 8_192;
+
+/// Data of one CONV event, bytes. Longer: HTTP 413.
+pub const CONV_DATA_BYTES_MAX: usize = 4_096;
+
+/// Banned users and devices. Filled by the operator; full: HTTP 409.
+pub const BANS_MAX: usize = 1_000_000;

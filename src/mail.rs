@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::clock::Moment;
-use crate::ids::{Cmid, Mid, ReactorId, RosterId, SessionRef};
+use crate::ids::{Cmid, Mid, ReactorId, Role, RosterId, SessionRef};
 use crate::limits::{SPARE_EVENTS_MAX, SPARE_TARGETS_MAX};
 use crate::wire::envelope::{Encoding, ErrorCode, Trace, send_flags};
 use crate::wire::message::{Body, Text};
@@ -41,6 +41,8 @@ pub enum Submit {
     Page(PageMail),
     /// A change of groups and their members, from admin. Answered through the reply channel after the sync.
     Member(MemberMail),
+    /// A change of what a user may do at all, from admin. Answered through the reply channel after the sync.
+    User(UserMail),
     /// WATCH: replaces the set of users this device watches. Answered by [`Event::Ok`] or [`Event::Failed`].
     Watch(WatchMail),
     /// SIGNAL: to the other devices of the members, kept nowhere.
@@ -287,6 +289,8 @@ pub struct MemberMail {
     pub conv: Text,
     /// What changes.
     pub change: MemberChange,
+    /// The application's, for the CONV events of the change; kept nowhere.
+    pub data: Body,
     /// Where the answer goes, after the sync: a channel of capacity 1 made for the call.
     pub reply: std::sync::mpsc::SyncSender<Result<MemberDone, MemberRefusal>>,
 }
@@ -300,6 +304,20 @@ pub enum MemberChange {
     Add(Vec<Text>),
     /// Removes these users; those who are not members are ignored.
     Remove(Vec<Text>),
+    /// Gives these members a role, or silences the conversation for them, or ends that; those who are not members are ignored.
+    Set {
+        /// Whom.
+        users: Vec<Text>,
+        /// The new role; `None`: as it is.
+        role: Option<Role>,
+        /// Whether it is silenced; `None`: as it is.
+        muted: Option<bool>,
+    },
+    /// Whether newcomers see what was before them; `None`: as it is. All members hear of it.
+    Touch {
+        /// See above.
+        history: Option<bool>,
+    },
     /// Changes nothing; answers with the present state.
     Show,
 }
@@ -404,7 +422,7 @@ pub struct ConversationSeen {
 }
 
 /// What a group is after a change.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MemberDone {
     /// Counts the changes of the conversation, from 1.
     pub version: u64,
@@ -412,6 +430,34 @@ pub struct MemberDone {
     pub head: u64,
     /// All members, sorted.
     pub members: Vec<String>,
+    /// The roles of those who are not simply members, sorted by name.
+    pub roles: Vec<(String, Role)>,
+    /// Those for whom it is silenced, sorted.
+    pub muted: Vec<String>,
+    /// Whether newcomers see what was before them.
+    pub history: bool,
+}
+
+/// A change of what a user may do at all, from admin. Answered after the sync.
+#[derive(Debug)]
+pub struct UserMail {
+    /// User.
+    pub user: Text,
+    /// One device of the user, or all.
+    pub device: Option<Text>,
+    /// What changes.
+    pub change: UserChange,
+    /// Where the answer goes, after the sync: a channel of capacity 1 made for the call.
+    pub reply: std::sync::mpsc::SyncSender<Result<MemberDone, MemberRefusal>>,
+}
+
+/// See [`UserMail`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UserChange {
+    /// Their sessions end, and no new one is welcome.
+    Ban,
+    /// They may connect again.
+    Unban,
 }
 
 /// Why a change was not made.
@@ -562,10 +608,32 @@ pub enum Event {
         event: u8,
         /// Version of the membership.
         version: u64,
+        /// The application's.
+        data: Body,
         /// First target.
         first: u32,
         /// How many.
         count: u32,
+    },
+    /// NOTICE to the targets: a large conversation moved.
+    Notice {
+        /// Conversation.
+        conv: Text,
+        /// Highest seq.
+        head: u64,
+        /// The message id of that.
+        mid: Mid,
+        /// First target.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// The session ends, connected or not.
+    Kick {
+        /// The session.
+        session: SessionRef,
+        /// Why.
+        why: Kicked,
     },
     /// RECEIPT to the targets.
     Receipt {
@@ -612,6 +680,15 @@ pub enum Event {
     },
     /// The mail of this core overflowed: every session of it runs SYNC again (RESYNC reason 1).
     Resync,
+}
+
+/// Why the store ends a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kicked {
+    /// Another device of the same class came: 4409.
+    Replaced,
+    /// The user or device is banned: 2003, 4403.
+    Banned,
 }
 
 /// A receiver within a group.

@@ -222,7 +222,10 @@ impl<D: Driver> Reactor<D> {
             && let Some(group) = inbox.group.try_recv()
         {
             budget -= 1;
+            let queued = hands.shard.counters.frames_sent_count;
             hands.shard.handle_group(now, &group, &mut hands.outbox);
+            let frames = hands.shard.counters.frames_sent_count - queued;
+            budget = budget.saturating_sub(usize::try_from(frames / FRAMES_PER_MAIL).unwrap_or(usize::MAX));
             if let Some(committed) = group.committed {
                 hands.committed.push(committed);
                 hands.histograms.delivered(hands.clock.now().since(committed));
@@ -526,6 +529,8 @@ impl Panics {
     }
 }
 
+/// Frames that a group may mean without counting as more than one mail.
+const FRAMES_PER_MAIL: u64 = limits::GROUP_FRAMES_PER_TURN_MAX / limits::MAIL_PER_TURN_MAX as u64;
 /// Connections with output after which a flush comes before the next event.
 const DIRTY_MAX: usize = 64;
 /// Bytes sent to one connection in one turn; the rest waits for the next turn.

@@ -177,6 +177,10 @@ struct Direct<'a> {
 }
 
 impl Cold for Direct<'_> {
+    fn bans(&mut self) -> Result<Vec<(tidegate::wire::message::Text, Option<tidegate::wire::message::Text>)>, JobFault> {
+        History::new(self.engine.view(), Hashes::new(STORE.hash_key)).map_err(|_| JobFault::Engine)?.bans()
+    }
+
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {
         History::new(self.engine.view(), Hashes::new(STORE.hash_key)).map_err(|_| JobFault::Engine)?.load(conv)
     }

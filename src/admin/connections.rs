@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::admin::Shared;
 use crate::admin::ask::{by_reactor, control, look};
 use crate::admin::refusal::Refusal;
+use crate::config::settings::PLATFORMS;
 use crate::ids::{SessionRef, is_device, is_user};
 use crate::mail::{Control, DeviceSeen, Looked, Question, SessionSeen};
 use crate::wire::envelope::Encoding;
@@ -144,6 +145,3 @@ fn shown(seen: DeviceSeen, link: Option<SessionSeen>) -> Connection {
     let platform = PLATFORMS.get(usize::from(platform)).copied().unwrap_or("other");
     Connection { user, device, platform, reactor: session.reactor.0, link }
 }
-
-/// As `platform` of HELLO numbers them.
-const PLATFORMS: [&str; 6] = ["other", "web", "desktop", "phone", "tablet", "bot"];

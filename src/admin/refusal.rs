@@ -68,7 +68,7 @@ impl Refusal {
             Self::TooLarge => (
                 S::PAYLOAD_TOO_LARGE,
                 "too_large",
-                "send less: members in several requests, text up to protocol.max_payload_bytes",
+                "send less: members in several requests, text up to protocol.max_payload_bytes, data up to 4096 bytes",
             ),
             Self::BadBody(_) => (S::BAD_REQUEST, "bad_body", "send the JSON object shown in docs/admin.md as application/json"),
             Self::BadName(_) | Self::Store(MemberRefusal::BadName) => (
@@ -76,7 +76,7 @@ impl Refusal {
                 "bad_name",
                 "conversations read d:a:b, g:name, c:name or s:name, users 1 to 64 of A-Z a-z 0-9 _ . @ -",
             ),
-            Self::NoChange => (S::BAD_REQUEST, "no_change", "name users under add or under remove"),
+            Self::NoChange => (S::BAD_REQUEST, "no_change", "name users under add, remove, roles, mute or unmute"),
             Self::Store(MemberRefusal::Exists) => (S::CONFLICT, "exists", "change its members instead"),
             Self::Store(MemberRefusal::Unknown) => (S::NOT_FOUND, "unknown", "create it first"),
             Self::Store(MemberRefusal::TooMany) => (S::CONFLICT, "too_many", "remove members first"),
@@ -105,16 +105,19 @@ impl Refusal {
             Self::NoSuchPath(path) => format!("there is no `{path}`"),
             Self::WrongMethod => "the path does not take this method".to_owned(),
             Self::TooLarge => format!(
-                "the body is longer than {} bytes, or the text longer than a message may be",
-                limits::ADMIN_BODY_BYTES_MAX
+                "the body is longer than {} bytes, the text longer than a message may be, or the data longer than {}",
+                limits::ADMIN_BODY_BYTES_MAX,
+                limits::CONV_DATA_BYTES_MAX
             ),
             Self::BadBody(why) => why.clone(),
             Self::BadName(name) => format!("`{name}` is no id of this kind"),
-            Self::NoChange => "there is nothing to add and nothing to remove".to_owned(),
+            Self::NoChange => "no user is named".to_owned(),
             Self::Store(MemberRefusal::BadName) => "the store refuses the name".to_owned(),
             Self::Store(MemberRefusal::Exists) => "the conversation exists".to_owned(),
             Self::Store(MemberRefusal::Unknown) => "the conversation does not exist".to_owned(),
-            Self::Store(MemberRefusal::TooMany) => format!("more than {} members", limits::GROUP_MEMBERS_MAX),
+            Self::Store(MemberRefusal::TooMany) => {
+                format!("more than {} members, or {} bans", limits::GROUP_MEMBERS_MAX, limits::BANS_MAX)
+            }
             Self::Store(MemberRefusal::Overloaded) => "the store is overloaded".to_owned(),
             Self::Store(MemberRefusal::ReadOnly) => "the store takes no changes: its disk is full or failed".to_owned(),
             Self::Busy => "the lane to the store is full, or too many changes wait".to_owned(),

@@ -78,7 +78,7 @@ impl Node {
     ) -> (T, MemberChange) {
         std::thread::scope(|scope| {
             let call = scope.spawn(call);
-            let Ok(Submit::Member(MemberMail { conv, change, reply })) = self.mail.recv_within(Duration::from_secs(5)) else {
+            let Ok(Submit::Member(MemberMail { conv, change, reply, .. })) = self.mail.recv_within(Duration::from_secs(5)) else {
                 panic!("no change reached the store")
             };
             assert_eq!(&*conv, "g:team");
@@ -89,7 +89,7 @@ impl Node {
 }
 
 fn team() -> MemberDone {
-    MemberDone { version: 2, head: 7, members: vec!["al".to_owned(), "bo".to_owned()] }
+    MemberDone { version: 2, head: 7, members: vec!["al".to_owned(), "bo".to_owned()], ..MemberDone::default() }
 }
 
 /// Alive at once, ready only when nothing is missing, and the body says what is.

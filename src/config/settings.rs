@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::value::{DriverChoice, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, Secret, Value};
+use super::value::{DriverChoice, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, RoleChoice, Secret, Value};
 use crate::limits;
 
 /// What a value must satisfy beyond its type.
@@ -210,6 +210,21 @@ settings! {
     /// The longest payload of a SIGNAL, in bytes.
     signal_bytes_max: u32 = KIB, Rule::Between(0, 65_535), Start;
 
+    [groups: GroupSettings, "Who may send where, and when a group counts as large."]
+    /// The least role that may send to a group (`g:`).
+    senders: RoleChoice = RoleChoice::Member, Rule::Any, Start;
+    /// The least role that may send to a large channel (`c:`).
+    channel_senders: RoleChoice = RoleChoice::Member, Rule::Any, Start;
+    /// Members above which a group is told by NOTICE instead of content, as `c:` always is.
+    notice_only_above: u32 = 1_000, Rule::Between(1, 1_000), Start;
+
+    [login: LoginSettings, "Who may be connected at the same time."]
+    /// Devices of one user that are connected or resumable.
+    devices_max: u8 = 16, Rule::Between(1, 16), Start;
+    /// Classes of platform of which a user may have one device at a time; a second one replaces the first.
+    one_per_class: Vec<String> = Vec::new(),
+        Rule::Each { allowed: "other, web, desktop, phone, tablet, bot", test: |text| PLATFORMS.contains(&text) }, Start;
+
     [limits: LimitSettings, "What one gateway may hold in memory. Full never means silence: the newcomer is refused, or the slowest is closed."]
     /// Connections of this gateway. 0: as many as the limit of open files allows.
     connections_max: u32 = 0, Rule::Between(0, 10_000_000), Start;
@@ -277,6 +292,9 @@ settings! {
     /// The shape of a line.
     format: LogFormat = LogFormat::Json, Rule::Any, Start;
 }
+
+/// Classes of platform, by their number in HELLO.
+pub const PLATFORMS: [&str; 6] = ["other", "web", "desktop", "phone", "tablet", "bot"];
 
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'))

@@ -234,6 +234,18 @@ words! {
 }
 
 words! {
+    /// The least role that may do something.
+    RoleChoice {
+        /// Every member but observers.
+        Member = "member",
+        /// Admins and owners.
+        Admin = "admin",
+        /// Owners.
+        Owner = "owner",
+    }
+}
+
+words! {
     /// Who may watch whom.
     PresencePolicy {
         /// Users who share a conversation.

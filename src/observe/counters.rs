@@ -255,6 +255,8 @@ counters! {
     subscriptions_open: Gauge = "Pairs of a watching device and a watched user.",
     receipts_count: Counter = "RECEIPTs handed to reactors.",
     receipts_dropped_count: Counter = "RECEIPTs dropped because too many positions moved or a lane was full.",
+    notices_count: Counter = "NOTICEs of large conversations handed to reactors.",
+    kicks_count: Counter = "Sessions ended because a device of the same class came, or by a ban.",
     presences_count: Counter = "PRESENCEs handed to reactors.",
     signals_count: Counter = "SIGNALLEDs handed to reactors.",
     signals_dropped_count: Counter = "SIGNALs dropped by the store because it had no room.",
@@ -309,7 +311,7 @@ causes! {
     TokenExpired, "token_expired", Some(4401), "The token ran out.";
     Forbidden, "forbidden", Some(4403), "The user or device is banned, or has too many devices.";
     Kicked, "kicked", Some(4403), "The operator closed it.";
-    Replaced, "replaced", Some(4409), "The same device connected again.";
+    Replaced, "replaced", Some(4409), "The same device connected again, or another one of its class.";
     LivenessTimeout, "liveness_timeout", None, "Nothing was heard for 2.5 times the ping interval.";
     SlowReader, "slow_reader", Some(4410), "Too much waited to be sent and the peer took nothing.";
     NotAcknowledging, "not_acknowledging", Some(4410), "The delivery window was full and no acknowledgement moved.";
@@ -359,7 +361,8 @@ pub const VIOLATION_NAMES: [&str; 18] = [
 
 const REQUEST_NAMES: [&str; 11] = ["hello", "ping", "auth", "send", "ack", "nack", "sync", "fetch", "read", "watch", "signal"];
 
-const SUBMISSION_NAMES: [&str; 10] = ["attach", "leave", "send", "read", "cursors", "page", "member", "watch", "signal", "away"];
+const SUBMISSION_NAMES: [&str; 11] =
+    ["attach", "leave", "send", "read", "cursors", "page", "member", "watch", "signal", "away", "user"];
 
 const ERROR_CODES: [u16; 25] = [
     1001, 1002, 1003, 1004, 1005, 2001, 2002, 2003, 2004, 3001, 3002, 3003, 3004, 3005, 3009, 4001, 4002, 4003, 4004, 5001, 5002,

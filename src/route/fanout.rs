@@ -15,7 +15,7 @@ use super::roster::Roster;
 use crate::clock::Moment;
 use crate::ids::{ReactorId, RosterId, SessionRef};
 use crate::mail::{Delivery, Event, Group, Target};
-use crate::wire::message::Text;
+use crate::wire::message::{Body, Text};
 
 /// The open group: what it means to each core so far.
 #[derive(Debug)]
@@ -156,13 +156,13 @@ impl Fanout {
         &mut self,
         roster: &Roster,
         users: impl Iterator<Item = (u64, &'m str)>,
-        conv: &Text,
+        (conv, data): (&Text, &Body),
         event: u8,
         version: u64,
     ) {
         let devices = users.flat_map(|(hash, user)| roster.devices(hash, user));
         let sessions = devices.map(|id| roster.session(id).expect("the roster names devices that are there"));
-        self.tell(sessions, |first, count| Event::Conv { conv: conv.clone(), event, version, first, count });
+        self.tell(sessions, |first, count| Event::Conv { conv: conv.clone(), event, version, data: data.clone(), first, count });
     }
 
     /// The members of a conversation have changed: it is resolved anew.
@@ -253,7 +253,6 @@ mod tests {
     use super::super::roster::Attached;
     use super::*;
     use crate::ids::{Cmid, Mid};
-    use crate::wire::message::Body;
 
     const CORES: u16 = 3;
     const USERS: [&str; 5] = ["al", "bo", "cy", "di", "ed"];
@@ -408,7 +407,8 @@ mod tests {
         roster.attach(hash("al"), "al", "app", 0, session(2, 2));
         roster.attach(hash("bo"), "bo", "web", 0, session(1, 3));
         let mut fanout = Fanout::new(3);
-        fanout.conv_event(&roster, [(hash("al"), "al"), (hash("cy"), "cy")].into_iter(), &Text::from("g:x"), 1, 4);
+        let told = (&Text::from("g:x"), &Body::new());
+        fanout.conv_event(&roster, [(hash("al"), "al"), (hash("cy"), "cy")].into_iter(), told, 1, 4);
         let groups: Vec<_> = fanout.take(1, None, Group::default).map(|(reactor, group, _)| (reactor.0, group)).collect();
         assert_eq!(groups.iter().map(|(core, _)| *core).collect::<Vec<_>>(), [0, 2]);
         for (_, group) in groups {

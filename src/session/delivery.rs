@@ -174,6 +174,20 @@ impl Session {
         fresh
     }
 
+    /// Notes that a conversation moved of which the device is told at once. It is not behind, and a resume tells it again.
+    pub fn mark_told(&mut self, conv: &str, head: u64, mid: Mid) {
+        assert!(!self.is_behind(), "what waits is told first");
+        let backlog = self.backlog.get_or_insert_default();
+        if let Some(mark) = backlog.marks.iter_mut().find(|mark| &*mark.conv == conv) {
+            mark.head = mark.head.max(head);
+            mark.mid = mark.mid.max(mid);
+        } else if backlog.marks.len() == MARKS_MAX {
+            backlog.missed = true;
+        } else {
+            backlog.marks.push(Mark { conv: Text::copy_from(conv), head, mid, told: true });
+        }
+    }
+
     /// Deliveries were dropped: whatever they were, SYNC finds it.
     pub fn mark_all(&mut self) {
         self.backlog.get_or_insert_default().mark_all();

@@ -6,9 +6,9 @@ use super::answer::opcode_of;
 use super::{Kind, Outlet, Shard, State};
 use crate::clock::Moment;
 use crate::conn::send_queue::Wrap;
-use crate::ids::{ConnectionId, FrameIndex, SessionRef};
+use crate::ids::{ConnectionId, FrameIndex, Mid, SessionRef};
 use crate::limits::CURSORS_SUBMITTED_MAX;
-use crate::mail::{CursorMail, Delivery, Event, Group, PageReply, Reached, SessionSeen, Submit, Target};
+use crate::mail::{CursorMail, Delivery, Event, Group, Kicked, PageReply, Reached, SessionSeen, Submit, Target};
 use crate::observe::counters::CloseCause;
 use crate::observe::trace::Place;
 use crate::session::delivery::{Held, Stage};
@@ -16,6 +16,7 @@ use crate::session::hold::By;
 use crate::wire::envelope::{
     Deliver, Encoding, ErrorCode, ServerFrame, caps, deliver_flags, deliver_tail, encode_server, page_flags,
 };
+use crate::wire::message::Text;
 
 /// Latencies a core has seen, taken and recorded by the reactor after each turn.
 #[derive(Debug, Default)]
@@ -111,6 +112,10 @@ impl Shard {
                 }
                 self.deliver(message, targets);
             }
+            Event::Notice { conv, head, mid, first, count } => {
+                self.notice((conv, *head, *mid), &targets[*first as usize..][..*count as usize]);
+            }
+            Event::Kick { session, why } => self.kicked(*session, *why),
             Event::Receipt { conv, user, recv, read, first, count } => {
                 let (conv, user): (&str, &str) = (conv, user);
                 let frame = |_| ServerFrame::Receipt { conv: conv.into(), user: user.into(), recv: *recv, read: *read };
@@ -127,7 +132,7 @@ impl Shard {
                     |_| ServerFrame::Signalled { conv: conv.into(), from: from.into(), kind: *kind, payload: payload.into() };
                 self.tell(&targets[*first as usize..][..*count as usize], frame);
             }
-            Event::Conv { conv, event, version, first, count } => {
+            Event::Conv { conv, event, version, data, first, count } => {
                 for target in &targets[*first as usize..][..*count as usize] {
                     let session = self.session_of(*target);
                     let Some(line) = self.sessions.get_mut(slot_of(session)) else { continue };
@@ -136,7 +141,7 @@ impl Shard {
                         continue;
                     }
                     let id = line.connection;
-                    let (conv, data) = (conv.as_str().into(), (&[] as &[u8]).into());
+                    let (conv, data) = (conv.as_str().into(), (&**data).into());
                     self.push_server(id, &ServerFrame::Conv { conv, event: *event, version: *version, data });
                 }
             }
@@ -222,6 +227,38 @@ impl Shard {
         self.counters.deliveries_count += 1;
         if active {
             self.push_frame(id, frame, pos);
+        }
+    }
+
+    /// A large conversation moved. Who has too much waiting is told once there is room, who is away after a resume.
+    fn notice(&mut self, (conv, head, mid): (&Text, u64, Mid), targets: &[Target]) {
+        let mut variants: [Option<FrameIndex>; 2] = [None; 2];
+        let now_ms = self.mono_ms();
+        for target in targets {
+            let session_id = slot_of(self.session_of(*target));
+            let within = self.relieve();
+            let Some(session) = self.sessions.get_mut(session_id) else { continue };
+            if session.stage == Stage::Leaving {
+                continue;
+            }
+            let (id, encoding, is_active) = (session.connection, session.encoding, session.stage == Stage::Active);
+            let has_room = within && self.connections.get(id).is_some_and(|it| it.queue.bytes() <= self.rules.queue_soft_bytes);
+            if !is_active || !has_room || session.is_behind() {
+                if session.mark(conv, head, mid, now_ms) && is_active {
+                    self.schedule(id, self.rules.ack_timeout_ms, Kind::Acknowledge);
+                }
+                continue;
+            }
+            session.mark_told(conv, head, mid);
+            let index = *variants[usize::from(encoding == Encoding::Json)].get_or_insert_with(|| {
+                let frame = ServerFrame::Notice { conv: conv.as_str().into(), head, mid };
+                self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, &frame, out))
+            });
+            self.counters.notices_sent_count += 1;
+            self.push_frame(id, index, 0);
+        }
+        for frame in variants.into_iter().flatten() {
+            self.pool.release(frame);
         }
     }
 
@@ -418,11 +455,30 @@ impl Shard {
     /// Closes a session for the operator; whether it was there.
     pub fn kick(&mut self, now: Moment, session: SessionRef) -> bool {
         self.now = now;
-        let Some(id) = self.connection_of(session) else { return false };
-        // It is over: there is nothing to come back to.
-        self.end_session(id);
-        self.close(id, 4403, CloseCause::Kicked);
-        true
+        self.end_for_good(session, |shard, id| shard.close(id, 4403, CloseCause::Kicked))
+    }
+
+    /// The store ends a session.
+    fn kicked(&mut self, session: SessionRef, why: Kicked) {
+        self.end_for_good(session, |shard, id| match why {
+            Kicked::Replaced => shard.close(id, 4409, CloseCause::Replaced),
+            Kicked::Banned => shard.fail(id, 0, ErrorCode::Banned, "this user or device may not connect"),
+        });
+    }
+
+    /// Ends a session so that there is nothing to come back to, and says why to its connection, if it has one. Returns whether the
+    /// session was there.
+    fn end_for_good(&mut self, session: SessionRef, close: impl FnOnce(&mut Self, ConnectionId)) -> bool {
+        if let Some(id) = self.connection_of(session) {
+            self.end_session(id);
+            close(self, id);
+            return true;
+        }
+        let waits = self.sessions.get(slot_of(session)).is_some_and(|line| line.stage == Stage::Detached);
+        if waits {
+            self.leave(slot_of(session));
+        }
+        waits
     }
 
     pub(super) fn joining_mut(&mut self, id: ConnectionId) -> Option<&mut super::Joining> {

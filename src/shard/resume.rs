@@ -89,7 +89,7 @@ impl Shard {
     }
 
     /// The session is over; the store is told, and the slot waits for its answer.
-    fn leave(&mut self, session_id: ConnectionId) {
+    pub(super) fn leave(&mut self, session_id: ConnectionId) {
         let session = self.session_ref(session_id);
         let Some(line) = self.sessions.get_mut(session_id) else { return };
         self.detached_count -= usize::from(line.stage == Stage::Detached);

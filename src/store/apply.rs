@@ -8,16 +8,16 @@
 //! Time is the stamp of the entry. What is not in memory must be loaded first ([`State::is_loaded`], [`State::insert`]); loading is
 //! somebody else's work.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::dedup::{Known, Recent};
 use super::entry::{Change, Entry, Message, Names, Operation};
-use super::job::{Loaded, Positions};
-use super::record::{self, Value};
+use super::job::{Loaded, LoadedMember, Positions};
+use super::record::{self, Value, head_flags};
 use super::schema::{
     self, Batch, Change as RowChange, Conv, Device, Hashes, Keyspace, META_POSITION, User, dedup_bucket, dedup_quarter,
 };
-use crate::ids::{Cmid, ConversationKind, Mid, conversation_kind, is_user};
+use crate::ids::{Cmid, ConversationKind, Mid, Role, conversation_kind, is_user};
 use crate::limits::{DEDUP_RECENT_MAX, GROUP_MEMBERS_MAX, LOADED_WEIGHT_MAX};
 use crate::mail::{MemberChange, MemberRefusal};
 use crate::wire::envelope::{ErrorCode, Trace, deliver_flags, send_flags};
@@ -73,6 +73,17 @@ pub enum Admission<'a> {
 pub enum MemberAdmission {
     /// Something changes: for these users only.
     Accept(Operation, Vec<Text>),
+    /// These members change.
+    Set {
+        /// Whom it concerns: for each of them something changes.
+        users: Vec<Text>,
+        /// The new role.
+        role: Option<Role>,
+        /// Whether silenced.
+        muted: Option<bool>,
+    },
+    /// The flags of the conversation, from now on.
+    Shape(u8),
     /// Nothing changes; answer with the present state.
     Unchanged,
     /// It is not made.
@@ -148,6 +159,10 @@ pub struct Member {
     pub user: User,
     /// First seq the user may see.
     pub joined: u64,
+    /// What the user may do.
+    pub role: Role,
+    /// Whether the user has silenced the conversation.
+    pub muted: bool,
 }
 
 /// A conversation in memory.
@@ -165,6 +180,8 @@ pub struct Conversation {
     pub version: u64,
     /// Sorted by name. For `d:` its two users, one for a note to oneself.
     pub members: Vec<Member>,
+    /// [`head_flags`].
+    pub flags: u8,
     floor: u64,
     floor_count: u64,
     changed: u64,
@@ -187,7 +204,7 @@ struct Received {
 
 impl Conversation {
     /// Place of a user among the members.
-    fn find(&self, name: &str) -> Result<usize, usize> {
+    pub(super) fn find(&self, name: &str) -> Result<usize, usize> {
         self.members.binary_search_by(|member| member.name.as_str().cmp(name))
     }
 
@@ -195,6 +212,12 @@ impl Conversation {
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.find(name).is_ok()
+    }
+
+    /// Whether its members are told by NOTICE instead of content.
+    #[must_use]
+    pub fn is_notice_only(&self) -> bool {
+        self.flags & head_flags::LARGE != 0 || matches!(conversation_kind(&self.id), Some(ConversationKind::Channel))
     }
 
     fn weight(&self) -> usize {
@@ -214,6 +237,17 @@ pub struct State {
     ring: VecDeque<Conv>,
     weight: usize,
     recent: Recent,
+    senders: Senders,
+    bans: HashSet<(User, Option<Device>)>,
+}
+
+/// The least role that may send, by class of conversation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Senders {
+    /// `g:`.
+    pub group: Role,
+    /// `c:`.
+    pub channel: Role,
 }
 
 impl State {
@@ -229,6 +263,8 @@ impl State {
             ring: VecDeque::new(),
             weight: 0,
             recent: Recent::new(DEDUP_RECENT_MAX),
+            senders: Senders::default(),
+            bans: HashSet::new(),
         }
     }
 
@@ -276,10 +312,19 @@ impl State {
         }
         let exists = loaded.is_some();
         let loaded = loaded.unwrap_or(Loaded { floor: 1, ..Loaded::default() });
-        let member = |name: &Text, joined| Member { user: self.hashes.user(name), name: name.clone(), joined };
+        let member = |it: &LoadedMember| Member {
+            user: self.hashes.user(&it.name),
+            name: it.name.clone(),
+            joined: it.joined,
+            role: it.role,
+            muted: it.muted,
+        };
         let mut members: Vec<Member> = match conversation_kind(id) {
-            Some(ConversationKind::Direct(a, b)) => [a, b].iter().map(|name| member(&Text::from(*name), 1)).collect(),
-            _ => loaded.members.iter().map(|(name, joined)| member(name, *joined)).collect(),
+            Some(ConversationKind::Direct(a, b)) => {
+                let both = [a, b].map(|name| LoadedMember { name: Text::from(name), joined: 1, ..LoadedMember::default() });
+                both.iter().map(member).collect()
+            }
+            _ => loaded.members.iter().map(member).collect(),
         };
         members.sort_by(|a, b| a.name.cmp(&b.name));
         members.dedup_by(|a, b| a.name == b.name);
@@ -290,6 +335,7 @@ impl State {
             count: loaded.count,
             version: loaded.version,
             members,
+            flags: loaded.flags,
             floor: loaded.floor.max(1),
             floor_count: loaded.floor_count,
             changed: loaded.changed,
@@ -356,6 +402,42 @@ impl State {
         matches!(conversation_kind(conv), Some(ConversationKind::Group | ConversationKind::Channel | ConversationKind::System))
     }
 
+    /// Who may send from now on. Only admission asks; what the log holds was admitted.
+    pub fn set_senders(&mut self, senders: Senders) {
+        self.senders = senders;
+    }
+
+    /// Whether a member may send to a conversation in memory.
+    #[must_use]
+    pub fn may_send(&self, conversation: &Conversation, user: &str) -> bool {
+        let least = match conversation_kind(&conversation.id) {
+            Some(ConversationKind::Direct(..)) => return true,
+            Some(ConversationKind::Group) => self.senders.group,
+            Some(ConversationKind::Channel) => self.senders.channel,
+            Some(ConversationKind::System) | None => return false,
+        };
+        conversation.find(user).is_ok_and(|index| conversation.members[index].role >= least.max(Role::Member))
+    }
+
+    /// Puts a ban of the engine into memory.
+    pub fn insert_ban(&mut self, user: &str, device: Option<&str>) {
+        self.bans.insert((self.hashes.user(user), device.map(|device| self.hashes.device(device))));
+    }
+
+    /// Whether a user, or the user on this device, may not connect.
+    #[must_use]
+    pub fn is_banned(&self, user: &str, device: &str) -> bool {
+        let user = self.hashes.user(user);
+        !self.bans.is_empty()
+            && (self.bans.contains(&(user, None)) || self.bans.contains(&(user, Some(self.hashes.device(device)))))
+    }
+
+    /// How many bans there are.
+    #[must_use]
+    pub fn bans_count(&self) -> usize {
+        self.bans.len()
+    }
+
     /// Looks at a SEND. Order of checks: 3001, 3002, dedup (3009).
     ///
     /// # Panics
@@ -364,19 +446,21 @@ impl State {
     pub fn admit_send<'a>(&self, send: &Submission<'a>, now_ms: u64) -> Admission<'a> {
         let (conv, user) = (self.hashes.conv(send.conv), self.hashes.user(send.user));
         let conversation = self.conversations.get(&conv).expect("loaded before it is asked");
-        let direct = match conversation_kind(send.conv) {
-            _ if send.is_operator => false,
-            Some(ConversationKind::Direct(..)) => true,
-            Some(ConversationKind::System) if conversation.has(send.user) => return Admission::Refuse(ErrorCode::NotAllowed),
-            _ => false,
-        };
+        let direct = !send.is_operator && matches!(conversation_kind(send.conv), Some(ConversationKind::Direct(..)));
         if !(send.is_operator || conversation.has(send.user)) || !(direct || conversation.exists) {
             return Admission::Refuse(ErrorCode::NotMember);
+        }
+        if !send.is_operator && !self.may_send(conversation, send.user) {
+            return Admission::Refuse(ErrorCode::NotAllowed);
         }
         if let Some(code) = send.refusal {
             return Admission::Refuse(code);
         }
         if send.flags & send_flags::TRANSIENT != 0 {
+            if conversation.is_notice_only() {
+                // Content goes to nobody there.
+                return Admission::Refuse(ErrorCode::NotAllowed);
+            }
             return Admission::Transient;
         }
         let fingerprint = self.hashes.fingerprint(send.kind, send.payload);
@@ -457,7 +541,8 @@ impl State {
     pub fn admit_members(&self, conv: &str, change: &MemberChange) -> MemberAdmission {
         let named = match change {
             MemberChange::Create(users) | MemberChange::Add(users) | MemberChange::Remove(users) => &users[..],
-            MemberChange::Show => &[],
+            MemberChange::Set { users, .. } => &users[..],
+            MemberChange::Touch { .. } | MemberChange::Show => &[],
         };
         if !Self::is_group(conv) || !named.iter().all(|name| is_user(name)) {
             return MemberAdmission::Refuse(MemberRefusal::BadName);
@@ -469,10 +554,25 @@ impl State {
             false if !creates => return MemberAdmission::Refuse(MemberRefusal::Unknown),
             _ => {}
         }
-        let removes = matches!(change, MemberChange::Remove(_));
+        let removes = matches!(change, MemberChange::Remove(_) | MemberChange::Set { .. });
         let mut users: Vec<Text> = named.iter().filter(|name| conversation.has(name) == removes).cloned().collect();
         users.sort();
         users.dedup();
+        if let MemberChange::Set { role, muted, .. } = change {
+            users.retain(|name| {
+                let member = &conversation.members[conversation.find(name).expect("filtered above")];
+                role.is_some_and(|role| role != member.role) || muted.is_some_and(|muted| muted != member.muted)
+            });
+            return match users.is_empty() {
+                true => MemberAdmission::Unchanged,
+                false => MemberAdmission::Set { users, role: *role, muted: *muted },
+            };
+        }
+        if let MemberChange::Touch { history } = change {
+            let others = conversation.flags & !head_flags::HISTORY;
+            let flags = history.map_or(conversation.flags, |shown| others | if shown { head_flags::HISTORY } else { 0 });
+            return MemberAdmission::Shape(flags);
+        }
         if !removes && conversation.members.len() + users.len() > GROUP_MEMBERS_MAX {
             return MemberAdmission::Refuse(MemberRefusal::TooMany);
         }
@@ -494,6 +594,35 @@ impl State {
         let (mid, version) = (self.clock.next(now_ms), conversation.version + 1);
         let users = Names::List(users);
         Entry { stamp_ms: now_ms, change: Change::Members { mid, version, operation, conv, users } }
+    }
+
+    /// The entry of an admitted change of roles or silence.
+    ///
+    /// # Panics
+    /// If the conversation is not loaded.
+    #[must_use]
+    pub fn set_entry<'a>(
+        &self,
+        conv: &'a str,
+        (role, muted): (Option<Role>, Option<bool>),
+        users: &'a [Text],
+        now_ms: u64,
+    ) -> Entry<'a> {
+        let conversation = self.conversations.get(&self.hashes.conv(conv)).expect("admitted");
+        let (mid, version) = (self.clock.next(now_ms), conversation.version + 1);
+        let (role, muted) = (role.map(Role::number), muted.map(u8::from));
+        Entry { stamp_ms: now_ms, change: Change::Set { mid, version, role, muted, conv, users: Names::List(users) } }
+    }
+
+    /// The entry of an admitted change of flags.
+    ///
+    /// # Panics
+    /// If the conversation is not loaded.
+    #[must_use]
+    pub fn shape_entry<'a>(&self, conv: &'a str, flags: u8, now_ms: u64) -> Entry<'a> {
+        let conversation = self.conversations.get(&self.hashes.conv(conv)).expect("admitted");
+        let (mid, version) = (self.clock.next(now_ms), conversation.version + 1);
+        Entry { stamp_ms: now_ms, change: Change::Shape { mid, version, flags, conv } }
     }
 
     /// Applies one entry of commit group `group` and adds its rows to `batch`.
@@ -525,6 +654,33 @@ impl State {
             }
             Change::Epoch { epoch } => {
                 self.epoch = *epoch;
+                Ok(())
+            }
+            Change::Set { mid, version, role, muted, conv, users } => {
+                self.tick(*mid, entry.stamp_ms, batch)?;
+                self.apply_set((*mid, *version), (*role, *muted), conv, users, group, batch)
+            }
+            Change::Shape { mid, version, flags, conv } => {
+                self.tick(*mid, entry.stamp_ms, batch)?;
+                let conv = self.hashes.conv(conv);
+                let conversation = self.conversations.get_mut(&conv).expect("loaded before it is applied");
+                agree("version", *version, conversation.version + 1)?;
+                (conversation.version, conversation.flags) = (*version, *flags);
+                (conversation.changed, conversation.touched) = (mid.0, group);
+                push_head(conversation, conv, self.epoch, batch);
+                Ok(())
+            }
+            Change::Ban { banned, user, device } => {
+                let named = (!device.is_empty()).then(|| self.hashes.device(device));
+                let key = (self.hashes.user(user), named);
+                let row_key = schema::ban_key(key.0, key.1);
+                if *banned {
+                    self.bans.insert(key);
+                    batch.push(Keyspace::Meta, RowChange::Put, &row_key, |out| record::Ban { user, device }.encode(out));
+                } else {
+                    self.bans.remove(&key);
+                    batch.push(Keyspace::Meta, RowChange::Delete, &row_key, |_| {});
+                }
                 Ok(())
             }
         }
@@ -633,7 +789,7 @@ impl State {
                 (Operation::Create | Operation::Add, Err(_)) => {
                     let joined = conversation.head + 1;
                     // Sorted once below: inserting one by one would be quadratic for a large group.
-                    conversation.members.push(Member { name: Text::from(name), user, joined });
+                    conversation.members.push(Member { name: Text::from(name), user, joined, role: Role::Member, muted: false });
                     let row = record::Member { user: name, joined, role: 0, muted: 0 };
                     batch.push(Keyspace::Member, RowChange::Put, &schema::member_key(conv, user), |out| row.encode(out));
                     push_conv_of(conversation, conv, user, joined, false, mid, batch);
@@ -655,6 +811,40 @@ impl State {
             }
         }
         self.weight = self.weight + conversation.weight() - before;
+        Ok(())
+    }
+
+    /// Roles and silence. Silence is the user's own affair: only a role is a change for the others.
+    fn apply_set(
+        &mut self,
+        (mid, version): (Mid, u64),
+        (role, muted): (Option<u8>, Option<u8>),
+        id: &str,
+        users: &Names<'_>,
+        group: u64,
+        batch: &mut Batch,
+    ) -> Result<(), Disagreement> {
+        let conv = self.hashes.conv(id);
+        let conversation = self.conversations.get_mut(&conv).expect("loaded before it is applied");
+        agree("version", version, conversation.version + 1)?;
+        conversation.version = version;
+        conversation.touched = group;
+        if role.is_some() {
+            conversation.changed = mid.0;
+        }
+        push_head(conversation, conv, self.epoch, batch);
+        for name in users.iter() {
+            let Ok(index) = conversation.find(name) else {
+                return Err(Disagreement { what: "member", logged: version, derived: version });
+            };
+            let member = &mut conversation.members[index];
+            member.role = role.map_or(member.role, Role::from_number);
+            member.muted = muted.map_or(member.muted, |muted| muted != 0);
+            let (user, joined) = (member.user, member.joined);
+            let row = record::Member { user: name, joined, role: member.role.number(), muted: u8::from(member.muted) };
+            batch.push(Keyspace::Member, RowChange::Put, &schema::member_key(conv, user), |out| row.encode(out));
+            push_conv_of(conversation, conv, user, joined, false, mid, batch);
+        }
         Ok(())
     }
 
@@ -697,7 +887,7 @@ fn push_head(conversation: &Conversation, conv: Conv, epoch: u32, batch: &mut Ba
         count: conversation.count,
         version: conversation.version,
         changed: conversation.changed,
-        flags: 0,
+        flags: conversation.flags,
     };
     batch.push(Keyspace::Head, RowChange::Put, &schema::head_key(conv), |out| row.encode(out));
 }

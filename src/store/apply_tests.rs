@@ -211,10 +211,14 @@ fn replay(log: &[(Vec<u8>, Engine)], from: usize) -> Engine {
         for entry in entries(body) {
             let entry = entry.unwrap();
             match &entry.change {
-                Change::Message(Message { conv, .. }) | Change::Members { conv, .. } | Change::Read { conv, .. } => {
+                Change::Message(Message { conv, .. })
+                | Change::Members { conv, .. }
+                | Change::Set { conv, .. }
+                | Change::Shape { conv, .. }
+                | Change::Read { conv, .. } => {
                     Bench::load(&mut state, &engine, conv);
                 }
-                Change::Cursor { .. } | Change::Epoch { .. } => {}
+                Change::Cursor { .. } | Change::Epoch { .. } | Change::Ban { .. } => {}
             }
             state.apply(&entry, group, &mut batch).unwrap();
         }

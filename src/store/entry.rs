@@ -7,6 +7,9 @@
 //! type 3   read      mid u64, seq u64, conv s8, user s8
 //! type 4   cursor    seq u64, conv s8, user s8, device s8
 //! type 5   epoch     epoch u32
+//! type 6   set       mid u64, version u64, role u8 (255: as it is), muted u8 (255: as it is), conv s8, n u32, n x user s8
+//! type 7   shape     mid u64, version u64, flags u8, conv s8
+//! type 8   ban       banned u8, user s8, device s8 (empty: all of the user's)
 //! ```
 //!
 //! A type, once released, is never changed; a new shape is a new type. Encoding appends to the buffer of the open group, decoding
@@ -63,6 +66,41 @@ pub enum Change<'a> {
         /// Owner of the device.
         user: &'a str,
         /// Device.
+        device: &'a str,
+    },
+    /// Members got another role, or silenced the conversation.
+    Set {
+        /// Change stamp.
+        mid: Mid,
+        /// Version of the membership after it.
+        version: u64,
+        /// Number of the new role; `None`: as it is.
+        role: Option<u8>,
+        /// Whether it is silenced; `None`: as it is.
+        muted: Option<u8>,
+        /// Conversation.
+        conv: &'a str,
+        /// Members only.
+        users: Names<'a>,
+    },
+    /// The flags of a conversation, or something only the application knows of, changed.
+    Shape {
+        /// Change stamp.
+        mid: Mid,
+        /// Version of the membership after it.
+        version: u64,
+        /// The flags from now on: [`super::record::head_flags`].
+        flags: u8,
+        /// Conversation.
+        conv: &'a str,
+    },
+    /// A user or a device may not connect, or may again.
+    Ban {
+        /// Which of the two.
+        banned: bool,
+        /// User.
+        user: &'a str,
+        /// Device; empty: all of the user's.
         device: &'a str,
     },
     /// The store continues under a new epoch, after accepted loss or a restored backup.
@@ -145,6 +183,9 @@ impl Entry<'_> {
             Change::Read { .. } => READ,
             Change::Cursor { .. } => CURSOR,
             Change::Epoch { .. } => EPOCH,
+            Change::Set { .. } => SET,
+            Change::Shape { .. } => SHAPE,
+            Change::Ban { .. } => BAN,
         });
         put_u64(out, self.stamp_ms);
         match &self.change {
@@ -174,6 +215,25 @@ impl Entry<'_> {
                 put_s8(out, device);
             }
             Change::Epoch { epoch } => put_u32(out, *epoch),
+            Change::Set { mid, version, role, muted, conv, users } => {
+                put_u64(out, mid.0);
+                put_u64(out, *version);
+                out.extend_from_slice(&[role.unwrap_or(AS_IT_IS), muted.unwrap_or(AS_IT_IS)]);
+                put_s8(out, conv);
+                put_u32(out, users.count());
+                users.iter().for_each(|user| put_s8(out, user));
+            }
+            Change::Shape { mid, version, flags, conv } => {
+                put_u64(out, mid.0);
+                put_u64(out, *version);
+                out.push(*flags);
+                put_s8(out, conv);
+            }
+            Change::Ban { banned, user, device } => {
+                out.push(u8::from(*banned));
+                put_s8(out, user);
+                put_s8(out, device);
+            }
         }
         let len = u32::try_from(out.len() - start - 4).expect("an entry is far below 4 GiB");
         out[start..start + 4].copy_from_slice(&len.to_le_bytes());
@@ -258,6 +318,9 @@ fn take_entry<'a>(group: &mut &'a [u8]) -> Result<Entry<'a>, BadEntry> {
         READ => Change::Read { mid: Mid(body.u64()?), seq: body.u64()?, conv: body.s8()?, user: body.s8()? },
         CURSOR => Change::Cursor { seq: body.u64()?, conv: body.s8()?, user: body.s8()?, device: body.s8()? },
         EPOCH => Change::Epoch { epoch: body.u32()? },
+        SET => body.set()?,
+        SHAPE => Change::Shape { mid: Mid(body.u64()?), version: body.u64()?, flags: body.u8()?, conv: body.s8()? },
+        BAN => Change::Ban { banned: body.u8()? != 0, user: body.s8()?, device: body.s8()? },
         _ => return Err(BadEntry),
     };
     if body.0.is_empty() { Ok(Entry { stamp_ms, change }) } else { Err(BadEntry) }
@@ -287,13 +350,24 @@ impl<'a> Reader<'a> {
             3 => Operation::Remove,
             _ => return Err(BadEntry),
         };
-        let (conv, count) = (self.s8()?, self.u32()?);
+        let (conv, users) = (self.s8()?, self.names()?);
+        Ok(Change::Members { mid, version, operation, conv, users })
+    }
+
+    fn set(&mut self) -> Result<Change<'a>, BadEntry> {
+        let (mid, version) = (Mid(self.u64()?), self.u64()?);
+        let [role, muted] = [self.u8()?, self.u8()?].map(|value| (value != AS_IT_IS).then_some(value));
+        let (conv, users) = (self.s8()?, self.names()?);
+        Ok(Change::Set { mid, version, role, muted, conv, users })
+    }
+
+    fn names(&mut self) -> Result<Names<'a>, BadEntry> {
+        let count = self.u32()?;
         let names = self.0;
         for _ in 0..count {
             self.s8()?;
         }
-        let users = Names::Logged(count, &names[..names.len() - self.0.len()]);
-        Ok(Change::Members { mid, version, operation, conv, users })
+        Ok(Names::Logged(count, &names[..names.len() - self.0.len()]))
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], BadEntry> {
@@ -344,6 +418,11 @@ const MEMBERS: u8 = 2;
 const READ: u8 = 3;
 const CURSOR: u8 = 4;
 const EPOCH: u8 = 5;
+const SET: u8 = 6;
+const SHAPE: u8 = 7;
+const BAN: u8 = 8;
+/// A role or a silence that does not change.
+const AS_IT_IS: u8 = 255;
 
 #[cfg(test)]
 mod tests {
@@ -373,6 +452,9 @@ mod tests {
             Change::Read { mid: Mid(1), seq: 2, conv: "g:x", user: "al" },
             Change::Cursor { seq: 2, conv: "g:x", user: "al", device: "web" },
             Change::Epoch { epoch: 3 },
+            Change::Set { mid: Mid(1), version: 3, role: Some(2), muted: None, conv: "g:x", users: Names::List(&users) },
+            Change::Shape { mid: Mid(1), version: 4, flags: 1, conv: "g:x" },
+            Change::Ban { banned: true, user: "al", device: "" },
         ];
         for change in changes {
             let entry = Entry { stamp_ms: 1_764_000_000_000, change };
@@ -388,11 +470,17 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_were() {
         let group = samples();
-        assert_eq!(entries(&group).filter(Result::is_ok).count(), 6);
+        assert_eq!(entries(&group).filter(Result::is_ok).count(), 9);
         let first: String = group[..60].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             first,
             "5e0000000100e897b69a010000050000000000000006000000000000000700000000000000080808080808080808080808080808081009000a000000"
+        );
+        let last: String = group[group.len() - 88..].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            last,
+            "9a0100000100000000000000030000000000000002ff03673a780200000002616c02626f1e0000000700e897b69a01000001\
+             0000000000000004000000000000000103673a780e0000000800e897b69a0100000102616c00"
         );
     }
 
@@ -408,7 +496,7 @@ mod tests {
             let mut damaged = group.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             for entry in entries(&damaged).flatten() {
-                if let Change::Members { users, .. } = entry.change {
+                if let Change::Members { users, .. } | Change::Set { users, .. } = entry.change {
                     assert!(users.iter().count() <= damaged.len());
                 }
             }

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::engine::EngineError;
-use super::job::{JobFault, Loaded, Positions};
-use super::record::{self, MessageHeader, Value};
+use super::job::{JobFault, Loaded, LoadedMember, Positions};
+use super::record::{self, MessageHeader, Value, head_flags};
 use super::rows::Rows;
 use super::schema::{self, Conv, Device, Hashes, Keyspace, User};
 use crate::ids::{self, Cmid, ConversationKind, Mid};
@@ -114,7 +114,7 @@ impl<R: Rows> History<R> {
         for row in self.view.prefix(Keyspace::Member, &conv.0) {
             let (_, value) = row.map_err(engine)?;
             let member = record::Member::decode(&value).map_err(mismatch)?;
-            members.push((Text::from(member.user), member.joined));
+            members.push(LoadedMember::from(&member));
         }
         Ok(Some(Loaded {
             floor: head.floor,
@@ -123,8 +123,22 @@ impl<R: Rows> History<R> {
             count: count.max(head.count),
             version: head.version,
             changed: head.changed,
+            flags: head.flags,
             members,
         }))
+    }
+
+    /// Users and devices that may not connect.
+    ///
+    /// # Errors
+    /// [`JobFault`].
+    pub fn bans(&self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+        let rows = self.view.prefix(Keyspace::Meta, schema::META_BAN).map(|row| {
+            let (_, value) = row.map_err(engine)?;
+            let ban = record::Ban::decode(&value).map_err(mismatch)?;
+            Ok((Text::from(ban.user), (!ban.device.is_empty()).then(|| Text::from(ban.device))))
+        });
+        rows.collect()
     }
 
     /// Read position of a user, and the highest cursor of the user's devices.
@@ -211,6 +225,7 @@ impl<R: Rows> History<R> {
         let state = self.state(id, conv)?.unwrap_or(State { floor: 1, ..State::default() });
         let page = PageHead { rid: reader.rid, epoch: self.epoch, floor: state.floor, head: state.head, conv: id };
         let mut writer = PageWriter::new(reader.encoding, reader.max_frame, order, &page);
+        let joined = if state.flags & head_flags::HISTORY != 0 { 1 } else { joined };
         let wanted = from.max(1).max(joined);
         let mut flags = if wanted < state.floor { page_flags::BELOW_FLOOR } else { 0 };
         let first = wanted.max(state.floor);
@@ -326,11 +341,21 @@ impl<R: Rows> History<R> {
         };
         let seen = read.seq.max(state.floor - 1).max(row.joined.max(1) - 1);
         let unread = state.count.saturating_sub(self.count_at(&state, conv, seen)?).min(UNREAD_MAX);
-        let notice_only = matches!(ids::conversation_kind(row.conv), Some(ConversationKind::Channel));
+        let kind = ids::conversation_kind(row.conv);
+        let mut flags = 0;
+        if matches!(kind, Some(ConversationKind::Channel)) || state.flags & head_flags::LARGE != 0 {
+            flags |= page_flags::ENTRY_NOTICE_ONLY;
+        }
+        if !matches!(kind, Some(ConversationKind::Direct(..)))
+            && let Some(bytes) = self.view.get(Keyspace::Member, &schema::member_key(conv, user))?
+            && record::Member::decode(&bytes)?.muted != 0
+        {
+            flags |= page_flags::ENTRY_MUTED;
+        }
         Ok(Some(Entry {
             conv: row.conv.into(),
             epoch: self.epoch,
-            flags: if notice_only { page_flags::ENTRY_NOTICE_ONLY } else { 0 },
+            flags,
             head: state.head,
             head_mid: state.head_mid,
             floor: state.floor,
@@ -367,6 +392,7 @@ impl<R: Rows> History<R> {
             head_mid: Mid(0),
             count: head.count,
             changed: head.changed,
+            flags: head.flags,
         };
         if let Some((key, value)) = self.view.last(Keyspace::Msg, &conv.0).transpose()? {
             let (header, _) = MessageHeader::decode(&value)?;
@@ -398,6 +424,7 @@ struct State {
     head_mid: Mid,
     count: u64,
     changed: u64,
+    flags: u8,
 }
 
 fn message<'a>(reader: &Reader<'_>, seq: u64, header: &MessageHeader<'a>, payload: &'a [u8]) -> Message<'a> {

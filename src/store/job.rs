@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::record::Dedup;
 use super::schema::Batch;
-use crate::ids::Cmid;
+use crate::ids::{Cmid, Role};
 use crate::mail::{LookReply, PageMail, Question, WatchMail};
 use crate::wire::envelope::ErrorCode;
 use crate::wire::message::Text;
@@ -145,8 +145,29 @@ pub struct Loaded {
     pub version: u64,
     /// Change stamp of the head row.
     pub changed: u64,
-    /// Members with their first visible seq; empty for `d:`.
-    pub members: Vec<(Text, u64)>,
+    /// [`super::record::head_flags`].
+    pub flags: u8,
+    /// Members; none for `d:`.
+    pub members: Vec<LoadedMember>,
+}
+
+/// A member as it stands in the engine.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LoadedMember {
+    /// User id.
+    pub name: Text,
+    /// First seq the user may see.
+    pub joined: u64,
+    /// What the user may do.
+    pub role: Role,
+    /// Whether the user has silenced the conversation.
+    pub muted: bool,
+}
+
+impl From<&super::record::Member<'_>> for LoadedMember {
+    fn from(row: &super::record::Member<'_>) -> Self {
+        Self { name: Text::from(row.user), joined: row.joined, role: Role::from_number(row.role), muted: row.muted != 0 }
+    }
 }
 
 /// How far a user is in a conversation. 0: not at all.

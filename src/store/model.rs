@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::job::{Loaded, Positions};
+use super::job::{Loaded, LoadedMember, Positions};
 use super::record::{self, Value};
-use super::schema::{Batch, Change, Hashes, Keyspace, META_POSITION, dedup_key, head_key, msg_seq, user_key};
+use super::schema::{Batch, Change, Hashes, Keyspace, META_BAN, META_POSITION, dedup_key, head_key, msg_seq, user_key};
 use crate::ids::Cmid;
 use crate::wire::message::Text;
 
@@ -61,7 +61,8 @@ impl Engine {
             count,
             version: head.version,
             changed: head.changed,
-            members: members.map(|member| (Text::from(member.user), member.joined)).collect(),
+            flags: head.flags,
+            members: members.map(|member| LoadedMember::from(&member)).collect(),
         })
     }
 
@@ -78,6 +79,12 @@ impl Engine {
         let key = dedup_key(cmid, hashes.user(user));
         let row = Keyspace::DEDUP.iter().find_map(|&bucket| self.get(bucket, &key))?;
         Some(record::Dedup::decode(row).unwrap())
+    }
+
+    /// Users and devices that may not connect.
+    pub fn bans(&self) -> Vec<(Text, Option<Text>)> {
+        let rows = self.prefixed(Keyspace::Meta, META_BAN).map(|(_, row)| record::Ban::decode(row).unwrap());
+        rows.map(|ban| (Text::from(ban.user), (!ban.device.is_empty()).then(|| Text::from(ban.device)))).collect()
     }
 
     /// Messages of a conversation: seq, sender, cmid, payload.

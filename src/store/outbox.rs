@@ -29,6 +29,7 @@ impl Outbox {
                 }
                 Event::Deliver { count, .. }
                 | Event::Conv { count, .. }
+                | Event::Notice { count, .. }
                 | Event::Receipt { count, .. }
                 | Event::Presence { count, .. }
                 | Event::Signalled { count, .. } => {
@@ -76,7 +77,7 @@ mod tests {
     use crate::clock::Moment;
     use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
     use crate::mail::Claim;
-    use crate::wire::message::Text;
+    use crate::wire::message::{Body, Text};
 
     fn group(number: u64) -> Group {
         let session = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
@@ -91,7 +92,7 @@ mod tests {
             costs_nothing: false,
             received: Moment::default(),
         };
-        let conv = Event::Conv { conv: Text::from("g:x"), event: 3, version: 1, first: 0, count: 2 };
+        let conv = Event::Conv { conv: Text::from("g:x"), event: 3, version: 1, data: Body::new(), first: 0, count: 2 };
         Group { number, events: vec![sent, conv], ..Group::default() }
     }
 

@@ -95,7 +95,7 @@ fn look<R: Rows>(history: &History<R>, question: &Question, now_s: u64) -> Resul
                 floor: loaded.floor.max(1),
                 head: loaded.head,
                 version: loaded.version,
-                members: loaded.members.iter().map(|(user, joined)| (user.as_str().to_owned(), *joined)).collect(),
+                members: loaded.members.iter().map(|it| (it.name.as_str().to_owned(), it.joined)).collect(),
             });
             Ok(Looked::Conversation(seen))
         }

@@ -72,7 +72,7 @@ pub struct Head<'a> {
     pub version: u64,
     /// Change stamp of membership and floor.
     pub changed: u64,
-    /// Reserved, 0.
+    /// [`head_flags`].
     pub flags: u8,
 }
 
@@ -84,9 +84,9 @@ pub struct Member<'a> {
     pub user: &'a str,
     /// First seq the user may see.
     pub joined: u64,
-    /// Reserved, 0.
+    /// Number of the role, as [`crate::ids::Role::number`].
     pub role: u8,
-    /// Reserved, 0.
+    /// 1: silenced by the user.
     pub muted: u8,
 }
 
@@ -120,6 +120,25 @@ pub struct Read {
 pub struct Cursor {
     /// Everything up to here is held.
     pub seq: u64,
+}
+
+/// Bits of [`Head::flags`].
+pub mod head_flags {
+    /// Newcomers see what was before them.
+    pub const HISTORY: u8 = 1;
+    /// So many members that they are told by NOTICE.
+    pub const LARGE: u8 = 2;
+}
+
+/// Value of `meta` under `ban.` and hashes: a user or a device that may not connect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize)]
+pub struct Ban<'a> {
+    /// User id in full.
+    #[rkyv(with = InlineAsBox)]
+    pub user: &'a str,
+    /// Device id in full; empty: all of the user's.
+    #[rkyv(with = InlineAsBox)]
+    pub device: &'a str,
 }
 
 /// Value of `dedup.N`: a message id chosen by a sender, already used.
@@ -269,6 +288,7 @@ value!(ConvOf<'a>, ArchivedConvOf<'_>, |row| ConvOf {
     version: row.version.to_native(),
     changed: row.changed.to_native(),
 });
+value!(Ban<'a>, ArchivedBan<'_>, |row| Ban { user: &row.user, device: &row.device });
 value!(Read, ArchivedRead, |row| Read { seq: row.seq.to_native(), changed: row.changed.to_native() });
 value!(Cursor, ArchivedCursor, |row| Cursor { seq: row.seq.to_native() });
 value!(Dedup, ArchivedDedup, |row| Dedup {
@@ -365,6 +385,7 @@ mod tests {
         );
         let conv_of = ConvOf { conv: "d:al:bo", joined: 1, left: true, version: 2, changed: 3 };
         golden(conv_of, &mut Vec::new(), "01643a616c3a626ff9ffffff0700000001000000000000000102000000000000000300000000000000");
+        golden(Ban { user: "al", device: "web" }, &mut Vec::new(), "01616c776562fbffffff02000000f5ffffff03000000");
         golden(Read { seq: 3, changed: 4 }, &mut Vec::new(), "0103000000000000000400000000000000");
         golden(Cursor { seq: 3 }, &mut Vec::new(), "010300000000000000");
         let dedup = Dedup { conv: [0xcc; 16], seq: 1, mid: 2, fingerprint: 3 };

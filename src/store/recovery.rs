@@ -8,6 +8,7 @@ use super::entry::{BadEntry, Change, Message, entries};
 use super::job::{JobFault, Loaded, Projection};
 use super::log::LogError;
 use super::schema::Batch;
+use crate::wire::message::Text;
 
 /// Why the store cannot start on what it found.
 #[derive(Debug)]
@@ -80,6 +81,11 @@ pub trait Cold {
     /// # Errors
     /// [`JobFault`], which ends the start.
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault>;
+    /// Users and devices that may not connect.
+    ///
+    /// # Errors
+    /// [`JobFault`], which ends the start.
+    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault>;
     /// Takes the rows of a replayed group, in order.
     fn project(&mut self, projection: Projection);
 }
@@ -96,7 +102,11 @@ pub fn replay(state: &mut State, group: u64, body: &[u8], cold: &mut impl Cold) 
             // The logged one belongs to the key of the engine of that time, which may have been made anew since.
             message.fingerprint = state.hashes().fingerprint(message.kind, message.payload);
         }
-        if let Change::Message(Message { conv, .. }) | Change::Members { conv, .. } | Change::Read { conv, .. } = &entry.change
+        if let Change::Message(Message { conv, .. })
+        | Change::Members { conv, .. }
+        | Change::Read { conv, .. }
+        | Change::Set { conv, .. }
+        | Change::Shape { conv, .. } = &entry.change
             && !state.is_loaded(state.hashes().conv(conv))
         {
             let loaded = cold.load(conv).map_err(|fault| RecoverError::Cold { conv: (*conv).to_owned(), fault })?;

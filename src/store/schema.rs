@@ -8,7 +8,7 @@
 //! conv_of   U, C            id, joined, left       one per conversation a user has or had
 //! read      U, C            seq                    READ and own SEND
 //! cursor    U, D, C         seq                    ACK; the highest wins
-//! meta      name            store, position
+//! meta      name            store, position; `ban.` and U, or U and D: who may not connect
 //! ```
 //!
 //! Keys are big-endian, so that their order is numeric. `C` is a 128-bit keyed hash of the conversation id, `U` and `D` are 64-bit
@@ -118,6 +118,18 @@ pub const META_STORE: &[u8] = b"store";
 
 /// Key of [`super::record::Position`] in `meta`.
 pub const META_POSITION: &[u8] = b"position";
+
+/// First bytes of the keys of [`super::record::Ban`] in `meta`.
+pub const META_BAN: &[u8] = b"ban.";
+
+/// Key of a ban in `meta`; without a device it is the user's.
+#[must_use]
+pub fn ban_key(user: User, device: Option<Device>) -> Vec<u8> {
+    let mut key = META_BAN.to_vec();
+    key.extend_from_slice(&user.0.to_be_bytes());
+    key.extend(device.into_iter().flat_map(|device| device.0.to_be_bytes()));
+    key
+}
 
 /// The hashes that stand in keys.
 #[derive(Clone, Copy)]

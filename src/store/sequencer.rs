@@ -14,6 +14,7 @@
 //! It never reads the engine and never waits for another thread. Lanes and clock are a trait, the disk is a trait: tests drive it
 //! turn by turn.
 
+mod groups;
 mod live;
 mod operator;
 
@@ -23,7 +24,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use self::operator::{Operator, is_operator};
-use super::apply::{Admission, MemberAdmission, ReadAdmission, State, Submission};
+use super::apply::{Admission, Conversation, MemberAdmission, ReadAdmission, Senders, State, Submission};
 use super::attempts::Attempts;
 use super::cursor::{Aside, Cursors, Pending, Waiting};
 use super::disk::{Disk, SpaceRule};
@@ -40,8 +41,8 @@ use super::schema::{Batch, Conv};
 use crate::clock::Moment;
 use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
 use crate::limits::{
-    ARENA_CHUNK_BYTES, CURSOR_LOADS_MAX, GROUP_DELIVERIES_MAX, GROUP_SUBMISSIONS_MAX, JOB_LANE_MAX, LANE_RETRY_EVERY, PARKED_MAX,
-    PROJECT_BYTES_MAX, RIDE_MAX, STORE_CHORES_EVERY, UNSYNCED_BYTES_MAX,
+    ARENA_CHUNK_BYTES, CURSOR_LOADS_MAX, DEVICES_PER_USER_MAX, GROUP_DELIVERIES_MAX, GROUP_SUBMISSIONS_MAX, JOB_LANE_MAX,
+    LANE_RETRY_EVERY, NOTICE_ONLY_ABOVE, PARKED_MAX, PROJECT_BYTES_MAX, RIDE_MAX, STORE_CHORES_EVERY, UNSYNCED_BYTES_MAX,
 };
 use crate::mail::{
     Attach, CursorMail, Delivery, Event, Group, MemberChange, MemberDone, MemberMail, MemberRefusal, PageMail, PostDone,
@@ -50,6 +51,7 @@ use crate::mail::{
 use crate::observe::counters::StoreCounters;
 use crate::observe::trace::{Place, Sampling, Steps};
 use crate::route::fanout::{Fanout, Source};
+use crate::route::notices::Notices;
 use crate::route::roster::{Attached, Roster};
 use crate::wire::envelope::{ErrorCode, SENT_DUPLICATE, deliver_flags, send_flags};
 use crate::wire::message::{Arena, Text};
@@ -111,11 +113,26 @@ pub struct Policy {
     pub receipt_members_max: usize,
     /// Everybody may watch everybody; otherwise only those who share a conversation.
     pub presence_for_all: bool,
+    /// The least role that may send.
+    pub senders: Senders,
+    /// Members above which a conversation is told by NOTICE.
+    pub notice_only_above: usize,
+    /// Devices of one user, at most [`crate::limits::DEVICES_PER_USER_MAX`].
+    pub devices_max: usize,
+    /// Classes of platform of which a user may have one device, a bit each.
+    pub one_per_class: u8,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { receipt_members_max: 100, presence_for_all: false }
+        Self {
+            receipt_members_max: 100,
+            presence_for_all: false,
+            senders: Senders::default(),
+            notice_only_above: NOTICE_ONLY_ABOVE,
+            devices_max: DEVICES_PER_USER_MAX,
+            one_per_class: 0,
+        }
     }
 }
 
@@ -144,6 +161,7 @@ pub struct Sequencer<D: Disk> {
     loading: HashSet<Conv>,
     attempts: Attempts,
     live: Live,
+    notices: Notices,
     open: Open,
     operator: Operator,
     outboxes: Vec<Outbox>,
@@ -226,6 +244,9 @@ impl<D: Disk> Sequencer<D> {
             return Err(RecoverError::Gap { engine: position.group, first: recovered.first });
         }
         let mut state = State::new(store, position);
+        state.set_senders(settings.policy.senders);
+        let bans = cold.bans().map_err(|fault| RecoverError::Cold { conv: "bans".to_owned(), fault })?;
+        bans.iter().for_each(|(user, device)| state.insert_ban(user, device.as_deref()));
         log.replay(position.group, |group, _, body| replay(&mut state, group, body, cold))?;
         let number = log.last() + 1;
         let mut sequencer = Self {
@@ -241,6 +262,7 @@ impl<D: Disk> Sequencer<D> {
             loading: HashSet::new(),
             attempts: Attempts::new(settings.hellos_per_minute),
             live: Live::default(),
+            notices: Notices::default(),
             open: Open { number, ..Open::default() },
             operator: Operator::default(),
             outboxes: (0..settings.cores).map(|_| Outbox::default()).collect(),
@@ -304,6 +326,7 @@ impl<D: Disk> Sequencer<D> {
         if self.must_sync || self.unsynced_bytes > UNSYNCED_BYTES_MAX {
             self.sync()?;
         }
+        is_busy |= self.step_notices(now);
         self.hand_out(committed, ports);
         ports.give_back(std::mem::take(&mut self.credit_bytes));
         Ok(Turn { is_busy, wake_in: self.wake_in(now) })
@@ -383,6 +406,7 @@ impl<D: Disk> Sequencer<D> {
                     self.set_away(roster, now);
                 }
             }
+            Submit::User(mail) => self.change_user(mail, now),
             Submit::Watch(mail) => self.watch(mail, now, ports),
             Submit::Signal(mail) => match self.user(mail.from) {
                 Some(user) => self.offer(Work::Signal { mail, user }, now, ports),
@@ -417,10 +441,14 @@ impl<D: Disk> Sequencer<D> {
             let event = Event::AttachRefused { session: *session, code: ErrorCode::RateLimited };
             return self.fanout.push(session.reactor, event);
         }
+        if let Some(code) = self.unwelcome_device(hash, attach) {
+            return self.fanout.push(session.reactor, Event::AttachRefused { session: *session, code });
+        }
         self.forget_device(hash, user, device);
         match self.roster.attach(hash, user, device, traits(*platform, *caps), *session) {
             Attached::Placed { roster, evicted } => {
                 self.arrived(hash, roster, now);
+                self.replace_class(hash, user, roster);
                 if let Some(old) = evicted {
                     self.counters.evicts_count += 1;
                     self.fanout.push(old.reactor, Event::Evict { session: old, by: *session, claim: *claim });
@@ -695,8 +723,12 @@ impl<D: Disk> Sequencer<D> {
                 }
                 self.counters.messages_stored_count += 1;
                 self.sent(&mail, level, 0, seq, mid);
-                let flags = mail.flags & (send_flags::QUIET | send_flags::TRACE);
-                self.deliver(conv, &mail, &user, delivery(&mail, &user, flags, seq, mid, exp_s));
+                if self.state.conversation(conv).is_some_and(Conversation::is_notice_only) {
+                    self.notices.note(conv.0, seq, mid);
+                } else {
+                    let flags = mail.flags & (send_flags::QUIET | send_flags::TRACE);
+                    self.deliver(conv, &mail, &user, delivery(&mail, &user, flags, seq, mid, exp_s));
+                }
             }
             Admission::Transient => {
                 self.sent(&mail, 0, 0, 0, Mid(0));
@@ -843,34 +875,18 @@ impl<D: Disk> Sequencer<D> {
                 self.change_members(conv, &mail, operation, &users, now);
                 Ok(self.members(conv))
             }
+            MemberAdmission::Set { users, role, muted } => {
+                self.set_members(conv, &mail, (role, muted), &users, now);
+                Ok(self.members(conv))
+            }
+            MemberAdmission::Shape(flags) => {
+                self.shape(conv, &mail, flags, now);
+                Ok(self.members(conv))
+            }
             MemberAdmission::Unchanged => Ok(self.members(conv)),
             MemberAdmission::Refuse(refusal) => Err(refusal),
         };
         self.open.replies.push((mail.reply, result));
-    }
-
-    fn change_members(&mut self, conv: Conv, mail: &MemberMail, operation: Operation, users: &[Text], now: Moment) {
-        let entry = self.state.members_entry(&mail.conv, operation, users, now.unix_ms);
-        self.accept(&entry, now);
-        self.open.must_close = true;
-        self.open.level = self.settings.levels.most();
-        self.fanout.forget(conv.0);
-        let conversation = self.state.conversation(conv).expect("admitted");
-        let hashes = self.state.hashes();
-        let concerned = users.iter().map(|name| (hashes.user(name).0, name.as_str()));
-        let event = if operation == Operation::Remove { CONV_REMOVED } else { CONV_JOINED };
-        self.fanout.conv_event(&self.roster, concerned, &mail.conv, event, conversation.version);
-        if operation != Operation::Create {
-            let others = conversation.members.iter().filter(|member| users.binary_search(&member.name).is_err());
-            let others = others.map(|member| (member.user.0, member.name.as_str()));
-            self.fanout.conv_event(&self.roster, others, &mail.conv, CONV_CHANGED, conversation.version);
-        }
-    }
-
-    fn members(&self, conv: Conv) -> MemberDone {
-        let conversation = self.state.conversation(conv).expect("admitted");
-        let members = conversation.members.iter().map(|member| member.name.as_str().to_owned()).collect();
-        MemberDone { version: conversation.version, head: conversation.head, members }
     }
 
     /// Logs and applies an entry that was admitted.
@@ -1059,7 +1075,7 @@ impl<D: Disk> Sequencer<D> {
         if is_held || !self.outboxes.iter().all(Outbox::is_empty) || self.aside.wanted().is_some() {
             return LANE_RETRY_EVERY;
         }
-        let due = self.live.next_ns().map_or(self.chores_due, |next| next.min(self.chores_due));
+        let due = [self.live.next_ns(), self.notices.next_ns()].into_iter().flatten().fold(self.chores_due, u64::min);
         let chores = Duration::from_nanos(due.saturating_sub(now.mono_ns));
         let ride = self.open.since.map_or(chores, |since| RIDE_MAX.saturating_sub(now.since(since)));
         chores.min(ride)
@@ -1118,16 +1134,13 @@ fn submission_index(submit: &Submit) -> usize {
         Submit::Watch(_) => 7,
         Submit::Signal(_) => 8,
         Submit::Away { .. } => 9,
+        Submit::User(_) => 10,
     }
 }
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).expect("durations of the store are seconds")
 }
-
-const CONV_JOINED: u8 = 1;
-const CONV_REMOVED: u8 = 2;
-const CONV_CHANGED: u8 = 3;
 
 // QUIET and TRACE have one value in SEND and in DELIVER: flags are masked, not translated.
 const _: () = assert!(send_flags::QUIET == deliver_flags::QUIET && send_flags::TRACE == deliver_flags::TRACE);

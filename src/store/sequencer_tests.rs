@@ -71,6 +71,9 @@ impl Cold for World {
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {
         Ok(self.engine.load(&hashes(), conv))
     }
+    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+        Ok(self.engine.bans())
+    }
     fn project(&mut self, projection: Projection) {
         self.engine.write(projection.batch);
     }
@@ -147,6 +150,7 @@ impl World {
                 let targets = match &event {
                     Event::Deliver { first, count, .. }
                     | Event::Conv { first, count, .. }
+                    | Event::Notice { first, count, .. }
                     | Event::Receipt { first, count, .. }
                     | Event::Presence { first, count, .. }
                     | Event::Signalled { first, count, .. } => {
@@ -174,6 +178,8 @@ impl World {
             Event::Attached { session, .. } => format!("{} attached", session.index),
             Event::AttachRefused { session, code } => format!("{} not attached {}", session.index, code.value()),
             Event::Left { session } => format!("{} left", session.index),
+            Event::Notice { conv, head, .. } => format!("{targets:?} notice {} {head}", &*conv),
+            Event::Kick { session, why } => format!("{} kicked {why:?}", session.index),
             Event::Receipt { conv, user, recv, read, .. } => {
                 format!("{targets:?} receipt {} {} recv {recv} read {read}", &*conv, &*user)
             }
@@ -533,7 +539,7 @@ fn too_little_space_refuses_messages_only() {
     world.told();
     let (reply, answer) = std::sync::mpsc::sync_channel(1);
     let change = MemberChange::Create(vec!["al".into()]);
-    world.submits.push_back(Submit::Member(MemberMail { conv: "g:x".into(), change, reply }));
+    world.submits.push_back(Submit::Member(MemberMail { conv: "g:x".into(), change, data: Body::new(), reply }));
     world.submits.push_back(send(0, 2, "d:al:bo", 2, 0));
     world.submits.push_back(Submit::Read { from: sender(1, 3), conv: "d:al:bo".into(), seq: 1 });
     settle(&mut sequencer, &mut world);
@@ -580,7 +586,7 @@ fn a_replaced_device_is_a_clean_cut() {
 fn members_change_and_hear_of_it() {
     let (disk, mut world, mut sequencer) = started();
     let (reply, answer) = std::sync::mpsc::sync_channel(9);
-    let member = |change| Submit::Member(MemberMail { conv: "g:x".into(), change, reply: reply.clone() });
+    let member = |change| Submit::Member(MemberMail { conv: "g:x".into(), change, data: Body::new(), reply: reply.clone() });
     let users = |names: &[&str]| names.iter().map(|name| Text::from(*name)).collect::<Vec<_>>();
     world.submits.extend([member(MemberChange::Create(users(&["bo", "al"]))), member(MemberChange::Add(users(&["cy"])))]);
     world.submits.extend([send(0, 1, "g:x", 1, 0), send(0, 2, "g:x", 2, send_flags::TRANSIENT)]);
@@ -631,7 +637,7 @@ fn each_level_is_what_it_says() {
         for name in ["g:x", "c:x"] {
             let (reply, answer) = std::sync::mpsc::sync_channel(1);
             let change = MemberChange::Create(vec!["al".into(), "bo".into()]);
-            world.submits.push_back(Submit::Member(MemberMail { conv: name.into(), change, reply }));
+            world.submits.push_back(Submit::Member(MemberMail { conv: name.into(), change, data: Body::new(), reply }));
             settle(&mut sequencer, &mut world);
             assert!(answer.try_recv().unwrap().is_ok());
         }
@@ -771,6 +777,9 @@ struct Anew {
 impl Cold for Anew {
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {
         Ok(self.engine.load(&self.hashes, conv))
+    }
+    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+        Ok(self.engine.bans())
     }
     fn project(&mut self, projection: Projection) {
         self.engine.write(projection.batch);

@@ -196,13 +196,16 @@ mod tests {
     use crate::ids::{Cmid, RosterId, SessionRef};
     use crate::mail::{Attach, Event, SendMail, Sender};
     use crate::mailbox::{lane, spares};
-    use crate::wire::message::Body;
+    use crate::wire::message::{Body, Text};
 
     struct Nothing;
 
     impl Cold for Nothing {
         fn load(&mut self, _: &str) -> Result<Option<Loaded>, JobFault> {
             Ok(None)
+        }
+        fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+            Ok(Vec::new())
         }
         fn project(&mut self, _: Projection) {}
     }

@@ -253,6 +253,9 @@ impl<D: Disk> Sequencer<D> {
         if !conversation.exists || !conversation.has(user) {
             return self.fail(from.session, 0, ErrorCode::NotMember, Some((id.clone(), Cmid::default())));
         }
+        if conversation.is_notice_only() || !self.state.may_send(conversation, user) {
+            return self.fail(from.session, 0, ErrorCode::NotAllowed, Some((id.clone(), Cmid::default())));
+        }
         let roster = &self.roster;
         let devices = conversation.members.iter().flat_map(|member| roster.devices(member.user.0, &member.name));
         let sessions = devices.filter(|id| !is_away(roster.platform(*id))).filter_map(|id| roster.session(id));
