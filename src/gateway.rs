@@ -499,6 +499,7 @@ impl Store {
             space: SpaceRule { free_bytes_min: settings.store.free_bytes_min, free_percent_min: settings.store.free_percent_min },
             cores: posts.len(),
             policy: policy(settings),
+            started_ms: clock.now().unix_ms,
         };
         let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
         let groups = cold.groups;
@@ -583,7 +584,7 @@ fn open_engine(dir: &Path, settings: &Settings) -> Result<Engine, Fatal> {
         let mut hash_key = [0; 16];
         getrandom::fill(&mut hash_key).map_err(|error| Fatal::new(Exit::Failed, format!("drawing random bytes: {error}")))?;
         let store = record::Store { shard: 0, shards: 1, dedup_s: settings.protocol.dedup_s, hash_key };
-        let position = record::Position { group: 0, changed: Mid(0).0, epoch: 1 };
+        let position = record::Position { group: 0, changed: Mid(0).0, epoch: 1, epoch_changed: 0 };
         engine.create(&store, &position).map_err(storage)?;
     }
     Ok(engine)

@@ -34,6 +34,7 @@ use tidegate::store::recovery::Cold;
 use tidegate::store::schema::{self, Hashes};
 use tidegate::store::sequencer::{Policy, Ports, Sequencer, Settings};
 use tidegate::wire::envelope::{ClientFrame, Cursor, Cursors, Encoding, Hello, Send, encode_client};
+use tidegate::wire::message::Text;
 
 /// One message at a time: every message is a commit group of its own, the window is empty before and after it. The dearest way to send.
 #[test]
@@ -113,6 +114,7 @@ impl Node {
             space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 },
             cores: 1,
             policy: Policy::default(),
+            started_ms: 0,
         };
         let position = record::Position::default();
         let sequencer =
@@ -324,6 +326,9 @@ impl Ports for Lanes {
 impl Cold for Lanes {
     fn load(&mut self, _: &str) -> Result<Option<Loaded>, JobFault> {
         Ok(None)
+    }
+    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+        Ok(Vec::new())
     }
     fn project(&mut self, _: Projection) {}
 }

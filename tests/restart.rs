@@ -2,12 +2,17 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use support::PATIENCE;
 use support::gate::{self, End};
 use support::gateway::Gateway;
 use support::raw::{ENCODINGS, Next, Raw, cmid};
 use tidegate::wire::envelope::{Encoding, SENT_DUPLICATE, ServerFrame, send_flags};
+use tidegate_client::{Event, Events};
 
 const DIRECT: &str = "d:al:bo";
 
@@ -83,6 +88,87 @@ fn a_kill_forgets_nothing() {
         assert_eq!(next.seq, 3 + life as u64);
         assert!(next.mid > last.mid, "mid never goes back");
         assert_eq!(bo.deliver().seq, next.seq);
+    }
+}
+
+/// Files of the log with what is in use of them.
+fn log_files(gateway: &Gateway) -> BTreeMap<PathBuf, usize> {
+    let files = fs::read_dir(gateway.dir().join("data/log")).expect("the log").map(|entry| entry.expect("a file").path());
+    let used = |path: &PathBuf| fs::read(path).expect("a file").iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    files.map(|path| (path.clone(), used(&path))).collect()
+}
+
+/// Takes events until the message `last` comes: texts with their seq, and conversations that began anew.
+fn until(events: &Events, last: &str) -> (Vec<(u64, String)>, Vec<String>) {
+    let (mut texts, mut resets) = (Vec::new(), Vec::new());
+    loop {
+        match events.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {last:?} after {texts:?}")) {
+            Event::Message(message) => {
+                texts.push((message.seq, String::from_utf8_lossy(&message.payload).into_owned()));
+                if texts.last().expect("just pushed").1 == last {
+                    return (texts, resets);
+                }
+            }
+            Event::Reset { conv } => {
+                resets.push(conv.to_string());
+                texts.clear();
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The end of the log is lost and the operator accepts it. Who knew more than is left hears of the new epoch, however late its `since`,
+/// and shows the new message that takes a seq it had seen: a client that stayed, and one that went on from its notes.
+#[test]
+fn an_accepted_loss_reaches_who_knew_more() {
+    let mut gateway = Gateway::start();
+    let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    let (_stays, staying) = gateway.client(gateway.options("bo", "1"));
+    al.say(DIRECT, "one");
+    al.say(DIRECT, "two");
+    until(&staying, "two");
+    gateway.terminate();
+    assert_eq!(gateway.wait().code(), Some(0));
+    let kept = log_files(&gateway);
+    gateway.run();
+    let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    let lost: Vec<u64> = ["three", "four"].iter().map(|text| al.say(DIRECT, text).seq).collect();
+    assert_eq!(lost, [3, 4]);
+    until(&staying, "four");
+    let (client, events) = gateway.client(gateway.options("bo", "2"));
+    until(&events, "four");
+    let notes = client.snapshot();
+    assert_eq!(notes.positions.iter().map(|it| (&*it.conv, it.epoch, it.have)).collect::<Vec<_>>(), [(DIRECT, Some(1), 4)]);
+    client.close();
+    drop(events);
+    let (entries, since) = Raw::connect(&gateway, Encoding::Json, "bo", "3").sync(notes.since, 0);
+    assert!(entries.is_empty() && since == notes.since, "nothing has changed since");
+    gateway.terminate();
+    assert_eq!(gateway.wait().code(), Some(0));
+    for (path, _) in log_files(&gateway).into_iter().filter(|(path, _)| path.extension().is_some_and(|it| it == "log")) {
+        let mut bytes = fs::read(&path).expect("a file");
+        let from = kept.get(&path).copied().unwrap_or(0);
+        bytes[from..].fill(0);
+        fs::write(&path, bytes).expect("a file");
+    }
+    fs::remove_dir_all(gateway.dir().join("data/engine")).expect("a directory of the gateway");
+    gateway.run_with(&["--accept-loss"]);
+    let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    assert_eq!(al.say(DIRECT, "new").seq, 3);
+    let mut options = gateway.options("bo", "2");
+    options.settings.positions = notes.positions;
+    options.settings.since = notes.since;
+    let (_comes, coming) = gateway.client(options);
+    for events in [&staying, &coming] {
+        let wanted = [(1, "one"), (2, "two"), (3, "new")].map(|(seq, text)| (seq, text.to_owned()));
+        assert_eq!(until(events, "new"), (wanted.to_vec(), vec![DIRECT.to_owned()]));
+    }
+    for encoding in ENCODINGS {
+        let (entries, since) = Raw::connect(&gateway, encoding, "bo", "3").sync(notes.since, 0);
+        assert_eq!(entries.iter().map(|entry| (&*entry.conv, entry.epoch, entry.head)).collect::<Vec<_>>(), [(DIRECT, 2, 3)]);
+        assert!(since > notes.since);
+        assert!(Raw::connect(&gateway, encoding, "bo", "3").sync(since, 0).0.is_empty(), "told once");
     }
 }
 

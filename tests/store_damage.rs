@@ -56,7 +56,7 @@ impl Written {
     fn new() -> Self {
         let dir = Dir::new("whole");
         let engine = Engine::open(&dir.0, 1 << 20).unwrap();
-        let position = Position { group: 0, changed: 0, epoch: 1 };
+        let position = Position { group: 0, changed: 0, epoch: 1, epoch_changed: 0 };
         engine.create(&STORE, &position).unwrap();
         let disk = MemoryDisk::default();
         let mut log = Log::open(disk.clone(), log_settings(0)).unwrap().0;
@@ -107,6 +107,7 @@ impl Written {
             space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 },
             cores: 1,
             policy: Policy::default(),
+            started_ms: 0,
         };
         let progress = Arc::new(Progress::new(position.group));
         Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut cold)

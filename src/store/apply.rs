@@ -231,6 +231,7 @@ pub struct State {
     hashes: Hashes,
     clock: HybridClock,
     epoch: u32,
+    epoch_changed: u64,
     dedup_s: u32,
     conversations: HashMap<Conv, Conversation>,
     /// Conversations in the order in which they are looked at for eviction.
@@ -258,6 +259,7 @@ impl State {
             hashes: Hashes::new(store.hash_key),
             clock: HybridClock::new(store.shard, Mid(position.changed)),
             epoch: position.epoch,
+            epoch_changed: position.epoch_changed,
             dedup_s: store.dedup_s,
             conversations: HashMap::new(),
             ring: VecDeque::new(),
@@ -625,6 +627,12 @@ impl State {
         Entry { stamp_ms: now_ms, change: Change::Shape { mid, version, flags, conv } }
     }
 
+    /// The entry that begins a new epoch.
+    #[must_use]
+    pub fn epoch_entry(&self, now_ms: u64) -> Entry<'static> {
+        Entry { stamp_ms: now_ms, change: Change::Epoch { mid: self.clock.next(now_ms), epoch: self.epoch + 1 } }
+    }
+
     /// Applies one entry of commit group `group` and adds its rows to `batch`.
     ///
     /// # Errors
@@ -652,8 +660,9 @@ impl State {
                 batch.push(Keyspace::Cursor, RowChange::Max, &key, |out| row.encode(out));
                 Ok(())
             }
-            Change::Epoch { epoch } => {
-                self.epoch = *epoch;
+            Change::Epoch { mid, epoch } => {
+                self.tick(*mid, entry.stamp_ms, batch)?;
+                (self.epoch, self.epoch_changed) = (*epoch, mid.0);
                 Ok(())
             }
             Change::Set { mid, version, role, muted, conv, users } => {
@@ -688,7 +697,7 @@ impl State {
 
     /// Closes a group: adds the row that says how far the engine is.
     pub fn finish(&self, group: u64, batch: &mut Batch) {
-        let row = record::Position { group, changed: self.clock.last.0, epoch: self.epoch };
+        let row = record::Position { group, changed: self.clock.last.0, epoch: self.epoch, epoch_changed: self.epoch_changed };
         batch.push(Keyspace::Meta, RowChange::Put, META_POSITION, |out| row.encode(out));
     }
 

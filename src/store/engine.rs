@@ -259,7 +259,9 @@ mod tests {
         for &(keyspace, change, key, seq) in rows {
             batch.push(keyspace, change, key, |out| record::Cursor { seq }.encode(out));
         }
-        batch.push(Keyspace::Meta, Change::Put, META_POSITION, |out| Position { group, changed: group, epoch: 1 }.encode(out));
+        batch.push(Keyspace::Meta, Change::Put, META_POSITION, |out| {
+            Position { group, changed: group, epoch: 1, epoch_changed: 0 }.encode(out)
+        });
         batch
     }
 
@@ -310,7 +312,7 @@ mod tests {
         assert!(matches!(Engine::open(dir.path(), 1 << 20), Err(EngineError::Locked)));
         drop(engine);
         let engine = Engine::open(dir.path(), 1 << 20).unwrap();
-        assert_eq!(engine.position().unwrap(), Position { group: 7, changed: 7, epoch: 1 });
+        assert_eq!(engine.position().unwrap(), Position { group: 7, changed: 7, epoch: 1, epoch_changed: 0 });
         assert!(engine.view().get(Keyspace::Cursor, b"a").unwrap().is_some());
     }
 }

@@ -131,7 +131,9 @@ mod tests {
     fn batch(group: u64, key: &[u8], seq: u64) -> Batch {
         let mut batch = Batch::default();
         batch.push(Keyspace::Cursor, Change::Max, key, |out| record::Cursor { seq }.encode(out));
-        batch.push(Keyspace::Meta, Change::Put, META_POSITION, |out| Position { group, changed: group, epoch: 1 }.encode(out));
+        batch.push(Keyspace::Meta, Change::Put, META_POSITION, |out| {
+            Position { group, changed: group, epoch: 1, epoch_changed: 0 }.encode(out)
+        });
         batch
     }
 

@@ -6,7 +6,7 @@
 //! type 2   members   mid u64, version u64, operation u8, conv s8, n u32, n x user s8
 //! type 3   read      mid u64, seq u64, conv s8, user s8
 //! type 4   cursor    seq u64, conv s8, user s8, device s8
-//! type 5   epoch     epoch u32
+//! type 5   epoch     mid u64, epoch u32
 //! type 6   set       mid u64, version u64, role u8 (255: as it is), muted u8 (255: as it is), conv s8, n u32, n x user s8
 //! type 7   shape     mid u64, version u64, flags u8, conv s8
 //! type 8   ban       banned u8, user s8, device s8 (empty: all of the user's)
@@ -105,6 +105,8 @@ pub enum Change<'a> {
     },
     /// The store continues under a new epoch, after accepted loss or a restored backup.
     Epoch {
+        /// Change stamp.
+        mid: Mid,
         /// The new epoch.
         epoch: u32,
     },
@@ -214,7 +216,10 @@ impl Entry<'_> {
                 put_s8(out, user);
                 put_s8(out, device);
             }
-            Change::Epoch { epoch } => put_u32(out, *epoch),
+            Change::Epoch { mid, epoch } => {
+                put_u64(out, mid.0);
+                put_u32(out, *epoch);
+            }
             Change::Set { mid, version, role, muted, conv, users } => {
                 put_u64(out, mid.0);
                 put_u64(out, *version);
@@ -317,7 +322,7 @@ fn take_entry<'a>(group: &mut &'a [u8]) -> Result<Entry<'a>, BadEntry> {
         MEMBERS => body.members()?,
         READ => Change::Read { mid: Mid(body.u64()?), seq: body.u64()?, conv: body.s8()?, user: body.s8()? },
         CURSOR => Change::Cursor { seq: body.u64()?, conv: body.s8()?, user: body.s8()?, device: body.s8()? },
-        EPOCH => Change::Epoch { epoch: body.u32()? },
+        EPOCH => Change::Epoch { mid: Mid(body.u64()?), epoch: body.u32()? },
         SET => body.set()?,
         SHAPE => Change::Shape { mid: Mid(body.u64()?), version: body.u64()?, flags: body.u8()?, conv: body.s8()? },
         BAN => Change::Ban { banned: body.u8()? != 0, user: body.s8()?, device: body.s8()? },
@@ -451,7 +456,7 @@ mod tests {
             Change::Members { mid: Mid(1), version: 2, operation: Operation::Add, conv: "g:x", users: Names::List(&users) },
             Change::Read { mid: Mid(1), seq: 2, conv: "g:x", user: "al" },
             Change::Cursor { seq: 2, conv: "g:x", user: "al", device: "web" },
-            Change::Epoch { epoch: 3 },
+            Change::Epoch { mid: Mid(1), epoch: 3 },
             Change::Set { mid: Mid(1), version: 3, role: Some(2), muted: None, conv: "g:x", users: Names::List(&users) },
             Change::Shape { mid: Mid(1), version: 4, flags: 1, conv: "g:x" },
             Change::Ban { banned: true, user: "al", device: "" },

@@ -21,6 +21,7 @@ pub struct History<R> {
     view: R,
     hashes: Hashes,
     epoch: u32,
+    epoch_changed: u64,
     since: u64,
 }
 
@@ -69,7 +70,7 @@ impl<R: Rows> History<R> {
     /// [`EngineError`].
     pub fn new(view: R, hashes: Hashes) -> Result<Self, EngineError> {
         let position = view.position()?;
-        Ok(Self { view, hashes, epoch: position.epoch, since: position.changed })
+        Ok(Self { view, hashes, epoch: position.epoch, epoch_changed: position.epoch_changed, since: position.changed })
     }
 
     /// The finished frame that answers `request`, and what the session has once it is written.
@@ -276,6 +277,8 @@ impl<R: Rows> History<R> {
     fn sync(&self, reader: &Reader<'_>, since: u64, limit: u16, cursor: &str) -> Result<(Vec<u8>, Reached), PageError> {
         let place = SyncCursor::parse(cursor).ok_or(PageError::Refused(ErrorCode::BadField))?;
         let new_since = place.as_ref().map_or(self.since, |place| place.since);
+        // A stamp that was not given out yet is of a life that was lost: whatever the device knows, everything has changed since.
+        let since = (since > 0).then_some(if since > new_since { 0 } else { since });
         let user = self.hashes.user(reader.user);
         let device = self.hashes.device(reader.device);
         let mut writer = SyncPageWriter::new(reader.encoding, reader.max_frame, reader.rid);
@@ -310,7 +313,7 @@ impl<R: Rows> History<R> {
         conv: Conv,
         user: User,
         device: Device,
-        since: u64,
+        since: Option<u64>,
     ) -> Result<Option<Entry<'a>>, PageError> {
         if row.left {
             let removed = Entry {
@@ -324,15 +327,15 @@ impl<R: Rows> History<R> {
                 read: 0,
                 unread: 0,
             };
-            return Ok((since > 0 && row.changed > since).then_some(removed));
+            return Ok(since.is_some_and(|since| row.changed.max(self.epoch_changed) > since).then_some(removed));
         }
         let state = self.state(row.conv, conv)?.unwrap_or(State { floor: 1, ..State::default() });
         let read = match self.view.get(Keyspace::Read, &schema::user_key(user, conv))? {
             Some(bytes) => record::Read::decode(&bytes)?,
             None => record::Read { seq: 0, changed: 0 },
         };
-        let changed = state.head_mid.0.max(state.changed).max(row.changed).max(read.changed);
-        if changed <= since {
+        let changed = state.head_mid.0.max(state.changed).max(row.changed).max(read.changed).max(self.epoch_changed);
+        if changed <= since.unwrap_or(0) {
             return Ok(None);
         }
         let mine = match self.view.get(Keyspace::Cursor, &schema::cursor_key(user, device, conv))? {

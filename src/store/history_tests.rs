@@ -99,7 +99,7 @@ impl Bench {
             view.prefix(keyspace, b"").for_each(|row| batch.push(keyspace, Change::Delete, &row.unwrap().0, |_| {}));
         }
         engine.write(&mut batch).unwrap();
-        let position = record::Position { group: 0, changed: 0, epoch: 1 };
+        let position = record::Position { group: 0, changed: 0, epoch: 1, epoch_changed: 0 };
         engine.create(&STORE, &position).unwrap();
         drop(view);
         Self {

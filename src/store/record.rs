@@ -176,6 +176,8 @@ pub struct Position {
     pub changed: u64,
     /// Epoch of every conversation of the store.
     pub epoch: u32,
+    /// Change stamp of the epoch: SYNC counts every conversation as changed then. 0 for the first.
+    pub epoch_changed: u64,
 }
 
 /// A value with a version byte, written with `encode` and read with `decode`.
@@ -307,6 +309,7 @@ value!(Position, ArchivedPosition, |row| Position {
     group: row.group.to_native(),
     changed: row.changed.to_native(),
     epoch: row.epoch.to_native(),
+    epoch_changed: row.epoch_changed.to_native(),
 });
 
 /// The archive of [`MessageHeader`]: an absent trace costs 8 bytes, not 26.
@@ -392,7 +395,11 @@ mod tests {
         golden(dedup, &mut Vec::new(), "01cccccccccccccccccccccccccccccccc010000000000000002000000000000000300000000000000");
         let store = Store { shard: 1, shards: 2, dedup_s: 86_400, hash_key: [0xdd; 16] };
         golden(store, &mut Vec::new(), "010100020080510100dddddddddddddddddddddddddddddddd");
-        golden(Position { group: 1, changed: 2, epoch: 3 }, &mut Vec::new(), "010100000000000000020000000000000003000000");
+        golden(
+            Position { group: 1, changed: 2, epoch: 3, epoch_changed: 4 },
+            &mut Vec::new(),
+            "0101000000000000000200000000000000030000000400000000000000",
+        );
     }
 
     /// A message with and without trace keeps its payload; both layouts are frozen, also behind other bytes of a batch.

@@ -104,6 +104,8 @@ pub struct Settings {
     pub cores: usize,
     /// Who may do and see what.
     pub policy: Policy,
+    /// Wall clock at the start, which stamps a new epoch.
+    pub started_ms: u64,
 }
 
 /// Who may do and see what; the defaults are those of the configuration.
@@ -1082,8 +1084,8 @@ impl<D: Disk> Sequencer<D> {
     }
 
     fn begin_epoch(&mut self, cold: &mut impl Cold) -> Result<(), LogError> {
-        let change = Change::Epoch { epoch: self.state.epoch() + 1 };
-        self.accept(&Entry { stamp_ms: 0, change }, Moment::default());
+        let entry = self.state.epoch_entry(self.settings.started_ms);
+        self.accept(&entry, Moment::default());
         let number = self.log.write(self.open.entries_count, &self.open.body)?;
         self.log.sync()?;
         self.state.finish(number, &mut self.open.batch);

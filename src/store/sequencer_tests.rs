@@ -199,6 +199,9 @@ fn open(disk: &MemoryDisk, world: &mut World) -> Result<Sequencer<MemoryDisk>, R
     open_with(disk, world, false)
 }
 
+/// Later than everything the tests do.
+const STARTED_MS: u64 = 1_765_000_000_000;
+
 fn open_with(disk: &MemoryDisk, world: &mut World, accept_loss: bool) -> Result<Sequencer<MemoryDisk>, RecoverError> {
     open_at(disk, world, accept_loss, Levels::all(2))
 }
@@ -219,6 +222,7 @@ fn open_at(
         space: SPACE,
         cores: 2,
         policy: Policy::default(),
+        started_ms: STARTED_MS,
     };
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, world)
@@ -748,6 +752,7 @@ fn a_repeat_is_known_to_an_engine_made_anew() {
         space: SPACE,
         cores: 2,
         policy: Policy::default(),
+        started_ms: STARTED_MS,
     };
     let progress = Arc::new(Progress::new(0));
     let mut sequencer = Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut anew).unwrap();
@@ -828,6 +833,7 @@ fn accepted_loss_begins_a_new_epoch() {
     }
     world.pass(1000);
     sequencer.turn(&mut world).unwrap();
+    let since = world.engine.position().changed;
     let mut files = disk.files();
     let (_, segment) = files.iter_mut().find(|(name, _)| *name != "watermark" && !name.contains("mark")).unwrap();
     segment.fill(0);
@@ -835,6 +841,8 @@ fn accepted_loss_begins_a_new_epoch() {
     let mut world = World::new(Engine::default());
     let sequencer = open_with(&disk, &mut world, true).unwrap();
     assert_eq!((sequencer.state.epoch(), world.engine.position().epoch), (1, 1));
+    let position = world.engine.position();
+    assert!(position.epoch_changed > since && position.changed == position.epoch_changed, "later than all that was lost");
     drop(sequencer);
     let mut again = World::new(world.engine);
     assert_eq!(open(&disk, &mut again).unwrap().state.epoch(), 1);
@@ -953,6 +961,7 @@ fn power_cut(steps: &[(u8, u8)], syncs: u64, keep: u64, acknowledge_before_sync:
         space: SPACE,
         cores: 2,
         policy: Policy::default(),
+        started_ms: STARTED_MS,
     };
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, &mut world)

@@ -243,6 +243,7 @@ mod tests {
                 space: SpaceRule { free_bytes_min: 0, free_percent_min: 0 },
                 cores: 1,
                 policy: Policy::default(),
+                started_ms: 0,
             };
             let store = record::Store { shard: 0, shards: 1, dedup_s: 60, hash_key: [1; 16] };
             let position = record::Position::default();

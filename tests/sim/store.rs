@@ -19,6 +19,7 @@ use tidegate::store::recovery::Cold;
 use tidegate::store::rows::Rows;
 use tidegate::store::schema::Hashes;
 use tidegate::store::sequencer::{Policy, Ports, Sequencer, Settings};
+use tidegate::wire::message::Text;
 
 use crate::cores::Lanes;
 use crate::disk::SimDisk;
@@ -59,6 +60,10 @@ impl Cold for Bare<'_> {
         History::new(&*self.engine, self.hashes).map_err(|_| JobFault::Engine)?.load(conv)
     }
 
+    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+        History::new(&*self.engine, self.hashes).map_err(|_| JobFault::Engine)?.bans()
+    }
+
     fn project(&mut self, projection: Projection) {
         self.engine.write(projection.batch);
         self.progress.handed_over(0);
@@ -88,6 +93,7 @@ impl Store {
             space: SpaceRule { free_bytes_min: 1 << 20, free_percent_min: 1 },
             cores: plan.cores,
             policy: Policy::default(),
+            started_ms: 0,
         };
         let mut cold = Bare { engine: &mut engine, hashes, progress: &progress };
         let sequencer = Sequencer::recover(log, &recovered, (&store, &position), settings, progress.clone(), &mut cold);

@@ -14,6 +14,7 @@ use tidegate::shard::{Outlet, Rules};
 use tidegate::store::engine_memory::MemoryEngine;
 use tidegate::store::record;
 use tidegate::store::schema::Hashes;
+use tidegate::wire::message::Body;
 use tidegate_client::Stop;
 
 use crate::cores::{Around, Core, Lanes};
@@ -166,7 +167,7 @@ impl World {
         let random = Random::new(plan.seed);
         let secret = Secret::new(SECRET.to_vec()).expect("32 bytes");
         let rules = rules(&plan);
-        let engine = MemoryEngine::new(&identity(&plan), &record::Position { group: 0, changed: 0, epoch: 1 });
+        let engine = MemoryEngine::new(&identity(&plan), &record::Position { group: 0, changed: 0, epoch: 1, epoch_changed: 0 });
         let disk = SimDisk::new(random.stream("disk", 0));
         disk.set_health(|health| health.sync_ns = plan.sync_ns);
         let mut world = Self {
@@ -885,7 +886,7 @@ impl World {
     fn change_members(&mut self, conv: &Conv, change: MemberChange) {
         let Some(process) = self.process.as_mut() else { return };
         let (reply, answer) = sync_channel(1);
-        let mail = MemberMail { conv: (&**conv).into(), change, reply };
+        let mail = MemberMail { conv: (&**conv).into(), change, data: Body::new(), reply };
         // A change that is not answered, or refused by load, is made again.
         if process.lanes.submit(Submit::Member(mail)).is_ok() {
             self.making.push((conv.clone(), answer));

@@ -82,6 +82,11 @@ impl Gateway {
 
     /// Starts the process again on the same port and data. It must not be running.
     pub fn run(&mut self) {
+        self.run_with(&[]);
+    }
+
+    /// As [`Gateway::run`], with flags that are no settings, such as `--accept-loss`.
+    pub fn run_with(&mut self, flags: &[&str]) {
         assert!(self.child.is_none(), "it runs already");
         let ready = self.dir.join("ready");
         drop(fs::remove_file(&ready));
@@ -92,7 +97,7 @@ impl Gateway {
         if let Some(descriptors) = self.descriptors {
             command.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tidegate")]);
         }
-        command.arg("serve").arg("--ready-file").arg(&ready);
+        command.arg("serve").arg("--ready-file").arg(&ready).args(flags);
         command.arg("--listen").arg(self.listen.to_string()).args(["--admin-listen", "127.0.0.1:0"]);
         command.arg("--data-dir").arg(self.dir.join("data"));
         for (key, value) in &self.settings {

@@ -90,6 +90,8 @@ struct Conversation {
     /// Highest seq processed by the application.
     processed: u64,
     target: u64,
+    /// Highest seq that came by itself in the session with this number. Another epoch does not void it.
+    heard: (u32, u64),
     stash: BTreeMap<u64, Received>,
     fetch: FetchState,
     stalls: u32,
@@ -188,6 +190,7 @@ impl Inbox {
         let conv = Arc::clone(&message.conv);
         let conversation = self.conversations.entry(Arc::clone(&conv)).or_default();
         conversation.target = conversation.target.max(message.seq);
+        conversation.heard = conversation.heard.max((self.turn, message.seq));
         if message.seq > conversation.have + 1 {
             if self.stash_count < STASH_MAX && conversation.stash.insert(message.seq, message).is_none() {
                 self.stash_count += 1;
@@ -197,6 +200,7 @@ impl Inbox {
             conversation.have += 1;
             self.emit(Event::Message(message));
             self.unstash(&conv);
+            self.want(&conv);
         }
     }
 
@@ -471,7 +475,10 @@ impl Inbox {
             return false;
         }
         self.stash_count -= conversation.stash.len();
-        *conversation = Conversation { epoch: Some(epoch), fetch: conversation.fetch, ..Conversation::default() };
+        // What was heard before SYNC told of the epoch was of it already, and may have been dropped as known.
+        let (turn, heard) = conversation.heard;
+        let target = if turn == self.turn { heard } else { 0 };
+        *conversation = Conversation { epoch: Some(epoch), target, fetch: conversation.fetch, ..Conversation::default() };
         self.dirty.remove(conv);
         self.emit(Event::Reset { conv: Arc::clone(conv) });
         true
@@ -479,11 +486,15 @@ impl Inbox {
 }
 
 impl Conversation {
-    /// The first missing range.
+    /// The first missing range. An empty one where only the epoch is not known: nothing but a PAGE or a SYNC tells it, and without it
+    /// a new life of the numbering would not be noticed.
     fn missing(&self) -> Option<(u64, u64)> {
         let early = self.stash.keys().next().copied().unwrap_or(u64::MAX);
         let (from, to) = (self.have + 1, self.target.min(early - 1));
-        (from <= to).then_some((from, to))
+        if from <= to {
+            return Some((from, to));
+        }
+        (self.epoch.is_none() && self.have > 0).then_some((from, self.have))
     }
 }
 

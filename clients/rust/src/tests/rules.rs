@@ -114,6 +114,11 @@ fn page(rid: u32, flags: u8, epoch: u32, floor: u64, head: u64, seqs: &[u64]) ->
     ServerFrame::Page { rid, flags, epoch, floor, head, conv: "g:a".into(), messages }
 }
 
+/// A conversation whose epoch is known and that holds nothing yet.
+fn known() -> Vec<Position> {
+    vec![Position { conv: "g:a".into(), epoch: Some(1), have: 0 }]
+}
+
 fn seqs(events: &[Event]) -> Vec<u64> {
     events.iter().filter_map(|event| if let Event::Message(message) = event { Some(message.seq) } else { None }).collect()
 }
@@ -347,6 +352,35 @@ fn another_epoch_starts_over() {
     assert_eq!(machine.since(), 5);
 }
 
+/// What comes before the SYNC that tells of another epoch looks as if it were known. It is of the new epoch, and fetched.
+#[test]
+fn another_epoch_may_be_heard_before_it_is_told() {
+    let mut settings = Settings::new("d");
+    settings.positions = vec![Position { conv: "g:a".into(), epoch: Some(1), have: 7 }];
+    let mut machine = active(settings);
+    machine.handle_frame(ZERO, &deliver(1, 5));
+    assert!(seqs(&drain(&mut machine, ZERO)).is_empty());
+    let entry =
+        Entry { conv: "g:a".into(), epoch: 2, flags: 0, head: 4, head_mid: Mid(4), floor: 1, mine: 0, read: 0, unread: 0 };
+    machine.handle_frame(ZERO, &ServerFrame::SyncPage { rid: 1, flags: 0, since: 9, cursor: "".into(), entries: vec![entry] });
+    assert!(drain(&mut machine, ZERO).contains(&Event::Reset { conv: "g:a".into() }));
+    assert_eq!(fetch(&mut machine, ZERO).map(|(_, from, to)| (from, to)), Some((1, 5)));
+}
+
+/// DELIVER does not tell the epoch, so an empty FETCH asks for it, once.
+#[test]
+fn an_unknown_epoch_is_asked_for() {
+    let mut machine = active(Settings::new("d"));
+    machine.handle_frame(ZERO, &deliver(1, 1));
+    let (rid, from, to) = fetch(&mut machine, ZERO).expect("a FETCH");
+    assert_eq!((from, to), (2, 1));
+    machine.handle_frame(ZERO, &page(rid, 0, 3, 1, 1, &[]));
+    machine.handle_frame(ZERO, &deliver(2, 2));
+    assert!(fetch(&mut machine, ZERO).is_none());
+    assert_eq!(seqs(&drain(&mut machine, ZERO)), [1, 2]);
+    assert_eq!(machine.positions(), [Position { conv: "g:a".into(), epoch: Some(3), have: 2 }]);
+}
+
 /// A device that remembers nothing may start at its cursor instead of fetching the whole history.
 #[test]
 fn history_may_start_at_the_cursor() {
@@ -364,7 +398,7 @@ fn history_may_start_at_the_cursor() {
 /// ACK comes after half a window, or a second after the first delivery was taken, and not for what was not taken.
 #[test]
 fn acknowledgement_follows_taking() {
-    let mut machine = active(Settings::new("d"));
+    let mut machine = active(Settings { positions: known(), ..Settings::new("d") });
     machine.handle_frame(ZERO, &deliver(1, 1));
     assert!(machine.poll_frame(ms(5000)).is_none());
     drain(&mut machine, ms(5000));
@@ -382,7 +416,7 @@ fn acknowledgement_follows_taking() {
 /// With acknowledgement by hand the position moves as messages are taken, the cursor only as the application says.
 #[test]
 fn acknowledgement_by_hand_moves_the_cursor() {
-    let mut machine = active(Settings { acknowledge: Acknowledge::ByHand, ..Settings::new("d") });
+    let mut machine = active(Settings { acknowledge: Acknowledge::ByHand, positions: known(), ..Settings::new("d") });
     (1..=2).for_each(|seq| machine.handle_frame(ZERO, &deliver(seq, seq)));
     drain(&mut machine, ZERO);
     let Some(ClientFrame::Ack { pos: 2, cursors }) = machine.poll_frame(ZERO) else { panic!("an ACK") };
@@ -481,7 +515,7 @@ fn flags_reach_the_application() {
 /// The last acknowledgement still leaves when the application closes.
 #[test]
 fn closing_acknowledges_what_was_taken() {
-    let mut machine = active(Settings::new("d"));
+    let mut machine = active(Settings { positions: known(), ..Settings::new("d") });
     machine.handle_frame(ZERO, &deliver(1, 1));
     drain(&mut machine, ZERO);
     machine.close();
