@@ -28,7 +28,7 @@ fn a_full_node_says_when_to_come_back() {
         }
         assert_eq!(third.closed(), Some(4503));
     }
-    assert_eq!(gateway.metric("tidegate_upgrades_turned_away_total"), 2.0);
+    eventually("both turned away", || (gateway.metric("tidegate_upgrades_turned_away_total") == 2.0).then_some(()));
     eventually("the ends", || (gateway.metric(r#"tidegate_closes_total{cause="overloaded"}"#) == 2.0).then_some(()));
     drop(first);
     eventually("room", || (gateway.metric("tidegate_connections_open") == 1.0).then_some(()));

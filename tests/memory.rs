@@ -112,7 +112,7 @@ const SESSIONS: usize = 10_000;
 /// Handshakes under way at once.
 const BATCH: usize = 250;
 /// How often memory is looked at until it is at rest, and how long apart.
-const RESTS: u32 = 30;
+const RESTS: u32 = 120;
 const REST: Duration = Duration::from_millis(500);
 /// All included.
 const SESSION_BYTES_MAX: f64 = 512.0;

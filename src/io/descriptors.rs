@@ -136,8 +136,8 @@ mod tests {
         let lack = Descriptors { limit: 20_000, need: need(100_000, 1), tables: 1, connections: 100_000 };
         assert!(!lack.suffice());
         let line = lack.to_string();
-        assert!(line.contains("limit 20000, need 100128; raise the hard limit to 100128 "), "{line}");
-        assert!(line.contains("set reactors to 6 or more") && line.contains("to 19872"), "{line}");
+        assert!(line.contains("limit 20000, need 100256; raise the hard limit to 100256 "), "{line}");
+        assert!(line.contains("set reactors to 6 or more") && line.contains("to 19744"), "{line}");
         assert!(!line.contains('\n'));
         let lack = Descriptors { limit: 256, need: need(1_100, 4), tables: 4, connections: 1_100 };
         let line = lack.to_string();
