@@ -574,6 +574,9 @@ impl<D: Disk> Sequencer<D> {
         }
         if self.parking.count() >= PARKED_MAX {
             self.counters.submissions_refused_count += 1;
+            // What waits before it in its conversation goes first: the hold must name the earliest message that failed, or the
+            // client's repeat of this one would overtake it.
+            self.refuse_parked(conv, JobFault::Behind);
             self.refuse(conv, work, ErrorCode::StoreOverloaded);
         } else {
             self.parking.push_back(conv, work);

@@ -393,6 +393,27 @@ fn a_refused_message_holds_those_behind_it() {
     assert_eq!(told, ["0 sent 4 seq 1 flags 0", "0 sent 5 seq 2 flags 0", "0 sent 6 seq 3 flags 0"]);
 }
 
+/// No more can be parked while an earlier message of the conversation waits for it to be read: the earlier one fails first, so that
+/// the repeats are stored in the order in which they were first sent.
+#[test]
+fn a_full_parking_names_the_earliest_failure() {
+    let (_, mut world, mut sequencer) = started();
+    world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
+    world.submits.extend((1..PARKED_MAX).map(|_| send(0, 9, "d:al:cy", 9, 0)));
+    sequencer.turn(&mut world).unwrap();
+    world.submits.push_back(send(0, 2, "d:al:bo", 2, 0));
+    sequencer.turn(&mut world).unwrap();
+    world.submits.push_back(send(0, 3, "d:al:bo", 3, 0));
+    settle(&mut sequencer, &mut world);
+    let mut told = world.told();
+    told.retain(|line| line.starts_with("0 failed") && !line.starts_with("0 failed 9 "));
+    assert_eq!(told, ["0 failed 1 5002", "0 failed 2 5002", "0 failed 3 4003"]);
+    world.submits.extend((1..=3).map(|cmid| send(0, 3 + u32::from(cmid), "d:al:bo", cmid, send_flags::RETRY)));
+    settle(&mut sequencer, &mut world);
+    let told: Vec<_> = world.told().into_iter().filter(|line| line.contains("sent")).collect();
+    assert_eq!(told, ["0 sent 4 seq 1 flags 0", "0 sent 5 seq 2 flags 0", "0 sent 6 seq 3 flags 0"]);
+}
+
 /// A sync that fails: nobody is told anything, and the store is finished.
 #[test]
 fn a_failed_sync_is_final() {
