@@ -14,7 +14,7 @@ pub const WATCH_USERS_MAX: usize = 200;
 /// Bytes of one protocol frame, header included, unless configured otherwise. Full: ERROR 1005, close 1009.
 pub const FRAME_BYTES_DEFAULT: usize = 128 * 1024;
 
-/// Objects and lists within one another in a JSON frame. Full: ERROR 1001, close 4400. It is the width of a bit stack.
+/// Objects and lists within one another in the value of one key of a JSON frame. Full: ERROR 1001, close 4400. It is the width of a bit stack.
 pub const JSON_DEPTH_MAX: u32 = 64;
 
 /// Kernel events delivered in one turn of a reactor. Full: the rest waits for the next turn.
@@ -198,9 +198,10 @@ pub const SUBMIT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// the engine holds are forgotten; a repeat without RETRY of one that old is stored again. Gauge: `recent_cmids_open`.
 pub const DEDUP_RECENT_MAX: usize = 65_536;
 
-/// Conversations, members and read positions in memory, added up (some 60 to 200 bytes each). Full: conversations not used for long
-/// are forgotten and read back when they are.
-pub const LOADED_WEIGHT_MAX: usize = 2_097_152;
+/// Conversations, members and read positions in memory, added up. A conversation with its names takes some 540 to 720 bytes, each
+/// further member or position some 60 to 200: at most about 750 MB. Full: conversations not used for long are forgotten and read back
+/// when they are.
+pub const LOADED_WEIGHT_MAX: usize = 1_048_576;
 
 /// Devices of one user that are connected or resumable. Full: ERROR 2004.
 pub const DEVICES_PER_USER_MAX: usize = 16;

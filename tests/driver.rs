@@ -853,14 +853,25 @@ fn uring_promotes_talkers_and_parks_the_silent() {
 #[test]
 fn uring_serves_thousands_with_few_buffers() {
     const CLIENTS: usize = 2000;
+    const FEW: usize = 50;
+    const TALK: usize = 5;
     let make = |listener| {
         let sizes = Sizes { buffers_first: 4, buffers_max: 4, ..Sizes::share(CLIENTS, 1, 1, None) };
         Uring::new(sizes, Some(listener), Waker::for_driver().unwrap()).unwrap()
     };
     let mut server = Server::echo(make);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect().0).collect();
-    let mut rounds = 0;
-    while server.driver.counters().buffers_empty_count == 0 || server.driver.counters().promotions_count < 500 {
+    // A few at a time talk fast enough to be promoted, on a slow machine too; then all talk at once.
+    for few in 0..CLIENTS / FEW {
+        for round in 1..=TALK {
+            let range = few * FEW..(few + 1) * FEW;
+            clients[range.clone()].iter_mut().for_each(|client| client.write_all(b"word").unwrap());
+            server.until("echoes", |core| core.connections[range.clone()].iter().all(|it| it.out_offset == round * 4));
+        }
+    }
+    assert!(server.driver.counters().promotions_count >= 500, "{:?}", server.driver.counters());
+    let mut rounds = TALK;
+    while server.driver.counters().buffers_empty_count == 0 {
         rounds += 1;
         assert!(rounds < 50, "two thousand at once found a buffer each");
         clients.iter_mut().for_each(|client| client.write_all(b"word").unwrap());
