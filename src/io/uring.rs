@@ -27,13 +27,16 @@
 //! User data is 8 bits of operation, 24 of generation, 32 of slot. One enter per turn submits what the last turn wanted and waits.
 
 mod buffers;
+mod closing;
 mod outgoing;
+mod probe;
 mod ring;
+mod slot;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
 use std::mem::ManuallyDrop;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
@@ -47,6 +50,8 @@ use crate::limits;
 use buffers::Buffers;
 use outgoing::Outgoing;
 use ring::{Ring, Wait};
+pub use slot::SLOT_BYTES;
+use slot::*;
 
 /// See the module text. One per reactor, made on its thread.
 pub struct Uring {
@@ -186,7 +191,7 @@ impl Uring {
     /// # Errors
     /// The first thing that failed, for the operator.
     pub fn probe() -> Result<(), String> {
-        probe()
+        probe::probe()
     }
 }
 
@@ -848,284 +853,6 @@ impl Uring {
     }
 }
 
-/// Closing.
-impl Uring {
-    /// First step: everything asked for so far, also from outside a turn.
-    fn begin_closes(&mut self, buffer: &mut [u8]) {
-        for at in 0..self.closing.len() {
-            let (connection, how) = self.closing[at];
-            let Some(slot) = live_slot(&mut self.slots, connection) else { continue };
-            match how {
-                Close::Abort => {
-                    let _ = slot.with_socket(&mut self.counters, |socket| socket.set_abort());
-                    self.ended.push(connection);
-                }
-                Close::Graceful => {
-                    slot.set(LINGERS);
-                    self.lingering.push_back((Instant::now() + limits::LINGER_MAX, connection));
-                    if !slot.is(SENDING) {
-                        self.begin_graceful(connection, false);
-                    }
-                    self.discard(connection, buffer);
-                    self.arm(connection);
-                }
-            }
-        }
-        self.closing.clear();
-    }
-
-    /// The last words are with the kernel: FIN. With the peer's FIN in hand nothing is left to wait for, and closing sends ours.
-    fn begin_graceful(&mut self, connection: ConnectionId, failed: bool) {
-        let Some(slot) = live_slot(&mut self.slots, connection) else { return };
-        let over = failed || slot.is(OVER);
-        if over || slot.with_socket(&mut self.counters, |socket| socket.shutdown_write()).is_err() {
-            self.ended.push(connection);
-        }
-    }
-
-    /// Reads and forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset.
-    fn discard(&mut self, connection: ConnectionId, buffer: &mut [u8]) {
-        let Some(slot) = live_slot(&mut self.slots, connection) else { return };
-        let mut budget = limits::RECV_BYTES_PER_TURN_MAX;
-        while slot.is(UNREAD) && !slot.is(OVER | RECEIVING) {
-            match slot.with_socket(&mut self.counters, |socket| socket.recv(buffer)) {
-                Ok(count) if count > 0 && count < budget => budget -= count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => slot.clear(UNREAD),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // FIN, an error, or more than a peer should send to a connection being closed.
-                _ => return self.end(connection),
-            }
-        }
-    }
-
-    /// Nothing more is to come from the peer of a closing connection.
-    fn end(&mut self, connection: ConnectionId) {
-        if let Some(slot) = live_slot(&mut self.slots, connection) {
-            slot.set(OVER);
-            if !slot.is(SENDING) {
-                self.ended.push(connection);
-            }
-        }
-    }
-
-    fn expire(&mut self) {
-        if self.lingering.is_empty() && self.quitting.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        for _ in 0..limits::EVENTS_PER_TURN_MAX {
-            let Some((_, connection)) = self.lingering.pop_front_if(|(deadline, _)| *deadline <= now) else { break };
-            if live_slot(&mut self.slots, connection).is_some() {
-                self.ended.push(connection);
-            }
-        }
-        for _ in 0..limits::EVENTS_PER_TURN_MAX {
-            let Some((_, connection, tried)) = self.quitting.pop_front_if(|(deadline, ..)| *deadline <= now) else { return };
-            match (live_slot(&mut self.slots, connection), tried) {
-                (None, _) => {}
-                (Some(_), Tried::Once) => {
-                    self.handle_missed(connection);
-                    self.quitting.push_back((now + limits::RING_QUIESCE_MAX, connection, Tried::Twice));
-                }
-                // The kernel may yet touch what it holds: neither slot nor descriptor is used again.
-                (Some(_), Tried::Twice) => self.counters.leaked_slots_count += 1,
-            }
-        }
-    }
-
-    /// Second step: everything in flight is called back.
-    fn quit_ended(&mut self) {
-        for at in 0..self.ended.len() {
-            let connection = self.ended[at];
-            let Some(slot) = live_slot(&mut self.slots, connection) else { continue };
-            assert!(slot.is(CLOSING), "only the core ends a connection");
-            if slot.is(QUITTING) {
-                continue;
-            }
-            slot.set(QUITTING);
-            if !slot.is(IN_FLIGHT) {
-                self.quiet.push(connection);
-                continue;
-            }
-            for (flight, back, operation) in CANCELLABLE {
-                self.call_back(connection, flight, back, operation);
-            }
-            self.quitting.push_back((Instant::now() + limits::RING_QUIESCE_MAX, connection, Tried::Once));
-        }
-        self.ended.clear();
-    }
-
-    /// Third step. `closed` may close and attach others; those closes begin in the next turn, which does not sleep.
-    fn end_quiet<S: Sink<Self>>(&mut self, sink: &mut S) {
-        let mut quiet = std::mem::take(&mut self.quiet);
-        for connection in quiet.drain(..) {
-            let Some(slot) = live_slot(&mut self.slots, connection) else { continue };
-            assert!(!slot.is(IN_FLIGHT), "a descriptor is closed when nothing names it");
-            *slot = Slot::default();
-            self.stash_bytes -= self.stashes.remove(&connection.index).map_or(0, |stash| stash.len());
-            self.counters.system_calls_count += 1;
-            sink.closed(self, connection);
-        }
-        assert!(self.quiet.is_empty(), "nothing ends outside a turn");
-        self.quiet = quiet;
-    }
-}
-
-/// What the driver knows of one connection.
-#[derive(Debug, Default)]
-struct Slot {
-    socket: Option<Socket>,
-    generation: u32,
-    flags: u32,
-    /// The send in flight, while `SENDING`.
-    outgoing: u32,
-    /// Resting: when the events in `count` began. Talking: when the last bytes came.
-    stamp_ms: u32,
-    /// Resting: events. Talking: full buffers in a row.
-    count: u8,
-}
-
-/// Bytes of a connection in this driver.
-pub const SLOT_BYTES: usize = size_of::<Slot>();
-
-impl Slot {
-    fn is(&self, flags: u32) -> bool {
-        self.flags & flags != 0
-    }
-
-    fn set(&mut self, flags: u32) {
-        self.flags |= flags;
-    }
-
-    fn clear(&mut self, flags: u32) {
-        self.flags &= !flags;
-    }
-
-    fn raw(&self) -> i32 {
-        self.socket.as_ref().expect("a live slot has a socket").as_fd().as_raw_fd()
-    }
-
-    /// One counted system call on the socket of a slot that is in use.
-    fn with_socket<T>(&self, counters: &mut DriverCounters, call: impl FnOnce(&Socket) -> io::Result<T>) -> io::Result<T> {
-        counters.system_calls_count += 1;
-        call(self.socket.as_ref().expect("a live slot has a socket"))
-    }
-}
-
-/// The core paused it.
-const PAUSED: u32 = 1;
-/// The socket may hold bytes, FIN or an error that no event will announce again.
-const UNREAD: u32 = 1 << 1;
-/// An event said FIN or error: a short read proves nothing any more.
-const READ_CLOSED: u32 = 1 << 2;
-/// The core waits for `writable`.
-const BLOCKED: u32 = 1 << 3;
-/// The core asked for the close; it hears only `sent` and `closed` now.
-const CLOSING: u32 = 1 << 4;
-/// No more bytes for the core: it closes, or the end was reported.
-const MUTE: u32 = 1 << 5;
-/// In the ready list.
-const LISTED: u32 = 1 << 6;
-/// Nothing more comes from the peer: FIN or an error was read.
-const OVER: u32 = 1 << 7;
-/// It has a stash.
-const STASHED: u32 = 1 << 8;
-/// It deserves a receive of its own.
-const TALKS: u32 = 1 << 9;
-/// In the list of talkers.
-const WATCHED: u32 = 1 << 10;
-/// Everything in flight has been called back.
-const QUITTING: u32 = 1 << 11;
-/// Queued or armed.
-const POLLING: u32 = 1 << 12;
-/// See [`POLLING`].
-const RECEIVING: u32 = 1 << 13;
-/// See [`POLLING`].
-const SENDING: u32 = 1 << 14;
-/// Called back, and not yet returned.
-const POLL_BACK: u32 = 1 << 15;
-/// See [`POLL_BACK`].
-const RECEIVE_BACK: u32 = 1 << 16;
-/// See [`POLL_BACK`].
-const SEND_BACK: u32 = 1 << 17;
-
-/// Closing gracefully: FIN follows the last words.
-const LINGERS: u32 = 1 << 18;
-
-const IN_FLIGHT: u32 = POLLING | RECEIVING | SENDING;
-const CANCELLABLE: [(u32, u32, Operation); 3] =
-    [(POLLING, POLL_BACK, Operation::Poll), (RECEIVING, RECEIVE_BACK, Operation::Receive), (SENDING, SEND_BACK, Operation::Send)];
-
-/// How often the kernel was asked to return what it holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Tried {
-    Once,
-    Twice,
-}
-
-/// The slot of a connection whose life is not over.
-fn live_slot(slots: &mut [Slot], connection: ConnectionId) -> Option<&mut Slot> {
-    let slot = slots.get_mut(connection.index as usize)?;
-    (slot.socket.is_some() && slot.generation == connection.generation).then_some(slot)
-}
-
-/// The slot of a connection which the core has not closed.
-fn open_slot(slots: &mut [Slot], connection: ConnectionId) -> Option<&mut Slot> {
-    live_slot(slots, connection).filter(|slot| !slot.is(CLOSING))
-}
-
-/// Lists a connection that has something to lend and may.
-fn list_if_wanted(ready: &mut VecDeque<ConnectionId>, slot: &mut Slot, connection: ConnectionId) {
-    if slot.is(UNREAD | STASHED) && !slot.is(MUTE | LISTED | PAUSED) {
-        slot.set(LISTED);
-        ready.push_back(connection);
-    }
-}
-
-/// What an entry of the ring is about: the top 8 bits of its user data.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum Operation {
-    Bell = 1,
-    Accept,
-    Poll,
-    Receive,
-    Send,
-    Cancel,
-}
-
-impl Operation {
-    fn of(user_data: u64) -> Self {
-        match user_data >> 56 {
-            1 => Self::Bell,
-            2 => Self::Accept,
-            3 => Self::Poll,
-            4 => Self::Receive,
-            5 => Self::Send,
-            6 => Self::Cancel,
-            other => unreachable!("the kernel returns what it was given, not {other}"),
-        }
-    }
-}
-
-fn user_data(operation: Operation, connection: ConnectionId) -> u64 {
-    u64::from(operation as u8) << 56 | u64::from(connection.generation) << 32 | u64::from(connection.index)
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the lower two parts of what `user_data` joined")]
-fn connection_of(user_data: u64) -> ConnectionId {
-    ConnectionId { index: user_data as u32, generation: (user_data >> 32) as u32 & ConnectionId::GENERATION_MAX }
-}
-
-/// Milliseconds from `then` to `now`, both of a clock that wraps after 49 days.
-fn ms_after(now: u32, then: u32) -> i32 {
-    now.wrapping_sub(then).cast_signed()
-}
-
-fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).min(u32::MAX / 4)
-}
-
 #[derive(Debug)]
 struct Accepting {
     listener: Option<Listener>,
@@ -1157,97 +884,6 @@ impl Accepting {
     }
 }
 
-/// One conversation over loopback: accepted by the ring, read while it rests and while it talks, answered, closed.
-fn probe() -> Result<(), String> {
-    let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-    let listener = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 1).map_err(failed("listening on loopback"))?;
-    let address = listener.local_address().map_err(failed("listening on loopback"))?;
-    let waker = Waker::for_driver().map_err(failed("making an eventfd"))?;
-    let sizes = Sizes { submissions: 8, completions: 16, buffers_first: 2, buffers_max: 2, ..Sizes::share(1, 1, 1, None) };
-    let mut driver = Uring::new(sizes, Some(listener), waker).map_err(failed("making a ring"))?;
-    let client = TcpStream::connect(address).map_err(failed("connecting to loopback"))?;
-    let client = Socket::try_from(client).map_err(failed("connecting to loopback"))?;
-    let mut probe = Probe::default();
-    let deadline = Instant::now() + PROBE_MAX;
-    let mut heard = 0;
-    let mut said = 0;
-    loop {
-        if Instant::now() > deadline {
-            return Err(format!("the ring carried {heard} of {PROBE_BYTES} bytes and then stood still"));
-        }
-        driver.turn(Duration::from_millis(10), &mut probe).map_err(failed("entering the ring"))?;
-        if probe.is_closed {
-            break;
-        }
-        if let Some(error) = probe.failure.take() {
-            return Err(failed("a connection on the ring")(error));
-        }
-        if said == heard && said < PROBE_BYTES {
-            said += client.writev(&[IoSlice::new(b"?")]).map_err(failed("writing to loopback"))?;
-        }
-        match client.recv(&mut [0; 16]) {
-            Ok(0) => return Err("the ring ended a connection by itself".to_owned()),
-            Ok(count) => heard += count,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(failed("reading from loopback")(error)),
-        }
-        if heard == PROBE_BYTES
-            && let Some(connection) = probe.connection.take()
-        {
-            driver.close(connection, Close::Abort);
-        }
-    }
-    if driver.counters.promotions_count != 1 {
-        return Err("the ring was never used to receive".to_owned());
-    }
-    Ok(())
-}
-
-#[derive(Default)]
-struct Probe {
-    connection: Option<ConnectionId>,
-    failure: Option<io::Error>,
-    is_closed: bool,
-}
-
-impl Sink<Uring> for Probe {
-    fn accepted(&mut self, driver: &mut Uring, socket: Socket) {
-        let connection = ConnectionId { index: 0, generation: 0 };
-        self.connection = Some(connection);
-        self.failure = driver.attach(connection, socket).err();
-    }
-
-    fn bytes(&mut self, driver: &mut Uring, connection: ConnectionId, bytes: &mut [u8]) -> Flow {
-        if let Sent::Failed(error) = driver.send(connection, &[IoSlice::new(bytes)]) {
-            self.failure = Some(error);
-        }
-        Flow::Continue
-    }
-
-    fn eof(&mut self, _: &mut Uring, _: ConnectionId) {}
-
-    fn sent(&mut self, _: &mut Uring, _: ConnectionId, result: io::Result<usize>) {
-        self.failure = result.err();
-    }
-
-    fn writable(&mut self, _: &mut Uring, _: ConnectionId) {}
-
-    fn failed(&mut self, _: &mut Uring, _: ConnectionId, error: io::Error) {
-        self.failure = Some(error);
-    }
-
-    fn closed(&mut self, _: &mut Uring, _: ConnectionId) {
-        self.is_closed = true;
-    }
-
-    fn accept_failed(&mut self, _: &mut Uring, error: io::Error, _: Duration) {
-        self.failure = Some(error);
-    }
-}
-
-/// Exchanges of the probe: enough to be promoted, and then some.
-const PROBE_BYTES: usize = limits::RING_TALK_EVENTS as usize + 3;
-const PROBE_MAX: Duration = Duration::from_secs(5);
 /// Longer sends go out by a plain call first: copying them costs more than the call.
 const SEND_COPIED_MAX: usize = 8 * 1024;
 /// Sends queued after which they are submitted at once.
@@ -1266,6 +902,8 @@ const POLL_ENDS: u32 = POLL_HALF_CLOSED | POLL_ERROR | libc::POLLHUP as u32;
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+
     use super::*;
 
     struct Panics;
