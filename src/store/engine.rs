@@ -6,6 +6,8 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Slice};
@@ -20,6 +22,8 @@ use crate::limits::ENGINE_FILES_MAX;
 pub struct Engine {
     database: Database,
     tables: [fjall::Keyspace; Keyspace::ALL.len()],
+    /// Bytes of rows written to each table since its memory was last set aside.
+    in_memory: Arc<[AtomicU64; Keyspace::ALL.len()]>,
 }
 
 /// Why the engine cannot be used, naming operation and remedy.
@@ -68,13 +72,15 @@ impl Engine {
                 fjall::Error::Locked => EngineError::Locked,
                 other => failed("opening")(other),
             })?;
-        let options = || KeyspaceCreateOptions::default().manual_journal_persist(true).max_memtable_size(MEMTABLE_BYTES_MAX);
+        // Set aside by `write`: the engine asks its worker anew at every write beyond the size, and a worker that is busy for long
+        // finds its queue full of that and waits for itself.
+        let options = || KeyspaceCreateOptions::default().manual_journal_persist(true).max_memtable_size(u64::MAX);
         let mut tables = Vec::with_capacity(Keyspace::ALL.len());
         for keyspace in Keyspace::ALL {
             tables.push(database.keyspace(keyspace.name(), options).map_err(failed("opening"))?);
         }
         let tables = tables.try_into().unwrap_or_else(|_| unreachable!("one table per keyspace"));
-        Ok(Self { database, tables })
+        Ok(Self { database, tables, in_memory: Arc::default() })
     }
 
     /// What was decided at creation, `None` in a new engine.
@@ -116,7 +122,9 @@ impl Engine {
         }
         let rows = batch.rows();
         let mut writes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), rows.len());
+        let mut bytes = [0; Keyspace::ALL.len()];
         for row in rows {
+            bytes[row.keyspace.index()] += (row.key.len() + row.value.len()) as u64;
             let table = self.table(row.keyspace);
             match row.change {
                 Change::Delete => writes.remove(table, row.key),
@@ -124,7 +132,14 @@ impl Engine {
                 Change::Put | Change::Max => writes.insert(table, row.key, row.value),
             }
         }
-        writes.commit().map_err(failed("writing"))
+        writes.commit().map_err(failed("writing"))?;
+        for (more, (table, held)) in bytes.into_iter().zip(self.tables.iter().zip(self.in_memory.iter())) {
+            if held.fetch_add(more, Ordering::Relaxed) + more >= MEMTABLE_BYTES_MAX {
+                table.rotate_memtable().map_err(failed("flushing"))?;
+                held.store(0, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
 
     /// Syncs everything. With `tables`, what is in memory goes to tables first, so that nothing rests on the engine's journal.
@@ -139,7 +154,8 @@ impl Engine {
         const { assert!(matches!(Keyspace::ALL[Keyspace::ALL.len() - 1], Keyspace::Meta)) };
         let position = self.position()?;
         if tables {
-            for table in &self.tables {
+            for (table, held) in self.tables.iter().zip(self.in_memory.iter()) {
+                held.store(0, Ordering::Relaxed);
                 table.rotate_memtable_and_wait().map_err(failed("flushing"))?;
                 // It does not wait for what an earlier, automatic rotation has set aside when nothing was written since.
                 wait_for_tables(table)?;
@@ -246,8 +262,9 @@ const JOURNAL_BYTES_MAX: u64 = 128 << 20;
 /// How long a checkpoint waits for one table: a minute in all.
 const FLUSH_WAITS_MAX: u32 = 6_000;
 const FLUSH_WAIT: Duration = Duration::from_millis(10);
-/// Threads for flushing and compaction.
-const WORKERS: usize = 2;
+/// Threads for flushing and compaction. The first of several hands every compaction back to the queue while another is busy with one,
+/// so that two of them cost a core as long as a compaction takes.
+const WORKERS: usize = 1;
 
 #[cfg(test)]
 mod tests {
