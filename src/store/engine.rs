@@ -22,8 +22,24 @@ use crate::limits::ENGINE_FILES_MAX;
 pub struct Engine {
     database: Database,
     tables: [fjall::Keyspace; Keyspace::ALL.len()],
-    /// Bytes of rows written to each table since its memory was last set aside.
-    in_memory: Arc<[AtomicU64; Keyspace::ALL.len()]>,
+    /// What each table has in memory.
+    memory: Arc<[Memory; Keyspace::ALL.len()]>,
+}
+
+/// The memory of one table, which is set aside by whoever writes, and then flushed by the engine's worker, the oldest first.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Bytes of rows written since it was last set aside.
+    bytes: AtomicU64,
+    /// How often it was set aside.
+    turns: AtomicU64,
+}
+
+/// A checkpoint under way: see [`Engine::begin_checkpoint`].
+#[derive(Debug)]
+pub struct Checkpoint {
+    position: Position,
+    turns: [u64; Keyspace::ALL.len()],
 }
 
 /// Why the engine cannot be used, naming operation and remedy.
@@ -80,7 +96,7 @@ impl Engine {
             tables.push(database.keyspace(keyspace.name(), options).map_err(failed("opening"))?);
         }
         let tables = tables.try_into().unwrap_or_else(|_| unreachable!("one table per keyspace"));
-        Ok(Self { database, tables, in_memory: Arc::default() })
+        Ok(Self { database, tables, memory: Arc::default() })
     }
 
     /// What was decided at creation, `None` in a new engine.
@@ -133,34 +149,74 @@ impl Engine {
             }
         }
         writes.commit().map_err(failed("writing"))?;
-        for (more, (table, held)) in bytes.into_iter().zip(self.tables.iter().zip(self.in_memory.iter())) {
-            if held.fetch_add(more, Ordering::Relaxed) + more >= MEMTABLE_BYTES_MAX {
-                table.rotate_memtable().map_err(failed("flushing"))?;
-                held.store(0, Ordering::Relaxed);
+        for (index, more) in bytes.into_iter().enumerate() {
+            let held = self.memory[index].bytes.fetch_add(more, Ordering::Relaxed) + more;
+            // Not the position: it goes to disk after the rows it speaks for, in a checkpoint.
+            if held >= MEMTABLE_BYTES_MAX && index != Keyspace::Meta.index() {
+                self.set_aside(index)?;
             }
         }
         Ok(())
     }
 
-    /// Syncs everything. With `tables`, what is in memory goes to tables first, so that nothing rests on the engine's journal.
-    /// Returns the position read back afterwards.
+    /// Syncs everything. With `tables`, what is in memory goes to tables first, so that nothing rests on the engine's journal, and
+    /// this waits for it. Returns the position read back afterwards.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn checkpoint(&self, tables: bool) -> Result<Position, EngineError> {
+        if !tables {
+            let position = self.position()?;
+            return self.sync(position);
+        }
+        let checkpoint = self.begin_checkpoint()?;
+        for _ in 0..FLUSH_WAITS_MAX {
+            if let Some(position) = self.finish_checkpoint(&checkpoint)? {
+                return Ok(position);
+            }
+            std::thread::sleep(FLUSH_WAIT);
+        }
+        Err(late())
+    }
+
+    /// Sets the memory of all tables aside, to be flushed while writing goes on. Nobody may write meanwhile.
     ///
     /// `meta` is the last table to be written: whatever becomes of the journal, the tables never hold a position that is ahead of
     /// their rows.
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn checkpoint(&self, tables: bool) -> Result<Position, EngineError> {
+    pub fn begin_checkpoint(&self) -> Result<Checkpoint, EngineError> {
         const { assert!(matches!(Keyspace::ALL[Keyspace::ALL.len() - 1], Keyspace::Meta)) };
         let position = self.position()?;
-        if tables {
-            for (table, held) in self.tables.iter().zip(self.in_memory.iter()) {
-                held.store(0, Ordering::Relaxed);
-                table.rotate_memtable_and_wait().map_err(failed("flushing"))?;
-                // It does not wait for what an earlier, automatic rotation has set aside when nothing was written since.
-                wait_for_tables(table)?;
-            }
+        for index in 0..self.tables.len() {
+            self.set_aside(index)?;
         }
+        Ok(Checkpoint { position, turns: std::array::from_fn(|index| self.memory[index].turns.load(Ordering::Relaxed)) })
+    }
+
+    /// `None` while something of what was set aside is not in a table yet. Then syncs, and returns the position that no longer rests on
+    /// the engine's journal.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn finish_checkpoint(&self, checkpoint: &Checkpoint) -> Result<Option<Position>, EngineError> {
+        let is_flushed = self.tables.iter().zip(&*self.memory).zip(checkpoint.turns).all(|((table, memory), turns)| {
+            let since = memory.turns.load(Ordering::Relaxed) - turns;
+            table.sealed_memtable_count() as u64 <= since
+        });
+        if is_flushed { self.sync(checkpoint.position).map(Some) } else { Ok(None) }
+    }
+
+    fn set_aside(&self, index: usize) -> Result<(), EngineError> {
+        self.memory[index].bytes.store(0, Ordering::Relaxed);
+        if self.tables[index].rotate_memtable().map_err(failed("flushing"))? {
+            self.memory[index].turns.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn sync(&self, position: Position) -> Result<Position, EngineError> {
         self.database.persist(PersistMode::SyncAll).map_err(failed("syncing"))?;
         let stands = self.position()?;
         if stands.group < position.group {
@@ -240,15 +296,9 @@ impl Rows for View<'_> {
     }
 }
 
-/// Waits until nothing of a table is in memory but what was written since.
-fn wait_for_tables(table: &fjall::Keyspace) -> Result<(), EngineError> {
-    for _ in 0..FLUSH_WAITS_MAX {
-        if table.sealed_memtable_count() == 0 {
-            return Ok(());
-        }
-        std::thread::sleep(FLUSH_WAIT);
-    }
-    Err(EngineError::Failed { operation: "flushing", reason: "a table was not written within a minute".to_owned() })
+/// A minute has passed since tables were set aside.
+pub fn late() -> EngineError {
+    EngineError::Failed { operation: "flushing", reason: "a table was not written within a minute".to_owned() }
 }
 
 fn failed(operation: &'static str) -> impl Fn(fjall::Error) -> EngineError {
