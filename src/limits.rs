@@ -85,8 +85,9 @@ pub const WRITE_SEGMENTS_MAX: usize = 64;
 /// See [`WRITE_SEGMENTS_MAX`].
 pub const WRITE_BYTES_MAX: usize = 256 * 1024;
 
-/// `submit` lane, values. Filled by reactors, admin; full: ERROR 5002 to the client.
-pub const SUBMIT_LANE_MAX: usize = 16_384;
+/// `submit` lane, values. Filled by reactors, admin; full: ERROR 5002 to the client. SEND leaves an eighth of it to whoever logs in,
+/// reads and leaves.
+pub const SUBMIT_LANE_MAX: usize = 32_768;
 
 /// `group` lane, values per core. Filled by the store; full: the store keeps the groups (8 MiB), then RESYNC.
 pub const GROUP_LANE_MAX: usize = 256;
@@ -111,8 +112,13 @@ pub const PAGE_LANE_MAX: usize = 256;
 /// `control` lane, values per thread. Filled by control and admin; full: HTTP 503.
 pub const CONTROL_LANE_MAX: usize = 64;
 
-/// Bytes of groups between the store and the projector. Full: SEND gets 5002 until below half.
+/// Bytes of groups between the store and the projector. More than half: submissions wait in their lane. Full: SEND gets 5002 until
+/// below half.
 pub const PROJECT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How long submissions wait for a projector that writes nothing: then it is stuck, and SEND gets 5002 at once. Below what a client
+/// waits for SENT.
+pub const PROJECT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes of rows that wait for a sync while the level asks for none. Full: the log is synced at once.
 pub const UNSYNCED_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -143,8 +149,9 @@ pub const GROUP_SUBMISSIONS_MAX: usize = 8_192;
 /// Deliveries one commit group may make.
 pub const GROUP_DELIVERIES_MAX: usize = 262_144;
 
-/// Submissions parked behind a cold conversation. Full: ERROR 5002.
-pub const PARKED_MAX: usize = 4_096;
+/// Submissions parked behind cold conversations: enough for a thousand senders who come back with sixteen messages each. Their bodies
+/// are within the byte credit of submissions. Full: ERROR 5002.
+pub const PARKED_MAX: usize = 16_384;
 
 /// Members of a group.
 pub const GROUP_MEMBERS_MAX: usize = 100_000;

@@ -66,7 +66,12 @@ pub struct Outbox {
 
 impl Outlet for Outbox {
     fn submit(&mut self, mail: Submit) -> Result<(), Submit> {
-        if mail.is_shed_first() && self.submit.len() * 2 > self.submit.bound() {
+        let share = match &mail {
+            _ if mail.is_shed_first() => self.submit.bound() / 2,
+            Submit::Send(_) => self.submit.bound() - self.submit.bound() / 8,
+            _ => self.submit.bound(),
+        };
+        if share < self.submit.bound() && self.submit.len() > share {
             return Err(mail);
         }
         let bytes = mail.body_bytes();
@@ -545,16 +550,17 @@ const PANICS_PER_MINUTE_MAX: u32 = 10;
 mod tests {
     use super::*;
     use crate::config::Secret;
-    use crate::ids::SessionRef;
+    use crate::ids::{Cmid, RosterId, SessionRef};
     use crate::io::epoll::Epoll;
-    use crate::mail::{Event, PageReply, Reached};
+    use crate::mail::{Event, PageReply, Reached, SendMail, Sender};
     use crate::mailbox::{lane, reactor_lanes, spares};
     use crate::observe::counters::CloseCause;
     use crate::session::auth::Verifier;
     use crate::session::rate::Rate;
     use crate::shard::Rules;
     use crate::store::schema::Hashes;
-    use crate::wire::envelope::ErrorCode;
+    use crate::wire::envelope::{ErrorCode, send_flags};
+    use crate::wire::message::Body;
 
     fn rules() -> Rules {
         let rate = Rate { per_second: 20, burst: 128 };
@@ -612,6 +618,34 @@ mod tests {
         assert_eq!((shard.connections_count(), shard.handshakes_open()), (1, 1));
         shard.handle_closed(other, &mut stashes);
         assert_eq!((shard.connections_count(), shard.handshakes_open()), (0, 0));
+    }
+
+    /// Messages fill seven eighths of the lane to the store, what is shed first half of it, and the rest of it takes who leaves.
+    #[test]
+    fn messages_leave_room_in_the_lane() {
+        let (submit, submits) = lane(16, &Waker::for_thread());
+        let (spare_groups, _) = spares(1);
+        let mut outbox = Outbox { submit, credit: Credit::new(1000), peers: Vec::new(), spare_groups };
+        let from = Sender { session: SessionRef { reactor: ReactorId(0), index: 0, generation: 1 }, roster: RosterId(0), rid: 1 };
+        let send = |flags| {
+            Submit::Send(SendMail {
+                from,
+                cmid: Cmid([1; 16]),
+                flags,
+                kind: 1,
+                ttl_s: 0,
+                trace: None,
+                conv: "d:al:bo".into(),
+                payload: Body::new(),
+                refusal: None,
+                received: Moment::default(),
+            })
+        };
+        let mut count = |mail: &dyn Fn() -> Submit| (0..100).take_while(|_| outbox.submit(mail()).is_ok()).count();
+        assert_eq!(count(&|| send(send_flags::TRANSIENT)), 9);
+        assert_eq!(count(&|| send(0)), 6);
+        assert_eq!(count(&|| Submit::Leave { session: from.session, roster: from.roster }), 1);
+        assert_eq!(submits.len(), 16);
     }
 
     /// What finds a lane full is counted: a HELLO that the store cannot be told of ends with 4503, as overloaded.

@@ -42,7 +42,8 @@ use crate::clock::Moment;
 use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
 use crate::limits::{
     ARENA_CHUNK_BYTES, CURSOR_LOADS_MAX, DEVICES_PER_USER_MAX, GROUP_DELIVERIES_MAX, GROUP_SUBMISSIONS_MAX, JOB_LANE_MAX,
-    LANE_RETRY_EVERY, NOTICE_ONLY_ABOVE, PARKED_MAX, PROJECT_BYTES_MAX, RIDE_MAX, STORE_CHORES_EVERY, UNSYNCED_BYTES_MAX,
+    LANE_RETRY_EVERY, NOTICE_ONLY_ABOVE, PARKED_MAX, PROJECT_BYTES_MAX, PROJECT_PATIENCE, RIDE_MAX, STORE_CHORES_EVERY,
+    UNSYNCED_BYTES_MAX,
 };
 use crate::mail::{
     Attach, CursorMail, Delivery, Event, Group, MemberChange, MemberDone, MemberMail, MemberRefusal, PageMail, PostDone,
@@ -180,8 +181,12 @@ pub struct Sequencer<D: Disk> {
     names: Arena,
     /// Bytes of bodies that have left since the last turn ended.
     credit_bytes: u64,
-    /// The projector is behind: SEND is refused until it is below half.
+    /// The projector is more than half behind: submissions wait in their lane.
+    is_paced: bool,
+    /// The projector is behind by all it may be, or stuck: SEND is refused until it is below half.
     is_overloaded: bool,
+    /// The last group seen written, and when that, or less than half behind, was seen.
+    projected: (u64, u64),
     /// Too little space: SEND is refused.
     is_read_only: bool,
     chores_due: u64,
@@ -275,7 +280,9 @@ impl<D: Disk> Sequencer<D> {
             progress,
             names: Arena::new(ARENA_CHUNK_BYTES),
             credit_bytes: 0,
+            is_paced: false,
             is_overloaded: false,
+            projected: (0, 0),
             is_read_only: false,
             chores_due: 0,
             counters: StoreCounters::default(),
@@ -299,7 +306,7 @@ impl<D: Disk> Sequencer<D> {
     pub fn turn(&mut self, ports: &mut impl Ports) -> Result<Turn, LogError> {
         let now = ports.now();
         self.flush(ports);
-        self.watch_backlog();
+        self.watch_backlog(now);
         if now.mono_ns >= self.chores_due {
             self.chores()?;
             self.chores_due = now.mono_ns + nanos(STORE_CHORES_EVERY);
@@ -314,6 +321,7 @@ impl<D: Disk> Sequencer<D> {
         }
         let mut submitted = 0;
         while submitted < GROUP_SUBMISSIONS_MAX
+            && !self.is_paced
             && self.has_room()
             && let Some(submit) = ports.next_submit()
         {
@@ -1054,10 +1062,18 @@ impl<D: Disk> Sequencer<D> {
         }
     }
 
-    fn watch_backlog(&mut self) {
+    /// Peaks are shaved before anything is refused: beyond half, submissions wait, for as long as the projector moves.
+    fn watch_backlog(&mut self, now: Moment) {
         let max = PROJECT_BYTES_MAX as u64;
         let bytes = self.progress.backlog_bytes();
-        self.is_overloaded = bytes > max || (self.is_overloaded && bytes > max / 2);
+        let projected = self.progress.projected();
+        let is_behind = bytes > max / 2;
+        if !is_behind || projected != self.projected.0 {
+            self.projected = (projected, now.mono_ns);
+        }
+        let is_stuck = now.mono_ns - self.projected.1 >= nanos(PROJECT_PATIENCE);
+        self.is_overloaded = is_behind && (self.is_overloaded || bytes > max || is_stuck);
+        self.is_paced = is_behind && !self.is_overloaded;
     }
 
     /// What is due every second and nobody waits for.
@@ -1077,7 +1093,7 @@ impl<D: Disk> Sequencer<D> {
     fn wake_in(&self, now: Moment) -> Duration {
         let is_held = self.unprojected.front().is_some_and(|projection| projection.number <= self.log.synced());
         // A full lane to the readers says nothing when it has room again.
-        if is_held || !self.outboxes.iter().all(Outbox::is_empty) || self.aside.wanted().is_some() {
+        if is_held || self.is_paced || !self.outboxes.iter().all(Outbox::is_empty) || self.aside.wanted().is_some() {
             return LANE_RETRY_EVERY;
         }
         let due = [self.live.next_ns(), self.notices.next_ns()].into_iter().flatten().fold(self.chores_due, u64::min);

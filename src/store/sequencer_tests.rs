@@ -552,6 +552,37 @@ fn a_backlog_refuses_messages_until_below_half() {
     assert_eq!(told(2, 0), "0 sent 2 seq 2 flags 0");
 }
 
+/// The projector falls behind by more than half: submissions wait in their lane, and nothing is refused, until it is below half. If it
+/// writes nothing in the meantime, it is stuck: then they are refused.
+#[test]
+fn half_a_backlog_lets_submissions_wait() {
+    let (_, mut world, mut sequencer) = started();
+    world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
+    settle(&mut sequencer, &mut world);
+    world.told();
+    let half = PROJECT_BYTES_MAX as u64 / 2;
+    let progress = Arc::clone(&world.progress);
+    progress.handed_over(half + 1);
+    world.submits.push_back(send(0, 2, "d:al:bo", 2, 0));
+    for group in 2..=4 {
+        world.pass(900);
+        progress.written(group, 0);
+        let turn = sequencer.turn(&mut world).unwrap();
+        assert_eq!((world.told(), turn.is_busy, turn.wake_in), (vec![], false, LANE_RETRY_EVERY));
+    }
+    progress.written(5, half);
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told()[0], "0 sent 2 seq 2 flags 0");
+
+    progress.handed_over(half + 1);
+    world.submits.push_back(send(0, 3, "d:al:bo", 3, 0));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), [""; 0]);
+    world.pass(2000);
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["0 failed 3 5002"]);
+}
+
 /// Too little space: messages and changes of members are refused, the rest goes on; messages are taken again when there is room.
 #[test]
 fn too_little_space_refuses_messages_only() {
