@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use rustix::net::sockopt::set_socket_linger;
 use tidegate::wire::frame::{self, FrameEnd, HEADER_BYTES_MAX, Opcode, Sender};
 use tidegate::wire::mask;
 
@@ -109,6 +110,12 @@ impl Swarm {
         let connection = &mut self.connections[index];
         Outbox { bytes: &mut connection.out, scratch: &mut self.scratch }.message(write);
         connection.flush(index)
+    }
+
+    /// Ends all connections by reset, so that none of them lingers in the kernel.
+    pub fn reset(self) -> Result<(), String> {
+        let reset = |connection: &Connection| set_socket_linger(&connection.stream, Some(Duration::ZERO));
+        self.connections.iter().try_for_each(reset).map_err(|error| format!("linger: {error}"))
     }
 
     fn connect(&mut self) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tidegate::config::Secret;
 use tidegate::session::auth;
 
@@ -24,7 +25,7 @@ pub struct Gateway {
 impl Gateway {
     /// Starts it and waits until it is ready.
     pub fn start(common: &Common, arguments: &[&str]) -> Result<Self, String> {
-        let data = common.data.join(format!("run-{}", std::process::id()));
+        let data = common.data.join(format!("run-{}-{}", std::process::id(), common.label));
         let _ = fs::remove_dir_all(&data);
         fs::create_dir_all(&data).map_err(|error| format!("cannot make {}: {error}", data.display()))?;
         let (address, admin) = (free_address()?, free_address()?);
@@ -35,7 +36,7 @@ impl Gateway {
             .env("TIDEGATE_LISTEN", address.to_string())
             .env("TIDEGATE_ADMIN_LISTEN", admin.to_string())
             .env("TIDEGATE_DATA_DIR", &data)
-            .env("TIDEGATE_LOG_LEVEL", "warn")
+            .env("TIDEGATE_LOG_LEVEL", "error")
             // The bounds on one client are not what is measured.
             .env("TIDEGATE_PROTOCOL_SEND_RATE", "65535")
             .env("TIDEGATE_PROTOCOL_SEND_BURST", "65535")
@@ -52,8 +53,13 @@ impl Gateway {
         Ok(gateway)
     }
 
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A good token of a user, signed with the key the gateway made.
-    pub fn minter(&self) -> Result<impl Fn(&str) -> String, String> {
+    pub fn minter(&self) -> Result<impl Fn(&str) -> String + use<>, String> {
         let path = self.data.join("secret");
         let mut key = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         while key.last().is_some_and(u8::is_ascii_whitespace) {
@@ -106,6 +112,15 @@ impl Gateway {
     pub fn metrics(&self) -> Result<String, String> {
         let (status, body) = get(self.admin, "/metrics").map_err(|error| format!("GET /metrics: {error}"))?;
         if status == 200 { Ok(body) } else { Err(format!("GET /metrics: status {status}")) }
+    }
+
+    /// Asks its admin interface to do something.
+    pub fn post(&self, path: &str, body: &Value) -> Result<(), String> {
+        let body = body.to_string();
+        let head = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+        let answer = ask(self.admin, "POST", path, &head, &body);
+        let (status, answer) = answer.map_err(|error| format!("POST {path}: {error}"))?;
+        if (200..300).contains(&status) { Ok(()) } else { Err(format!("POST {path}: status {status}: {answer}")) }
     }
 
     fn wait_until_ready(&mut self) -> Result<(), String> {
@@ -195,9 +210,13 @@ pub fn parse_stat(stat: &str) -> Option<(String, f64)> {
 }
 
 fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    ask(address, "GET", path, "", "")
+}
+
+fn ask(address: SocketAddr, method: &str, path: &str, head: &str, body: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{head}\r\n{body}")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
@@ -206,7 +225,7 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
 }
 
 /// An address nobody listens on at this moment.
-fn free_address() -> Result<SocketAddr, String> {
+pub fn free_address() -> Result<SocketAddr, String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     listener.map_err(|error| format!("no free port: {error}"))
 }

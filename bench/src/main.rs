@@ -1,24 +1,35 @@
-//! Measures the release binary from outside: `idle`, `send`, `echo`.
+//! Measures the release binary from outside.
 //!
 //! ```text
 //! cargo build --release --workspace
+//! tidegate-bench all                                      # every comparison, then the table in README.md
+//! tidegate-bench echo                                     # one subject: against a bare echo, and peers that are installed
+//! tidegate-bench echo --case "64 B, 100 " --against OLD   # one case, and another build beside this one
 //! tidegate-bench idle --connections 10000
-//! tidegate-bench send --connections 1000                  # as fast as it goes, one message in flight each
 //! tidegate-bench send --connections 1000 --rate 10000     # open loop: latency from the intended time
-//! tidegate-bench echo --connections 100
 //! ```
 //!
-//! Each run starts a gateway of its own on an empty data directory. A figure is printed with its spread over the runs and appended,
-//! with command, commit, kernel, machine and limits, to `bench/results/<subject>.json`.
+//! Each run starts servers of its own, a gateway on an empty data directory. A figure is printed with its spread over the runs and kept,
+//! with command, commit, kernel, machine and limits, in `bench/results/<subject>.json`. [`paired`] says how comparisons are made.
 
 mod client;
+mod durable;
 mod echo;
+mod fanout;
+mod floor;
 mod gateway;
 mod idle;
 mod machine;
+mod nats;
 mod pace;
+mod paired;
 mod results;
 mod send;
+mod server;
+mod table;
+mod upgrade;
+mod volley;
+mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,16 +37,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::floor::Duty;
+use crate::paired::Options;
 use crate::results::Run;
 
 fn main() -> ExitCode {
-    let command = Command::parse();
-    let (subject, common) = match &command.subject {
-        Subject::Idle(common) => ("idle", common),
-        Subject::Send(send) => ("send", &send.common),
-        Subject::Echo(common) => ("echo", common),
-    };
-    match measure(&command.subject, common).and_then(|runs| results::report(subject, common, &runs)) {
+    match run(&Command::parse().subject) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("{reason}");
@@ -44,15 +51,32 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(subject: &Subject, common: &Common) -> Result<Vec<Run>, String> {
+fn run(subject: &Subject) -> Result<(), String> {
+    match subject {
+        Subject::Idle(common) => results::report("idle", common, &repeat(common, || idle::run(common))?),
+        Subject::Send(options) => results::report("send", &options.common, &repeat(&options.common, || send::run(options))?),
+        Subject::Floor { duty } => floor::run(*duty).map_err(|error| error.to_string()),
+        Subject::Echo(options) => compare(options, &[echo::run]),
+        Subject::Upgrade(options) => compare(options, &[upgrade::run]),
+        Subject::Fanout(options) => compare(options, &[fanout::run]),
+        Subject::Work(options) => compare(options, &[work::run]),
+        Subject::Durable(options) => compare(options, &[durable::run]),
+        Subject::All(options) => compare(options, &[echo::run, upgrade::run, fanout::run, work::run, durable::run, table::run]),
+        Subject::Table(options) => table::run(options),
+    }
+}
+
+fn repeat(common: &Common, mut measure: impl FnMut() -> Result<Run, String>) -> Result<Vec<Run>, String> {
     machine::raise_descriptors(common.connections)?;
-    (0..common.runs)
-        .map(|_| match subject {
-            Subject::Idle(common) => idle::run(common),
-            Subject::Send(options) => send::run(options),
-            Subject::Echo(common) => echo::run(common),
-        })
-        .collect()
+    (0..common.runs).map(|_| measure()).collect()
+}
+
+/// What measures a subject.
+type Compare = fn(&Options) -> Result<(), String>;
+
+fn compare(options: &Options, subjects: &[Compare]) -> Result<(), String> {
+    machine::raise_descriptors(0)?;
+    subjects.iter().try_for_each(|subject| subject(options))
 }
 
 /// Measures the Tidegate gateway.
@@ -64,12 +88,27 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum Subject {
+    /// Every comparison, and then the table.
+    All(Options),
+    /// WebSocket echo: messages per CPU-second against a bare TCP echo.
+    Echo(Options),
+    /// Newcomers: connections per CPU-second against a bare accept with a canned answer.
+    Upgrade(Options),
+    /// Group messages: deliveries per CPU-second against bare sends.
+    Fanout(Options),
+    /// One-to-one messages, stored and delivered: messages per CPU-second against a bare echo.
+    Work(Options),
+    /// Durable acknowledged messages per second against NATS JetStream.
+    Durable(Options),
+    /// Writes the table of figures into README.md.
+    Table(Options),
     /// User memory per idle authenticated connection.
     Idle(Common),
     /// Durable messages: rate, latency of SENT and DELIVER, CPU per message.
     Send(SendOptions),
-    /// Bare WebSocket echo: rate, latency, CPU per message.
-    Echo(Common),
+    /// What others are held against; started by the comparisons.
+    #[command(hide = true)]
+    Floor { duty: Duty },
 }
 
 /// What every subject is told.
@@ -96,7 +135,7 @@ struct Common {
     /// Seconds of measuring.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
-    /// Bytes of payload; by default 200 for `send`, 64 for `echo`.
+    /// Bytes of payload of a message; 200 by default.
     #[arg(long)]
     payload: Option<usize>,
     /// A setting of the gateway, such as `store.level=1`. May be repeated.
@@ -105,6 +144,9 @@ struct Common {
     /// A word about these runs, kept with the result.
     #[arg(long)]
     note: Option<String>,
+    /// Tells data directories of one run apart.
+    #[arg(skip)]
+    label: String,
 }
 
 impl Common {

@@ -29,23 +29,48 @@ pub fn report(subject: &str, common: &Common, runs: &[Run]) -> Result<(), String
     let mut figures = serde_json::Map::new();
     println!("{:<36} {:>12} {:>12} {:>12}", format!("{subject}, {} runs", runs.len()), "median", "least", "most");
     for name in names(runs) {
-        let mut values: Vec<f64> = runs.iter().filter_map(|run| run.value(&name)).collect();
-        let in_order = values.clone();
-        values.sort_by(f64::total_cmp);
-        let (least, median, most) = (values[0], values[values.len() / 2], values[values.len() - 1]);
-        println!("{name:<36} {median:>12.2} {least:>12.2} {most:>12.2}");
-        figures.insert(name, json!({ "median": median, "least": least, "most": most, "runs": in_order }));
+        let spread = spread(runs.iter().filter_map(|run| run.value(&name)).collect());
+        println!("{name:<36} {:>12.2} {:>12.2} {:>12.2}", spread.median, spread.least, spread.most);
+        figures.insert(name, spread.json());
     }
+    append(subject, common, with_origin(subject, common, json!({ "figures": figures })))
+}
+
+/// Keeps a record of a comparison, in place of an earlier one of the same case.
+pub fn keep(subject: &str, common: &Common, record: Value) -> Result<(), String> {
+    append(subject, common, with_origin(subject, common, record))
+}
+
+fn with_origin(subject: &str, common: &Common, mut record: Value) -> Value {
     let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let record = json!({
-        "subject": subject,
-        "command": command(),
-        "note": common.note,
-        "unix_s": unix_s,
-        "machine": machine::facts(&common.data),
-        "figures": figures,
-    });
-    append(subject, common, record)
+    record["subject"] = json!(subject);
+    record["command"] = json!(command());
+    record["note"] = json!(common.note);
+    record["unix_s"] = json!(unix_s);
+    record["machine"] = machine::facts(&common.data);
+    record
+}
+
+/// Median and extremes of some runs.
+pub struct Spread {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+    runs: Vec<f64>,
+}
+
+impl Spread {
+    /// As it is kept.
+    pub fn json(&self) -> Value {
+        json!({ "median": self.median, "least": self.least, "most": self.most, "runs": self.runs })
+    }
+}
+
+/// Of at least one value.
+pub fn spread(runs: Vec<f64>) -> Spread {
+    let mut sorted = runs.clone();
+    sorted.sort_by(f64::total_cmp);
+    Spread { median: sorted[sorted.len() / 2], least: sorted[0], most: sorted[sorted.len() - 1], runs }
 }
 
 /// Every figure of any run, in the order in which they first appear.
@@ -71,6 +96,8 @@ fn append(subject: &str, common: &Common, record: Value) -> Result<(), String> {
         Ok(text) => serde_json::from_str(&text).map_err(|error| format!("{name} is not a list of results: {error}"))?,
         Err(_) => Vec::new(),
     };
+    // A comparison of the same case replaces the one before: history has it.
+    records.retain(|known| record["case"].is_null() || known["case"] != record["case"]);
     records.push(record);
     let text = serde_json::to_string_pretty(&records).map_err(|error| error.to_string())?;
     fs::create_dir_all(&common.results).and_then(|()| fs::write(&path, text + "\n")).map_err(|error| format!("{name}: {error}"))

@@ -107,7 +107,7 @@ impl Snapshot {
 }
 
 /// Decides when messages leave.
-struct Loop {
+pub struct Loop {
     pace: Option<Pace>,
     in_flight: u32,
     next: usize,
@@ -115,7 +115,7 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(options: &SendOptions, load: &Load, swarm: &mut Swarm) -> Result<Self, String> {
+    pub fn new(options: &SendOptions, load: &Load, swarm: &mut Swarm) -> Result<Self, String> {
         let connections = options.common.connections;
         let in_flight = options.in_flight;
         if options.rate == 0 {
@@ -126,7 +126,7 @@ impl Loop {
     }
 
     /// Closed loop: the first messages; the answers bring the next ones.
-    fn start(&mut self, swarm: &mut Swarm, load: &mut Load) -> Result<(), String> {
+    pub fn start(&mut self, swarm: &mut Swarm, load: &mut Load) -> Result<(), String> {
         if self.pace.is_some() {
             return Ok(());
         }
@@ -139,7 +139,8 @@ impl Loop {
         Ok(())
     }
 
-    fn turn_for(&mut self, swarm: &mut Swarm, load: &mut Load, duration: Duration) -> Result<(), String> {
+    /// Lets time pass.
+    pub fn turn_for(&mut self, swarm: &mut Swarm, load: &mut Load, duration: Duration) -> Result<(), String> {
         let started = Instant::now();
         while started.elapsed() < duration {
             let mut budget = SENDS_PER_TURN_MAX;
@@ -163,7 +164,7 @@ impl Loop {
 }
 
 /// Waits for every answer and every delivery.
-fn drain(swarm: &mut Swarm, load: &mut Load) -> Result<(), String> {
+pub fn drain(swarm: &mut Swarm, load: &mut Load) -> Result<(), String> {
     let started = Instant::now();
     while load.pairs.iter().any(|side| !side.in_flight.is_empty()) || load.delivered_count < load.sent_count {
         if started.elapsed() > Duration::from_secs(20) {
@@ -177,17 +178,17 @@ fn drain(swarm: &mut Swarm, load: &mut Load) -> Result<(), String> {
 }
 
 /// The script: who sends what to whom.
-struct Load {
+pub struct Load {
     greeter: Greeter,
     pairs: Vec<Side>,
     payload: Vec<u8>,
     origin: Instant,
     is_closed_loop: bool,
-    is_stopping: bool,
+    pub is_stopping: bool,
     cmid: u128,
-    sent_count: u64,
+    pub sent_count: u64,
     delivered_count: u64,
-    sent_latency: Histogram<u64>,
+    pub sent_latency: Histogram<u64>,
     deliver_latency: Histogram<u64>,
 }
 
@@ -206,7 +207,7 @@ struct Side {
 }
 
 impl Load {
-    fn new(options: &SendOptions, greeter: Greeter) -> Result<Self, String> {
+    pub fn new(options: &SendOptions, greeter: Greeter) -> Result<Self, String> {
         let Common { connections, payload, .. } = options.common;
         if connections % 2 != 0 {
             return Err("users come in pairs: an even number of connections, please".to_owned());

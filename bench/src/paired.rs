@@ -1,0 +1,329 @@
+//! Comparisons on a machine whose speed changes by the minute: everybody is measured in turn, many times, within the same minutes.
+//!
+//! All contenders of a case run at once, each with connections of its own, and all rest but one. A repetition drives each for a moment,
+//! in an order that turns from repetition to repetition, and its ratio is taken against the floor *of the same repetition*. What is
+//! reported is the median of these ratios with the least and the most; the floor against a second copy of itself shows the noise.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::sched::{CloneFlags, unshare};
+use serde_json::{Map, Value, json};
+
+use crate::Common;
+use crate::results;
+use crate::server::{Contender, Core, Probe, Server, on_core, own_thread_cpu};
+
+/// What every comparison is told.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// The binary to measure; by default the one beside this program.
+    #[arg(long)]
+    pub gateway: Option<PathBuf>,
+    /// Another build to compare with, measured in the same run.
+    #[arg(long)]
+    pub against: Option<PathBuf>,
+    /// Where data directories are made; removed after each run.
+    #[arg(long, default_value = "target/bench-data")]
+    pub data: PathBuf,
+    /// Where results are kept.
+    #[arg(long, default_value = "bench/results")]
+    pub results: PathBuf,
+    /// Repetitions of each case.
+    #[arg(long, default_value_t = 7)]
+    pub repetitions: usize,
+    /// Seconds for which each contender is driven in a repetition.
+    #[arg(long, default_value_t = 1.0)]
+    pub seconds: f64,
+    /// Only cases whose name contains one of these. May be repeated.
+    #[arg(long = "case", value_name = "PART")]
+    pub cases: Vec<String>,
+    /// Only these contenders, by name, beside the floor. May be repeated.
+    #[arg(long = "only", value_name = "NAME")]
+    pub only: Vec<String>,
+    /// A setting of the gateway. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Print, and keep nothing.
+    #[arg(long)]
+    pub dry: bool,
+    /// A word about this run, kept with the result.
+    #[arg(long)]
+    pub note: Option<String>,
+}
+
+impl Options {
+    /// What a single gateway of this run is told.
+    pub fn common(&self, label: &str) -> Common {
+        Common {
+            gateway: self.gateway.clone(),
+            data: self.data.clone(),
+            results: self.results.clone(),
+            connections: 0,
+            runs: self.repetitions,
+            warm_up: 0.0,
+            seconds: self.seconds,
+            payload: None,
+            settings: self.settings.clone(),
+            note: self.note.clone(),
+            label: label.to_owned(),
+        }
+    }
+
+    /// Whether a case is asked for.
+    pub fn wants_case(&self, name: &str) -> bool {
+        self.cases.is_empty() || self.cases.iter().any(|part| name.contains(part.as_str()))
+    }
+
+    /// Those of `contenders` that are asked for and can be started here.
+    pub fn choose(&self, contenders: &[Contender]) -> Vec<Contender> {
+        let before = [Contender::EpollBefore, Contender::UringBefore];
+        let before = before.iter().filter(|_| self.against.is_some());
+        let asked = |contender: &&Contender| {
+            matches!(**contender, Contender::Floor | Contender::Nats)
+                || self.only.is_empty()
+                || self.only.iter().any(|name| contender.name().starts_with(name.as_str()))
+        };
+        let all = contenders.iter().chain(before).filter(asked).copied();
+        all.filter(|contender| contender.is_here() || say_absent(*contender)).collect()
+    }
+}
+
+fn say_absent(contender: Contender) -> bool {
+    eprintln!("{contender} is not here: bench/peers/setup installs it");
+    false
+}
+
+/// Drives one server, on a thread of its own with a descriptor table of its own.
+pub trait Generator {
+    /// Drives it for a moment, measures `duration` after `warm_up`, and leaves nothing in flight.
+    fn drive(&mut self, warm_up: Duration, duration: Duration, watch: &mut Watch) -> Result<Sample, String>;
+}
+
+/// Reads the clocks at both ends of a measurement.
+pub struct Watch {
+    probe: Probe,
+    begun: Option<(Instant, f64, f64)>,
+}
+
+impl Watch {
+    /// From here on it counts.
+    pub fn begin(&mut self) -> Result<(), String> {
+        self.begun = Some((Instant::now(), self.probe.cpu()?, own_thread_cpu()?));
+        Ok(())
+    }
+
+    /// So many units were done since.
+    pub fn end(&mut self, units: f64) -> Result<Sample, String> {
+        let (at, cpu, own) = self.begun.take().ok_or("the end of what was not begun")?;
+        let (cpu, own) = (self.probe.cpu()? - cpu, own_thread_cpu()? - own);
+        Ok(Sample { units, seconds: at.elapsed().as_secs_f64(), cpu_s: cpu, own_cpu_s: own, more: Vec::new() })
+    }
+}
+
+/// One contender in one repetition.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Messages, deliveries, connections.
+    pub units: f64,
+    pub seconds: f64,
+    /// CPU of the server, all threads.
+    pub cpu_s: f64,
+    /// CPU of the generator.
+    pub own_cpu_s: f64,
+    /// Figures of the subject's own.
+    pub more: Vec<(&'static str, f64)>,
+}
+
+impl Sample {
+    fn speed(&self, per: Per) -> f64 {
+        match per {
+            Per::CpuSecond => self.units / self.cpu_s,
+            Per::Second => self.units / self.seconds,
+        }
+    }
+}
+
+/// One case: what is measured of whom.
+pub struct Case {
+    /// Its name, and the part of the name of a result by which it is found again.
+    pub name: String,
+    /// What a unit is, in the singular.
+    pub unit: &'static str,
+    /// What it depends on.
+    pub facts: Vec<(&'static str, f64)>,
+    /// Against whom the ratios are taken.
+    pub reference: Contender,
+    /// What is compared.
+    pub per: Per,
+}
+
+/// What is compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Per {
+    /// Work per CPU-second of the server: what it costs.
+    CpuSecond,
+    /// Work per second: how much goes through, whatever waits.
+    Second,
+}
+
+/// One server with the thread that drives it.
+pub struct Team {
+    contender: Contender,
+    server: Server,
+    orders: Option<Sender<(Duration, Duration)>>,
+    answers: Receiver<Result<Sample, String>>,
+    thread: Option<JoinHandle<()>>,
+    samples: Vec<Sample>,
+    calls: Option<f64>,
+}
+
+impl Team {
+    /// Joins a server to the generator that `open` makes, on the generator's own thread.
+    pub fn new<G: Generator>(
+        contender: Contender,
+        server: Server,
+        open: impl FnOnce() -> Result<G, String> + Send + 'static,
+    ) -> Result<Self, String> {
+        let (orders, to_do) = channel::<(Duration, Duration)>();
+        let (done, answers) = channel();
+        let probe = server.probe();
+        let work = move || {
+            // Ten thousand connections of each of several contenders do not fit one table.
+            let ready = unshare(CloneFlags::CLONE_FILES).map_err(|error| format!("a descriptor table: {error}"));
+            let opened = ready.and_then(|()| on_core(Core::Generator)).and_then(|()| open());
+            let mut generator = match opened {
+                Ok(generator) => generator,
+                Err(error) => return drop(done.send(Err(error))),
+            };
+            let mut watch = Watch { probe, begun: None };
+            let ready = Sample { units: 0.0, seconds: 0.0, cpu_s: 0.0, own_cpu_s: 0.0, more: Vec::new() };
+            let mut answer = Ok(ready);
+            while done.send(answer).is_ok() {
+                let Ok((warm_up, duration)) = to_do.recv() else { return };
+                answer = generator.drive(warm_up, duration, &mut watch);
+            }
+        };
+        let thread =
+            std::thread::Builder::new().name(contender.name().to_owned()).spawn(work).map_err(|error| error.to_string())?;
+        let team =
+            Self { contender, server, orders: Some(orders), answers, thread: Some(thread), samples: Vec::new(), calls: None };
+        team.wait()?;
+        Ok(team)
+    }
+
+    fn wait(&self) -> Result<Sample, String> {
+        let answer = self.answers.recv().map_err(|_| "the generator ended".to_owned()).and_then(|answer| answer);
+        answer.map_err(|error| format!("{}: {error}", self.contender))
+    }
+
+    fn order(&self, warm_up: Duration, duration: Duration) -> Result<(), String> {
+        let orders = self.orders.as_ref().expect("taken when dropped");
+        orders.send((warm_up, duration)).map_err(|_| format!("{}: the generator ended", self.contender))
+    }
+
+    /// System calls per unit: by the kernel's count, and by our own if the kernel may not be asked.
+    fn count_calls(&mut self, seconds: f64) -> Result<(), String> {
+        let own_before = self.server.system_calls();
+        self.order(WARM_UP, Duration::from_secs_f64(seconds + 0.4))?;
+        std::thread::sleep(WARM_UP + Duration::from_millis(100));
+        let per_s = self.server.probe().system_calls_per_s(seconds);
+        let sample = self.wait()?;
+        let own = own_before.zip(self.server.system_calls()).map(|(before, after)| (after - before) / sample.units);
+        self.calls = per_s.map(|per_s| per_s / (sample.units / sample.seconds)).or(own);
+        Ok(())
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Measures a case with these teams, the floor first among them; prints and keeps what came out.
+pub fn measure(subject: &str, case: &Case, mut teams: Vec<Team>, options: &Options) -> Result<(), String> {
+    let duration = Duration::from_secs_f64(options.seconds);
+    for repetition in 0..options.repetitions {
+        for turn in 0..teams.len() {
+            let at = (repetition + turn) % teams.len();
+            let team = &mut teams[at];
+            team.order(WARM_UP, duration)?;
+            let sample = team.wait()?;
+            team.samples.push(sample);
+        }
+    }
+    for team in &mut teams {
+        team.count_calls(CALLS_SECONDS)?;
+    }
+    report(subject, case, &teams, options)
+}
+
+fn report(subject: &str, case: &Case, teams: &[Team], options: &Options) -> Result<(), String> {
+    let reference = teams.iter().find(|team| team.contender == case.reference);
+    let reference: Option<Vec<f64>> = reference.map(|team| team.samples.iter().map(|sample| sample.speed(case.per)).collect());
+    println!(
+        "{subject}: {}\n{:<20} {:>8} {:>17} {:>9} {:>9} {:>7} {:>7}",
+        case.name, "", "ratio", "least..most", "us/unit", "units/s", "calls", "gen %"
+    );
+    let mut contenders = Map::new();
+    for team in teams {
+        let samples = &team.samples;
+        let of = |figure: fn(&Sample) -> f64| samples.iter().map(figure).collect::<Vec<f64>>();
+        let mut figures = Map::new();
+        let ratio = reference.as_ref().map(|reference| {
+            let pairs = samples.iter().zip(reference);
+            results::spread(pairs.map(|(sample, reference)| sample.speed(case.per) / reference).collect())
+        });
+        let cpu_us = results::spread(of(|sample| sample.cpu_s * 1e6 / sample.units));
+        let rate = results::spread(of(|sample| sample.units / sample.seconds));
+        let generator = results::spread(of(|sample| sample.own_cpu_s * 100.0 / sample.seconds));
+        println!(
+            "{:<20} {:>8} {:>17} {:>9.3} {:>9.0} {:>7} {:>7.0}",
+            team.contender.name(),
+            ratio.as_ref().map_or_else(|| "-".to_owned(), |ratio| format!("{:.3}", ratio.median)),
+            ratio.as_ref().map_or_else(String::new, |ratio| format!("{:.3}..{:.3}", ratio.least, ratio.most)),
+            cpu_us.median,
+            rate.median,
+            team.calls.map_or_else(|| "-".to_owned(), |calls| format!("{calls:.3}")),
+            generator.median,
+        );
+        if let Some(ratio) = ratio {
+            figures.insert("ratio".to_owned(), ratio.json());
+        }
+        figures.insert(format!("cpu_us_per_{}", case.unit), cpu_us.json());
+        figures.insert(format!("{}s_per_s", case.unit), rate.json());
+        figures.insert("generator_cpu_percent".to_owned(), generator.json());
+        figures.extend(team.calls.map(|calls| (format!("system_calls_per_{}", case.unit), json!(calls))));
+        for (at, &(name, _)) in samples[0].more.iter().enumerate() {
+            let values = samples.iter().map(|sample| sample.more[at].1).collect();
+            let spread = results::spread(values);
+            println!("    {name:<32} {:>12.2} {:>12.2} {:>12.2}", spread.median, spread.least, spread.most);
+            figures.insert(name.to_owned(), spread.json());
+        }
+        contenders.insert(team.contender.name().to_owned(), Value::Object(figures));
+    }
+    if options.dry {
+        return Ok(());
+    }
+    let facts: Map<String, Value> = case.facts.iter().map(|&(name, value)| (name.to_owned(), json!(value))).collect();
+    let record = json!({
+        "case": case.name,
+        "facts": facts,
+        "repetitions": options.repetitions,
+        "seconds": options.seconds,
+        "contenders": contenders,
+    });
+    results::keep(subject, &options.common(""), record)
+}
+
+/// Driven before it is measured, in every repetition.
+const WARM_UP: Duration = Duration::from_millis(150);
+/// How long system calls are counted.
+const CALLS_SECONDS: f64 = 0.5;

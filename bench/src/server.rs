@@ -1,0 +1,284 @@
+//! The servers that are compared, each in a process of its own.                                                          [nix]
+//!
+//! Servers run on the first core, the generator on the last: on two cores neither waits for the other, and what a server costs is read
+//! from the scheduler's clock of its threads, in nanoseconds.
+
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::gateway::{Gateway, free_address, metric_sum};
+use crate::nats;
+use crate::paired::Options;
+
+/// Who answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Contender {
+    /// The least a server can do: the ratio of everybody else is taken against it.
+    Floor,
+    /// The floor once more: how far its ratio is from 1 is the noise.
+    FloorAgain,
+    /// Ours, by driver.
+    Epoll,
+    Uring,
+    /// Another build of ours (`--against`), by driver.
+    EpollBefore,
+    UringBefore,
+    /// uWebSockets' engine, driven through Bun's JavaScript.
+    Bun,
+    /// A few lines around tokio-tungstenite, one thread.
+    Tungstenite,
+    /// NATS JetStream, synced at every message.
+    Nats,
+}
+
+impl Contender {
+    /// Its name in results and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor",
+            Self::FloorAgain => "floor_again",
+            Self::Epoll => "epoll",
+            Self::Uring => "uring",
+            Self::EpollBefore => "epoll_before",
+            Self::UringBefore => "uring_before",
+            Self::Bun => "bun",
+            Self::Tungstenite => "tokio_tungstenite",
+            Self::Nats => "nats_jetstream",
+        }
+    }
+
+    /// Whether its bytes are not framed: what comes in goes out.
+    pub fn is_bare(self) -> bool {
+        matches!(self, Self::Floor | Self::FloorAgain)
+    }
+
+    /// What must be there for it, if it is a stranger: `bench/peers/setup` puts it there.
+    fn program(self) -> Option<PathBuf> {
+        match self {
+            Self::Bun => Some(Path::new(PEERS).join("bun/node_modules/bun/bin/bun.exe")),
+            Self::Tungstenite => Some(Path::new(PEERS).join("tungstenite/bin/peer-tungstenite")),
+            Self::Nats => Some(Path::new(PEERS).join("nats/nats-server")),
+            _ => None,
+        }
+    }
+
+    /// Whether it can be started here.
+    pub fn is_here(self) -> bool {
+        self.program().is_none_or(|program| program.exists())
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a bare server does.
+#[derive(Clone, Copy, Debug)]
+pub enum Bare {
+    Echo,
+    Upgrade,
+    Fanout,
+}
+
+impl Bare {
+    /// The argument of the hidden subcommand `floor`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Upgrade => "upgrade",
+            Self::Fanout => "fanout",
+        }
+    }
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    process: Process,
+}
+
+enum Process {
+    Gateway(Box<Gateway>),
+    Other(Child),
+    /// With a folder to be removed.
+    Storing(Child, PathBuf),
+}
+
+impl Server {
+    /// Starts one on the first core and waits until it listens.
+    pub fn start(contender: Contender, bare: Bare, options: &Options, gateway_arguments: &[&str]) -> Result<Self, String> {
+        on_core(Core::Server)?;
+        let started = Self::start_here(contender, bare, options, gateway_arguments);
+        on_core(Core::Generator)?;
+        started.map_err(|error| format!("{contender}: {error}"))
+    }
+
+    fn start_here(contender: Contender, bare: Bare, options: &Options, arguments: &[&str]) -> Result<Self, String> {
+        let driver = match contender {
+            Contender::Floor | Contender::FloorAgain => {
+                let program = std::env::current_exe().map_err(|error| error.to_string())?;
+                return Self::spawn(Command::new(program).args(["floor", bare.name()]));
+            }
+            Contender::Bun => {
+                let program = contender.program().expect("a stranger has one");
+                return Self::spawn(Command::new(program).arg(Path::new(PEERS).join("bun/echo.js")));
+            }
+            Contender::Tungstenite => return Self::spawn(&mut Command::new(contender.program().expect("a stranger has one"))),
+            Contender::Nats => return Self::start_nats(options),
+            Contender::Epoll | Contender::EpollBefore => "driver=epoll",
+            Contender::Uring | Contender::UringBefore => "driver=uring",
+        };
+        let mut common = options.common(contender.name());
+        // A contender rests while others are measured: no ping may come between, and no deadline pass.
+        let ours = [driver, "reactors=1", "protocol.ping_ms=3600000", "protocol.hello_ms=60000"];
+        common.settings.splice(0..0, ours.map(str::to_owned));
+        if matches!(contender, Contender::EpollBefore | Contender::UringBefore) {
+            common.gateway = options.against.clone();
+        }
+        let gateway = Box::new(Gateway::start(&common, arguments)?);
+        Ok(Self { address: gateway.address, process: Process::Gateway(gateway) })
+    }
+
+    /// Starts a program whose first line is its address.
+    fn spawn(command: &mut Command) -> Result<Self, String> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("asked for");
+        let read = BufReader::new(stdout).read_line(&mut line);
+        // From here on it is killed, whatever happens.
+        let mut server = Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), process: Process::Other(child) };
+        read.map_err(|error| error.to_string())?;
+        server.address = line.trim().parse().map_err(|_| format!("its first line is not an address: {line:?}"))?;
+        Ok(server)
+    }
+
+    fn start_nats(options: &Options) -> Result<Self, String> {
+        let address = free_address()?;
+        let folder =
+            std::path::absolute(&options.data).map_err(|error| error.to_string())?.join(format!("nats-{}", std::process::id()));
+        nats::write_configuration(&folder, address.port())?;
+        let program = Contender::Nats.program().expect("a stranger has one");
+        let mut command = Command::new(program);
+        command.arg("-c").arg(folder.join("nats.conf")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().map_err(|error| error.to_string())?;
+        let server = Self { address, process: Process::Storing(child, folder) };
+        let started = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if started.elapsed() > Duration::from_secs(10) {
+                return Err("it does not listen".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(server)
+    }
+
+    /// The gateway, if it is one.
+    pub fn gateway(&self) -> Option<&Gateway> {
+        match &self.process {
+            Process::Gateway(gateway) => Some(gateway),
+            Process::Other(_) | Process::Storing(..) => None,
+        }
+    }
+
+    /// What may be asked about it from another thread.
+    pub fn probe(&self) -> Probe {
+        let pid = match &self.process {
+            Process::Gateway(gateway) => gateway.pid(),
+            Process::Other(child) | Process::Storing(child, _) => child.id(),
+        };
+        Probe { pid }
+    }
+
+    /// System calls since its start, as its own counters know them.
+    pub fn system_calls(&self) -> Option<f64> {
+        let metrics = self.gateway()?.metrics().ok()?;
+        Some(metric_sum(&metrics, "tidegate_driver_system_calls_total"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Process::Other(child) | Process::Storing(child, _) = &mut self.process {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if let Process::Storing(_, folder) = &self.process {
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// Reads what a server has cost so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    pid: u32,
+}
+
+impl Probe {
+    /// CPU seconds of all its threads.
+    pub fn cpu(self) -> Result<f64, String> {
+        let path = format!("/proc/{}/task", self.pid);
+        let tasks = fs::read_dir(&path).map_err(|error| format!("{path}: {error}"))?;
+        let nanos = |task: fs::DirEntry| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split_ascii_whitespace().next()?.parse::<u64>().ok()
+        };
+        Ok(tasks.flatten().filter_map(nanos).sum::<u64>() as f64 / 1e9)
+    }
+
+    /// System calls per second over `seconds`, counted by the kernel. `None`: `perf` is not here, or may not.
+    pub fn system_calls_per_s(self, seconds: f64) -> Option<f64> {
+        let (pid, sleep) = (self.pid.to_string(), seconds.to_string());
+        let arguments = ["stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", &pid, "--", "sleep", &sleep];
+        let output = Command::new("perf").args(arguments).output().ok()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = text.lines().find(|line| line.contains("raw_syscalls"))?;
+        Some(line.split(',').next()?.parse::<f64>().ok()? / seconds)
+    }
+}
+
+/// CPU seconds of the calling thread.
+pub fn own_thread_cpu() -> Result<f64, String> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").map_err(|error| format!("/proc/thread-self: {error}"))?;
+    let nanos: u64 = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok()).ok_or("a strange schedstat")?;
+    Ok(nanos as f64 / 1e9)
+}
+
+/// Which end of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Core {
+    Server,
+    Generator,
+}
+
+/// Binds the calling thread, and what it starts from now on.
+pub fn on_core(core: Core) -> Result<(), String> {
+    let usable = USABLE.get_or_init(|| {
+        let all = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+        (0..CpuSet::count()).filter(|&number| all.is_set(number).unwrap_or(false)).collect()
+    });
+    let number = match core {
+        Core::Server => usable.first(),
+        Core::Generator => usable.last(),
+    };
+    let mut wanted = CpuSet::new();
+    wanted.set(*number.ok_or("no core to run on")?).map_err(|error| format!("cores: {error}"))?;
+    sched_setaffinity(Pid::from_raw(0), &wanted).map_err(|error| format!("cores: {error}"))
+}
+
+/// The cores of the process, as they were before a thread was bound.
+static USABLE: OnceLock<Vec<usize>> = OnceLock::new();
+/// Where `bench/peers/setup` puts strangers, seen from the root of the repository.
+const PEERS: &str = "bench/peers";
