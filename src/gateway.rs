@@ -14,7 +14,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -23,10 +24,11 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
-use crate::config::settings::PLATFORMS;
-use crate::config::value::{DriverChoice, PresencePolicy, PrivateFds, RoleChoice};
+use crate::config::settings::{DEFINITIONS, PLATFORMS};
+use crate::config::value::{DriverChoice, Kind, PresencePolicy, PrivateFds, Raw, RoleChoice};
 use crate::config::{Exit, Secret, Settings};
 use crate::ids::{Mid, ReactorId, Role};
+use crate::io::confine::{self, Grants, Landlock};
 use crate::io::descriptors::{self, Descriptors};
 use crate::io::driver::Driver;
 use crate::io::epoll::{self, Epoll};
@@ -72,8 +74,103 @@ pub struct Options {
     pub secret_is_ours: bool,
     /// Goes on with a damaged log, under a new epoch, so that clients resynchronise.
     pub accept_loss: bool,
+    /// What [`confine`] found.
+    pub confined: Confined,
     /// Called once, when clients and operators can connect.
     pub on_ready: Box<dyn FnOnce(&Ready) + Send>,
+}
+
+/// What the process gave up before its first thread, and what it found out while it still could.
+#[derive(Debug)]
+pub struct Confined {
+    /// `None`: told not to.
+    landlock: Option<std::io::Result<Landlock>>,
+    /// Whether another directory than the granted ones can still be listed.
+    is_open: bool,
+    /// What could not be given up.
+    kept: Vec<String>,
+    is_root: bool,
+    /// Whether io_uring can be used; `None`: nobody asked.
+    uring: Option<Result<(), String>>,
+}
+
+/// Gives up what a gateway with these settings will not need: new privileges, capabilities, huge pages; with `confine` all files but
+/// those it keeps or was named, all ports but its own, connections, and running programs. Makes the data directory if there is none.
+///
+/// Holds for the calling thread and those it makes later, so it belongs before the first of them, which is the log's.
+pub fn confine(settings: &Settings, ready_file: Option<&Path>) -> Confined {
+    let mut kept = Vec::new();
+    let mut tell = |what: &str, done: std::io::Result<()>| {
+        if let Err(error) = done {
+            kept.push(format!("{what}: {error}"));
+        }
+    };
+    tell("huge pages", confine::refuse_huge_pages());
+    tell("new privileges", confine::refuse_new_privileges());
+    tell("capabilities", confine::drop_capabilities());
+    // The probe connects to itself, which is not allowed later.
+    let uring = Kernel::asks_uring(settings.driver).then(Uring::probe);
+    let landlock = settings.confine.then(|| {
+        // Whoever opens it later reports what is wrong with it.
+        drop(std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&settings.data_dir));
+        confine::enter(&grants(settings, ready_file))
+    });
+    Confined { landlock, is_open: std::fs::read_dir("/").is_ok(), kept, is_root: confine::is_root(), uring }
+}
+
+impl Confined {
+    /// Tells the operator, once there is a log.
+    fn report(&self) {
+        for what in &self.kept {
+            tracing::warn!("could not give up {what}");
+        }
+        if self.is_root {
+            tracing::warn!(
+                "running as root, which a gateway does not need; use a user of its own, as deploy/tidegate.service does, or \
+                 setpriv --reuid tidegate --regid tidegate --clear-groups"
+            );
+        }
+        match &self.landlock {
+            None => tracing::warn!("confine = false: files, ports and programs stay within reach of this process"),
+            Some(Ok(Landlock::Enforced { version })) if !self.is_open => {
+                tracing::info!(landlock = version, "confined to its own files and ports");
+            }
+            Some(Ok(Landlock::Enforced { version })) => tracing::warn!(landlock = version, "confined, but / can still be listed"),
+            Some(Ok(Landlock::Missing)) => {
+                tracing::warn!("this kernel, or the filter of a container, has no Landlock: files and ports stay within reach");
+            }
+            Some(Err(error)) => tracing::warn!(%error, "Landlock refused: files and ports stay within reach"),
+        }
+    }
+}
+
+/// What a gateway with these settings needs after its start.
+fn grants(settings: &Settings, ready_file: Option<&Path>) -> Grants {
+    let beside = |file: &Path| match file.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let data = &settings.data_dir;
+    // Either may be a link to another disk.
+    let mut write = vec![data.clone(), data.join("log"), data.join("engine")];
+    write.extend(ready_file.map(beside));
+    // Files that settings name may be read again. A directory, not the file, because whoever changes a file puts another in its place.
+    let named = DEFINITIONS.iter().filter(|definition| definition.kind == Kind::Path && definition.key != "data_dir");
+    let mut read: Vec<_> = named
+        .filter_map(|definition| match (definition.value)(settings) {
+            Raw::Text(path) => Some(beside(Path::new(&path))),
+            _ => None,
+        })
+        .collect();
+    // Memory and processor time of this process; the share of cores that a container has.
+    read.extend(["/proc", "/sys/fs/cgroup"].map(PathBuf::from));
+    // A static binary draws random bytes from here.
+    read.extend(["/dev/urandom", "/dev/random"].map(PathBuf::from));
+    // The names of functions, for the record of a crash.
+    read.extend(std::env::current_exe());
+    // A port that the kernel chooses is bound once by the first reactor and then by its number.
+    let listen = (settings.listen.port() != 0).then(|| vec![settings.listen.port(), settings.admin.listen.port()]);
+    Grants { write, read, listen }
 }
 
 /// Where the gateway can be reached; ports that were 0 are the real ones.
@@ -113,6 +210,7 @@ impl std::error::Error for Fatal {}
 /// # Errors
 /// [`Fatal`]. What was acknowledged is on disk whatever the reason.
 pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
+    options.confined.report();
     let clock = Clock::new();
     let cores = reactors_count(&settings);
     // The first descriptors of all: their numbers are the same in every table, and nothing else is copied into them.
@@ -120,7 +218,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let wakers = wakers.map_err(|error| Fatal::new(Exit::Failed, format!("making an eventfd per reactor: {error}")))?;
     let Share { connections: connections_per_reactor, is_private } = share(&settings, cores)?;
     let last_bell = wakers.iter().filter_map(Waker::descriptor).map(|bell| bell.as_raw_fd()).max().filter(|_| is_private);
-    let kernel = Kernel::choose(&settings, cores, connections_per_reactor)?;
+    let kernel = Kernel::choose(&settings, cores, connections_per_reactor, options.confined.uring)?;
     let (events_in, events) = mpsc::channel();
     watch_signals(&events_in)?;
     let (posts, inboxes): (Vec<_>, Vec<_>) = wakers.iter().map(mailbox::reactor_lanes).unzip();
@@ -324,25 +422,35 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// What the settings ask, if this machine allows it.
-    fn choose(settings: &Settings, reactors: usize, connections: usize) -> Result<Self, Fatal> {
-        let wants = match settings.driver {
-            DriverChoice::Epoll => return Ok(Self::Epoll),
-            DriverChoice::Auto if !AUTO_IS_URING => return Ok(Self::Epoll),
-            wants => wants,
-        };
-        match Uring::probe() {
-            Ok(()) => {
+    /// Whether it is to be found out if io_uring can be used.
+    fn asks_uring(wanted: DriverChoice) -> bool {
+        match wanted {
+            DriverChoice::Epoll => false,
+            DriverChoice::Auto => AUTO_IS_URING,
+            DriverChoice::Uring => true,
+        }
+    }
+
+    /// What the settings ask, if this machine allows it: `uring` is what the probe said, `None` if nobody asked.
+    fn choose(
+        settings: &Settings,
+        reactors: usize,
+        connections: usize,
+        uring: Option<Result<(), String>>,
+    ) -> Result<Self, Fatal> {
+        match uring {
+            None => Ok(Self::Epoll),
+            Some(Ok(())) => {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let park_after = Some(settings.uring.park_after_ms).filter(|&ms| ms > 0);
                 let park_after = park_after.map(|ms| Duration::from_millis(u64::from(ms)));
                 Ok(Self::Uring(Sizes::share(connections, reactors, cores, park_after)))
             }
-            Err(reason) if wants == DriverChoice::Auto => {
+            Some(Err(reason)) if settings.driver == DriverChoice::Auto => {
                 tracing::info!(reason, "io_uring is not to be had here; the driver is epoll");
                 Ok(Self::Epoll)
             }
-            Err(reason) => Err(Fatal::new(
+            Some(Err(reason)) => Err(Fatal::new(
                 Exit::Failed,
                 format!(
                     "driver \"uring\": {reason}; it needs Linux 6.6 or newer, kernel.io_uring_disabled = 0, and a container whose \
@@ -830,6 +938,35 @@ const ECHO_QUEUE_BYTES: u32 = 20 * 1024 * 1024;
 mod tests {
     use super::*;
     use crate::conn::timers::Wheel;
+
+    /// Without io_uring "auto" goes on with epoll, and "uring" refuses by name; whoever did not ask for it is not told of it.
+    #[test]
+    fn a_machine_without_io_uring_is_served_by_epoll() {
+        let with = |driver| Settings { driver, ..Settings::default() };
+        let refused = || Some(Err("making a ring: Operation not permitted (os error 1)".to_owned()));
+        let chosen = |driver, probe| Kernel::choose(&with(driver), 1, 16, probe);
+        assert!(matches!(chosen(DriverChoice::Auto, refused()), Ok(Kernel::Epoll)));
+        assert!(matches!(chosen(DriverChoice::Auto, Some(Ok(()))), Ok(Kernel::Uring(_))));
+        assert!(matches!(chosen(DriverChoice::Epoll, None), Ok(Kernel::Epoll)));
+        let fatal = chosen(DriverChoice::Uring, refused()).unwrap_err();
+        assert!(fatal.exit == Exit::Failed && fatal.reason.contains("set driver = \"epoll\""), "{fatal}");
+        assert!(!Kernel::asks_uring(DriverChoice::Epoll) && Kernel::asks_uring(DriverChoice::Uring));
+    }
+
+    /// A process keeps within reach what its settings name, and nothing beside.
+    #[test]
+    fn grants_follow_the_settings() {
+        let mut settings = Settings::default();
+        settings.auth.secret_file = Some("key".into());
+        let of = |settings: &Settings| grants(settings, Some(Path::new("/run/t/ready")));
+        let Grants { write, read, listen } = of(&settings);
+        assert_eq!(write, ["./tidegate-data", "./tidegate-data/log", "./tidegate-data/engine", "/run/t"].map(PathBuf::from));
+        assert_eq!(read[..3], [".", "/proc", "/sys/fs/cgroup"].map(PathBuf::from));
+        assert_eq!(read.len(), 6, "and random bytes, and the binary: {read:?}");
+        assert_eq!(listen, Some(vec![8080, 8081]));
+        settings.listen.set_port(0);
+        assert_eq!(of(&settings).listen, None);
+    }
 
     /// "What a connection costs" in `docs/architecture.md` says line by line what the compiler says.
     #[test]

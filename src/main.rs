@@ -172,6 +172,8 @@ fn usage(text: impl Into<String>) -> Failure {
 fn serve(args: ServeArgs) -> Result<(), Failure> {
     let Loaded { settings, warnings } = settings(args.config.as_deref(), &args.flags.0)?;
     let Found { secret, source, warning } = secret::find(&settings, Missing::Create).map_err(usage)?;
+    // Before the first thread, which is the log's.
+    let confined = gateway::confine(&settings, args.ready_file.as_deref());
     let shape = match settings.log.format {
         LogFormat::Json => Shape::Json,
         LogFormat::Text => Shape::Text,
@@ -194,8 +196,8 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
             tracing::error!(%error, "cannot write the ready file");
         }
     };
-    let options =
-        Options { secret, secret_is_ours, echo: args.echo, accept_loss: args.accept_loss, on_ready: Box::new(on_ready) };
+    let (echo, accept_loss) = (args.echo, args.accept_loss);
+    let options = Options { secret, secret_is_ours, echo, accept_loss, confined, on_ready: Box::new(on_ready) };
     let done = gateway::serve(settings, options);
     if let Err(fatal) = &done {
         tracing::error!(exit = fatal.exit.code(), reason = fatal.reason, "stopped");

@@ -145,6 +145,10 @@ settings! {
     /// "auto" is epoll: docs/decisions/0003-which-driver.md says why. "uring" does not start where the kernel or a seccomp filter
     /// forbids it.
     driver: DriverChoice = DriverChoice::Auto, Rule::Any, Start;
+    /// Whether the process gives up, at its start, all it will not need: other files, other ports, connecting, running programs.
+    /// It is Landlock that refuses them then, Linux 5.13 or newer. What stays open: `data_dir`, and the directories of files that
+    /// settings name, for reading. Privileges and huge pages are given up in any case.
+    confine: bool = true, Rule::Any, Start;
 
     [admin: AdminSettings, "The HTTP side of operators: health, metrics, groups."]
     /// Where operators connect. Whoever reaches it may change groups: keep it on loopback.

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "system calls by descriptor; each block states why its conditions hold")]
 
 pub mod atomic;
+pub mod confine;
 pub mod descriptors;
 pub mod driver;
 pub mod epoll;

@@ -28,7 +28,8 @@ pub struct Gateway {
     admin: SocketAddr,
     secret: Arc<Secret>,
     lives: u32,
-    descriptors: Option<u32>,
+    /// Program and arguments that start the gateway; empty: it is started itself.
+    within: Vec<String>,
 }
 
 impl Gateway {
@@ -39,15 +40,20 @@ impl Gateway {
 
     /// Starts a gateway that may open so many files in each table.
     pub fn with_few_descriptors(descriptors: u32, settings: &[(&str, &str)]) -> Self {
-        Self::start_with(settings, Some(descriptors))
+        Self::within(&["sh", "-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"")], settings)
+    }
+
+    /// Starts a gateway by another program, which gets the command as its last arguments and becomes the gateway.
+    pub fn within(program: &[&str], settings: &[(&str, &str)]) -> Self {
+        Self::start_with(settings, program.iter().map(|&part| part.to_owned()).collect())
     }
 
     /// Starts a gateway with these settings, such as `("protocol.ping_ms", "1000")`.
     pub fn with(settings: &[(&str, &str)]) -> Self {
-        Self::start_with(settings, None)
+        Self::start_with(settings, Vec::new())
     }
 
-    fn start_with(settings: &[(&str, &str)], descriptors: Option<u32>) -> Self {
+    fn start_with(settings: &[(&str, &str)], within: Vec<String>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("gateway-{}-{number}", std::process::id()));
@@ -74,7 +80,7 @@ impl Gateway {
             admin: listen,
             secret: Arc::new(secret.expect("a good secret")),
             lives: 0,
-            descriptors,
+            within,
         };
         gateway.run();
         gateway
@@ -93,9 +99,10 @@ impl Gateway {
         self.lives += 1;
         let log = File::create(self.dir.join(format!("log-{}", self.lives))).expect("a log file");
         let out = log.try_clone().expect("a log file");
-        let mut command = Command::new(if self.descriptors.is_some() { "sh" } else { env!("CARGO_BIN_EXE_tidegate") });
-        if let Some(descriptors) = self.descriptors {
-            command.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tidegate")]);
+        let binary = env!("CARGO_BIN_EXE_tidegate");
+        let mut command = Command::new(self.within.first().map_or(binary, String::as_str));
+        if let [_, arguments @ ..] = self.within.as_slice() {
+            command.args(arguments).arg(binary);
         }
         command.arg("serve").arg("--ready-file").arg(&ready).args(flags);
         command.arg("--listen").arg(self.listen.to_string()).args(["--admin-listen", "127.0.0.1:0"]);

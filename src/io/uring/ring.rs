@@ -2,13 +2,17 @@
 //!
 //! The ring belongs to the thread that makes it (`SINGLE_ISSUER`), and the kernel does its part of the work only while that thread is
 //! inside [`Ring::enter`] (`DEFER_TASKRUN`): no socket is read behind its back, and what a turn finds is what it delivers.
+//!
+//! It can do what the driver does and nothing else: it is made disabled, restricted to a list of operations, and then enabled. A ring
+//! can open files, connect and run past a filter of system calls otherwise.
 
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
+use io_uring::register::Restriction;
 use io_uring::types::{SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, Submitter, cqueue, squeue};
+use io_uring::{EnterFlags, IoUring, Submitter, cqueue, opcode, squeue};
 
 /// See the module text.
 pub struct Ring {
@@ -41,11 +45,14 @@ impl Ring {
     pub fn new(submissions: u32, completions: u32) -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all().setup_no_sqarray().setup_cqsize(completions);
+        builder.setup_r_disabled();
         let ring = Box::new(builder.build(submissions)?);
         let pointer: *const IoUring = &raw const *ring;
         // SAFETY: the box keeps the ring at this address until it is dropped, after the submitter, which stands before it. From here
         // on the ring is only borrowed shared.
         let mut submitter = unsafe { &*pointer }.submitter();
+        submitter.register_restrictions(&mut restrictions())?;
+        submitter.register_enable_rings()?;
         // A thread has few places for registered rings; without one, entering costs a lookup.
         let _ = submitter.register_ring_fd();
         let can_gather = ring.params().is_feature_min_timeout();
@@ -146,9 +153,64 @@ impl Ring {
     }
 }
 
+/// All a ring is allowed to do.
+fn restrictions() -> [Restriction; 9] {
+    let flags = squeue::Flags::SKIP_SUCCESS | squeue::Flags::BUFFER_SELECT;
+    [
+        Restriction::sqe_op(opcode::PollAdd::CODE),
+        Restriction::sqe_op(opcode::RecvMulti::CODE),
+        Restriction::sqe_op(opcode::Send::CODE),
+        Restriction::sqe_op(opcode::AsyncCancel::CODE),
+        Restriction::sqe_flags_allowed(flags.bits()),
+        Restriction::register_op(REGISTER_RING_FDS),
+        Restriction::register_op(UNREGISTER_RING_FDS),
+        Restriction::register_op(REGISTER_PBUF_RING),
+        Restriction::register_op(UNREGISTER_PBUF_RING),
+    ]
+}
+
+/// `io_uring_register_op` of the kernel's header.
+const REGISTER_RING_FDS: u8 = 20;
+const UNREGISTER_RING_FDS: u8 = 21;
+const REGISTER_PBUF_RING: u8 = 22;
+const UNREGISTER_PBUF_RING: u8 = 23;
+
 impl Drop for Ring {
     fn drop(&mut self) {
         // The registration would keep the ring alive as long as the thread.
         let _ = self.submitter.unregister_ring_fd();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the driver does not do, its ring refuses: opening, connecting, even nothing; and to register files.
+    #[test]
+    fn a_ring_is_restricted_to_what_the_driver_does() {
+        let Ok(mut ring) = Ring::new(8, 16) else { return println!("no io_uring here") };
+        let path = c"/";
+        let fd = io_uring::types::Fd(-1);
+        let refused = [
+            opcode::Nop::new().build(),
+            opcode::OpenAt::new(fd, path.as_ptr()).build(),
+            opcode::Connect::new(fd, std::ptr::null(), 0).build(),
+            opcode::Read::new(fd, std::ptr::null_mut(), 0).build(),
+        ];
+        let count = refused.len();
+        for entry in refused {
+            // SAFETY: the one path is static, and the others name no memory.
+            unsafe { ring.push(entry) };
+        }
+        ring.submit();
+        let mut completions = Vec::new();
+        let wait = Wait { count, gather: Duration::ZERO, most: Duration::from_secs(10) };
+        ring.enter(wait).unwrap();
+        ring.take(&mut completions, count);
+        let results: Vec<i32> = completions.iter().map(cqueue::Entry::result).collect();
+        assert_eq!(results, vec![-libc::EACCES; count]);
+        let error = ring.submitter().register_files(&[-1]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
     }
 }
