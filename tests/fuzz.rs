@@ -1,8 +1,16 @@
-//! Bad input: a table of malformed requests and frames with the answer of each, and a seeded fuzzer of the same two doors.
+//! Bad input: a table of malformed requests and frames with the answer of each, and a seeded fuzzer of the same two doors and of what lies
+//! behind them.
 //!
 //! `TIDEGATE_FUZZ_SECONDS` (default 2) is the time per target, `TIDEGATE_FUZZ_SEED` repeats a run. An input that breaks a promise
-//! is saved and named; moved into `tests/fuzz/corpus/`, it is tried first by every later run.
+//! is saved and named; moved into `tests/fuzz/corpus/`, it is tried first by every later run. A campaign of an hour for each target, all
+//! beside one another:
+//!
+//! ```sh
+//! TIDEGATE_FUZZ_SECONDS=3600 cargo test --release --test fuzz fuzz_ -- --nocapture --test-threads=16
+//! ```
 
+#[path = "fuzz/inner.rs"]
+mod inner;
 #[path = "support/malformed.rs"]
 mod malformed;
 #[path = "fuzz/mutator.rs"]
@@ -52,14 +60,44 @@ fn the_table_breaks_every_rule() {
 
 #[test]
 fn fuzz_upgrade() {
-    let seeds = malformed::cases().into_iter().filter(|case| case.on == On::Connect);
-    fuzz("upgrade", targets::upgrade, &targets::UPGRADE_WORDS, seeds);
+    fuzz("upgrade", targets::upgrade, &targets::UPGRADE_WORDS, cases(|on| on == On::Connect));
 }
 
 #[test]
 fn fuzz_frame_message() {
-    let seeds = malformed::cases().into_iter().filter(|case| case.on != On::Connect);
-    fuzz("frame", targets::frame_message, &targets::FRAME_WORDS, seeds);
+    fuzz("frame", targets::frame_message, &targets::FRAME_WORDS, cases(|on| on != On::Connect));
+}
+
+#[test]
+fn fuzz_binary_codec() {
+    fuzz("binary", inner::binary, &inner::BINARY_WORDS, Vec::new());
+}
+
+#[test]
+fn fuzz_json_codec() {
+    fuzz("json", inner::json, &inner::JSON_WORDS, Vec::new());
+}
+
+#[test]
+fn fuzz_token() {
+    fuzz("token", inner::token, &inner::TOKEN_WORDS, vec![inner::signed_token()]);
+}
+
+#[test]
+fn fuzz_configuration() {
+    let whole = tidegate::config::render::default_file().into_bytes();
+    fuzz("configuration", inner::configuration, &inner::CONFIGURATION_WORDS, vec![whole]);
+}
+
+#[test]
+fn fuzz_log_replay() {
+    fuzz("log", inner::log_replay, &inner::LOG_WORDS, inner::log_seeds());
+}
+
+/// Cases of the table as inputs of the first two targets, with settings in front.
+fn cases(is_meant: fn(On) -> bool) -> Vec<Vec<u8>> {
+    let cases = malformed::cases().into_iter().filter(|case| is_meant(case.on));
+    cases.map(|case| [&[0, 2, 10, 200][..], &case.bytes].concat()).collect()
 }
 
 /// What the pure parts answer, and the name of the rule behind it.
@@ -96,14 +134,14 @@ fn answer_to_request(bytes: &[u8], chunk: usize) -> (Expected, Option<String>) {
 }
 
 /// Runs a target over its corpus, then over mutations until the time is up.
-fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: impl Iterator<Item = Case>) {
+fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: Vec<Vec<u8>>) {
     let seconds: u64 = env("TIDEGATE_FUZZ_SECONDS").unwrap_or(2);
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos();
     let seed: u64 = env("TIDEGATE_FUZZ_SEED").unwrap_or(u64::from(clock));
     let mut pool = corpus(name);
     let corpus_count = pool.len();
     assert!(corpus_count > 0, "the corpus of {name} is missing");
-    pool.extend(seeds.map(|case| [&[0, 2, 10, 200][..], &case.bytes].concat()).filter(|bytes| bytes.len() <= INPUT_BYTES_MAX));
+    pool.extend(seeds.into_iter().filter(|bytes| bytes.len() <= INPUT_BYTES_MAX));
     let mut kinds: HashSet<u64> = pool.iter().map(|input| run(name, target, input)).collect();
     let first_count = pool.len();
 
@@ -120,7 +158,7 @@ fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: impl Itera
         }
     }
     println!(
-        "fuzz {name}: seed {seed}, {executions_count} executions in {seconds} s from {corpus_count} corpus files and {} cases, \
+        "fuzz {name}: seed {seed}, {executions_count} executions in {seconds} s from {corpus_count} corpus files and {} seeds, \
          {} kinds of outcome",
         first_count - corpus_count,
         kinds.len()

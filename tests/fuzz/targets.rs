@@ -177,7 +177,8 @@ fn split(input: &[u8]) -> (u8, Vec<usize>, &[u8]) {
     (settings, if sizes.is_empty() { vec![1] } else { sizes }, stream)
 }
 
-fn hash(what: &impl Hash) -> u64 {
+/// A number for whatever happened.
+pub fn hash(what: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     what.hash(&mut hasher);
     hasher.finish()

@@ -4,6 +4,7 @@
 pub mod gate;
 pub mod gateway;
 pub mod ledger;
+pub mod peer;
 pub mod raw;
 
 use std::time::{Duration, Instant};

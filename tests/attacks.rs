@@ -1,0 +1,294 @@
+//! One test for each way in which WebSocket servers have been attacked, against the real binary. `docs/threat-model.md` lists them beside
+//! the tables of `tests/support/malformed.rs` and the fuzz targets.
+//!
+//! Each test ends with [`ends_well`].
+
+#[path = "support/malformed.rs"]
+#[allow(dead_code, reason = "the table is for others")]
+mod malformed;
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use malformed::frame;
+use support::eventually;
+use support::gateway::Gateway;
+use support::peer::{Peer, status, upgrade};
+use support::raw::Raw;
+use tidegate::wire::envelope::{Encoding, encode_client};
+
+/// Deadlines so long that no answer of these tests is theirs.
+const PATIENT: [(&str, &str); 2] = [("protocol.upgrade_ms", "60000"), ("protocol.hello_ms", "60000")];
+
+/// Compression that nobody agreed on: the extension is not accepted however it is offered, and a compressed frame is refused by its
+/// header, before HELLO and after it. What it would have become never exists.
+#[test]
+fn a_decompression_bomb_is_refused_by_its_header() {
+    let mut gateway = Gateway::with(&PATIENT);
+    // A raw deflate stream of zeros: 64 KiB that would become 64 MiB.
+    let bomb = frame(0xc2, &[&[0xec, 0xc1, 0x01, 0x01][..], &[0; 64 * 1024]].concat());
+    for offer in [
+        "Sec-WebSocket-Extensions: permessage-deflate\r\n",
+        "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits; server_no_context_takeover, x-webkit-deflate-frame\r\n",
+        "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=99999999999999999999\r\n",
+    ] {
+        let mut peer = Peer::connect(gateway.listen);
+        peer.write(upgrade("tidegate.v1", offer).as_bytes());
+        let head = peer.read_head();
+        assert_eq!(status(&head), 101);
+        assert!(!String::from_utf8_lossy(&head).to_ascii_lowercase().contains("sec-websocket-extensions"));
+        // The header alone is enough.
+        peer.write(&bomb[..2]);
+        assert_eq!(peer.closed(), Some(1002));
+    }
+    let before = gateway.resident_bytes();
+    for _ in 0..100 {
+        let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+        peer.write(&bomb);
+        assert_eq!(peer.closed(), Some(1002));
+    }
+    let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    drop(al.socket.get_mut().write_all(&bomb));
+    assert_eq!(al.closed(), Some(1002));
+    assert!(gateway.resident_bytes() < before + 32 * 1024 * 1024, "something was inflated");
+    ends_well(&mut gateway);
+}
+
+/// A Close frame with a body of every length there is: none and 2 to 125 bytes are echoed with their code, 1 and more than 125 are broken
+/// rules, also when the length is written in more bytes than it needs.
+#[test]
+fn close_frames_of_every_length_are_answered() {
+    let mut gateway = Gateway::with(&PATIENT);
+    for length in 0..=130_usize {
+        let mut body = 1001_u16.to_be_bytes().to_vec();
+        body.resize(length.max(2), b'r');
+        body.truncate(length);
+        let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+        peer.write(&frame(0x88, &body));
+        let expected: &[Option<u16>] = match length {
+            0 => &[None, Some(1000)],
+            1 | 126.. => &[Some(1002)],
+            _ => &[Some(1001)],
+        };
+        let answer = peer.closed();
+        assert!(expected.contains(&answer), "{length} bytes: {answer:?}");
+    }
+    for lengths in [&[0xfe, 0, 2][..], &[0xff, 0, 0, 0, 0, 0, 0, 0, 2], &[0xff, 0x80, 0, 0, 0, 0, 0, 0, 0]] {
+        let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+        peer.write(&[&[0x88][..], lengths, &[0; 6]].concat());
+        assert_eq!(peer.closed(), Some(1002), "{lengths:x?}");
+    }
+    ends_well(&mut gateway);
+}
+
+/// What stands behind the upgrade in the same packet is frames: a HELLO is welcomed, another request is no frame. Without an upgrade nothing
+/// behind the refusal is looked at.
+#[test]
+fn bytes_behind_the_upgrade_are_frames() {
+    let mut gateway = Gateway::with(&PATIENT);
+    let mut hello = Vec::new();
+    encode_client(Encoding::Binary, &support::raw::hello(&gateway.token("al"), "phone"), &mut hello);
+    let request = upgrade("tidegate.v1", "").into_bytes();
+    let mut peer = Peer::connect(gateway.listen);
+    peer.write(&[&request[..], &frame(0x82, &hello)].concat());
+    assert_eq!(status(&peer.read_head()), 101);
+    let mut first = [0];
+    peer.stream.read_exact(&mut first).expect("WELCOME");
+    assert_eq!(first, [0x82]);
+    let mut peer = Peer::connect(gateway.listen);
+    peer.write(&[&request[..], &request[..]].concat());
+    assert_eq!(status(&peer.read_head()), 101);
+    assert_eq!(peer.closed(), Some(1002));
+    let refused = b"GET /other HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut peer = Peer::connect(gateway.listen);
+    peer.write(&[&refused[..], &request[..]].concat());
+    assert_eq!(one_answer(&peer.read_all()), 404);
+    ends_well(&mut gateway);
+}
+
+/// Requests that two readers could cut at different places get one answer and the end; what is hidden in them is never answered.
+#[test]
+fn a_smuggled_request_is_never_answered() {
+    let mut gateway = Gateway::with(&PATIENT);
+    let hidden = upgrade("tidegate.v1", "");
+    let chunked = format!("{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
+    let length = format!("Content-Length: {}\r\n", hidden.len());
+    let shapes = [
+        (length.clone(), hidden.clone()),
+        (length.to_lowercase(), hidden.clone()),
+        (format!("Content-Length: 0\r\n{length}"), hidden.clone()),
+        (format!("{length}Content-Length: 0\r\n"), hidden.clone()),
+        ("Content-Length: +0\r\n".to_owned(), hidden.clone()),
+        ("Content-Length: 0, 5\r\n".to_owned(), hidden.clone()),
+        ("Content-Length: 18446744073709551616\r\n".to_owned(), hidden.clone()),
+        ("Content-Length: -1\r\n".to_owned(), hidden.clone()),
+        ("Transfer-Encoding: chunked\r\n".to_owned(), chunked.clone()),
+        (format!("{length}Transfer-Encoding: chunked\r\n"), chunked.clone()),
+        (format!("Transfer-Encoding: chunked\r\n{length}"), chunked.clone()),
+        ("Transfer-Encoding: xchunked\r\n".to_owned(), chunked.clone()),
+        ("Transfer-Encoding: chunked, identity\r\n".to_owned(), chunked.clone()),
+        ("Transfer-Encoding:\tchunked\r\n".to_owned(), chunked.clone()),
+        ("Transfer-Encoding : chunked\r\n".to_owned(), chunked.clone()),
+        ("X: y\r\n Transfer-Encoding: chunked\r\n".to_owned(), chunked.clone()),
+        ("X: y\nTransfer-Encoding: chunked\r\n".to_owned(), chunked.clone()),
+        ("X: y\rTransfer-Encoding: chunked\r\n".to_owned(), chunked.clone()),
+        ("Transfer-Encoding\0: chunked\r\n".to_owned(), chunked),
+    ];
+    for (lines, body) in shapes {
+        let mut peer = Peer::connect(gateway.listen);
+        peer.write(format!("{}{body}", upgrade("tidegate.v1", &lines)).as_bytes());
+        let answer = peer.read_all();
+        assert_eq!(one_answer(&answer), 400, "{lines:?}: {}", String::from_utf8_lossy(&answer));
+    }
+    ends_well(&mut gateway);
+}
+
+/// However an upgrade fails (refused, cut off, reset, half closed, in one piece or many), nothing of it is left: no connection, no
+/// handshake, no memory to speak of.
+#[test]
+fn failed_upgrades_leave_nothing_behind() {
+    const ROUNDS: usize = 200;
+    let mut gateway = Gateway::with(&[PATIENT[0], PATIENT[1], ("limits.accept_per_s", "0"), ("limits.handshakes_max", "100000")]);
+    let good = upgrade("tidegate.v1", "").into_bytes();
+    let endings: [fn(&mut Peer, &[u8]); 6] = [
+        // Refused.
+        |peer, _| {
+            peer.write(b"GET /other HTTP/1.1\r\nHost: h\r\n\r\n");
+            drop(peer.read_all());
+        },
+        // Left without a word, in the middle, and after the head.
+        |_, _| {},
+        |peer, good| peer.write(&good[..good.len() / 2]),
+        |peer, good| peer.write(good),
+        // Half closed in the middle.
+        |peer, good| {
+            peer.write(&good[..good.len() - 1]);
+            drop(peer.stream.shutdown(std::net::Shutdown::Write));
+            drop(peer.read_all());
+        },
+        // Garbage after the upgrade.
+        |peer, good| {
+            peer.write(good);
+            drop(peer.read_head());
+            peer.write(&[0xff; 64]);
+            drop(peer.read_all());
+        },
+    ];
+    let round = |gateway: &Gateway| {
+        for ending in endings {
+            let mut peer = Peer::connect(gateway.listen);
+            ending(&mut peer, &good);
+        }
+    };
+    (0..20).for_each(|_| round(&gateway));
+    let before = gateway.resident_bytes();
+    (0..ROUNDS).for_each(|_| round(&gateway));
+    for what in ["tidegate_connections_open", "tidegate_handshakes_open", "tidegate_stash_bytes"] {
+        eventually(what, || (gateway.metric(what) == 0.0).then_some(()));
+    }
+    let grown = gateway.resident_bytes().saturating_sub(before);
+    assert!(grown < 8 * 1024 * 1024, "{grown} bytes for {} failed upgrades", ROUNDS * endings.len());
+    ends_well(&mut gateway);
+}
+
+/// Slowloris: thousands of connections that send one byte per second of a request head cost at most 2 KiB each before they are
+/// authenticated, and whoever is honest is served meanwhile. Nothing moves the deadline, at which all of them get 408.
+#[test]
+fn a_slow_flood_costs_little_and_stops_nobody() {
+    let settings = [
+        ("protocol.upgrade_ms", "20000"),
+        ("limits.accept_per_s", "0"),
+        ("limits.accept_burst", "1000000"),
+        ("limits.handshakes_max", "100000"),
+    ];
+    let mut gateway = Gateway::with(&settings);
+    drop(Raw::connect(&gateway, Encoding::Binary, "al", "1"));
+    let empty = proportional_bytes(&gateway);
+    let head = upgrade("tidegate.v1", &"X-Pad: yyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(20)).into_bytes();
+    let mut slow: Vec<TcpStream> = (0..SLOW).map(|_| TcpStream::connect(gateway.listen).expect("the gateway accepts")).collect();
+    let mut at = 0;
+    for second in 0..SECONDS {
+        // The first byte, half a head, and then byte by byte.
+        let end = if second == 0 { 1 } else { (at + 1).max(head.len() / 2) };
+        for stream in &mut slow {
+            stream.write_all(&head[at..end]).expect("the gateway waits for the rest");
+        }
+        at = end;
+        Raw::connect(&gateway, Encoding::Binary, "al", &format!("{second}")).say("d:al:bo", "honest");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert_eq!(gateway.metric("tidegate_handshakes_open"), SLOW as f64);
+    let grown = proportional_bytes(&gateway).saturating_sub(empty);
+    let each = grown as f64 / SLOW as f64;
+    println!("{SLOW} slow connections: {grown} bytes, {each:.0} each; the bound is {PREAUTH_BYTES_MAX}");
+    assert!(each <= PREAUTH_BYTES_MAX, "{each:.0} bytes each");
+    eventually("the end of the slow", || (gateway.metric("tidegate_handshakes_open") == 0.0).then_some(()));
+    let mut answer = Vec::new();
+    drop(slow[0].read_to_end(&mut answer));
+    assert_eq!(one_answer(&answer), 408);
+    ends_well(&mut gateway);
+}
+
+/// Floods of the smallest frames there are (empty pings, empty fragments, one-byte fragments, pongs) are work, not memory: they are taken in
+/// turn with everybody else's frames, and whoever sends them holds nothing.
+#[test]
+fn floods_of_tiny_frames_hold_nothing() {
+    let mut gateway = Gateway::with(&PATIENT);
+    let before = gateway.resident_bytes();
+    let flood = |first: &[u8], again: &[u8]| [first, &again.repeat(20_000)].concat();
+    let floods = [
+        flood(&[], &frame(0x8a, b"")),
+        flood(&[], &frame(0x8a, b"x")),
+        flood(&frame(0x02, b""), &frame(0x00, b"")),
+        flood(&frame(0x02, b"x"), &frame(0x00, b"x")),
+    ];
+    let mut peers: Vec<Peer> = Vec::new();
+    for bytes in floods.iter().cycle().take(40) {
+        let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+        peer.write(bytes);
+        peers.push(peer);
+    }
+    Raw::connect(&gateway, Encoding::Binary, "al", "1").say("d:al:bo", "in the flood");
+    assert!(gateway.metric("tidegate_stash_bytes") <= 40.0 * 32.0 * 1024.0);
+    let grown = gateway.resident_bytes().saturating_sub(before);
+    assert!(grown < 32 * 1024 * 1024, "{grown} bytes");
+    drop(peers);
+    ends_well(&mut gateway);
+}
+
+/// The status of the one response that `bytes` are.
+fn one_answer(bytes: &[u8]) -> u16 {
+    // Which also holds its length against what came: a second response would be too much.
+    status(bytes)
+}
+
+/// The process lives, serves, has caught no panic, and ends with 0 when asked.
+fn ends_well(gateway: &mut Gateway) {
+    assert!(gateway.is_running());
+    let mut stranger = Raw::connect(gateway, Encoding::Binary, "zoe", "1");
+    stranger.say("d:zoe:zoe", "is anybody there?");
+    assert_eq!(gateway.metric("tidegate_panics_total"), 0.0);
+    drop(stranger);
+    gateway.terminate();
+    assert_eq!(gateway.wait().code(), Some(0), "{}", gateway.log());
+    assert!(!gateway.log().contains("panic"), "{}", gateway.log());
+}
+
+/// Memory of the process, shared pages by share, without pages of files.
+fn proportional_bytes(gateway: &Gateway) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", gateway.pid())).expect("it runs");
+    let kib = |name: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(name)).expect("Linux says it");
+        line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
+    };
+    (kib("Pss:") - kib("Pss_File:")) * 1024
+}
+
+/// Connections of the slow flood; with their two ends they fit two tables of 20,000 descriptors.
+const SLOW: usize = 8_000;
+const SECONDS: usize = 8;
+/// Before authentication, all included.
+const PREAUTH_BYTES_MAX: f64 = 2048.0;
