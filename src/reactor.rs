@@ -459,7 +459,11 @@ impl<D: Driver> Sink<D> for Hands {
         let lent = self.lends_count.is_multiple_of(PARSE_SAMPLED_EVERY).then(|| self.clock.now());
         let messages_count = self.shard.counters.messages_received_count;
         let Self { shard, stashes, outbox, now, .. } = self;
-        let handled = catch_unwind(AssertUnwindSafe(|| shard.handle_bytes(*now, id, bytes, stashes, outbox)));
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            tests::panic_if_asked(bytes);
+            shard.handle_bytes(*now, id, bytes, stashes, outbox)
+        }));
         if let Some(lent) = lent.filter(|_| self.shard.counters.messages_received_count > messages_count) {
             self.histograms.parsed(self.clock.now().since(lent));
         }
@@ -646,6 +650,84 @@ mod tests {
         assert_eq!(count(&|| send(0)), 6);
         assert_eq!(count(&|| Submit::Leave { session: from.session, roster: from.roster }), 1);
         assert_eq!(submits.len(), 16);
+    }
+
+    /// The defect of the test below: bytes that no parser would stumble over.
+    pub fn panic_if_asked(bytes: &[u8]) {
+        assert!(bytes != DEFECT, "a defect of the test");
+    }
+
+    const DEFECT: &[u8] = b"the bytes of a defect";
+
+    /// A panic while the bytes of one connection are handled closes that connection with 1011, is counted, and leaves its neighbour on the
+    /// same core alone.
+    #[test]
+    fn a_panic_leaves_the_others_alone() {
+        use crate::io::socket::Listener;
+        use std::io::{ErrorKind, Read, Write};
+        use std::net::TcpStream;
+        let waker = Waker::for_driver().unwrap();
+        let (_post, inbox) = reactor_lanes(&waker);
+        let (submit, _submitted) = lane(8, &Waker::for_thread());
+        let clock = Clock::new();
+        let secret = Secret::new(vec![7; 32]).unwrap();
+        let shard = Shard::new(ReactorId(0), Arc::new(rules()), Arc::new(Verifier::new(&secret, 0)), clock.now());
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 8).unwrap();
+        let address = listener.local_address().unwrap();
+        let parts = Parts {
+            id: ReactorId(0),
+            inbox,
+            waker: waker.clone(),
+            outbox: Outbox { submit, credit: Credit::new(1), peers: Vec::new(), spare_groups: spares(1).0 },
+            clock,
+            block: Arc::new(ReactorBlock::default()),
+            histograms: ReactorHistograms::new().0,
+            reports: std::sync::mpsc::channel().0,
+            table: None,
+        };
+        let mut reactor = Reactor::new(Epoll::new(8, Some(listener), waker).unwrap(), shard, 1 << 20, parts);
+        let mut turn = || {
+            let Reactor { driver, hands, .. } = &mut reactor;
+            driver.accept(true);
+            driver.turn(Duration::from_millis(5), hands).unwrap();
+            hands.tell_time();
+            hands.shard.handle_time(hands.now, &mut hands.outbox);
+            hands.flush(driver);
+            hands.shard.counters.panics_count
+        };
+        let mut read_until = |stream: &mut TcpStream, is_all: &dyn Fn(&[u8]) -> bool| {
+            stream.set_nonblocking(true).unwrap();
+            let (mut seen, mut chunk) = (Vec::new(), [0; 512]);
+            for _ in 0..2_000 {
+                turn();
+                match stream.read(&mut chunk) {
+                    Ok(0) => return (seen, turn()),
+                    Ok(count) => seen.extend_from_slice(&chunk[..count]),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => panic!("{error}"),
+                }
+                if is_all(&seen) {
+                    return (seen, turn());
+                }
+            }
+            panic!("never came; seen: {seen:?}");
+        };
+        let request = "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidegate.v1\r\n\r\n";
+        let mut streams = [0, 1].map(|_| TcpStream::connect(address).unwrap());
+        for stream in &mut streams {
+            stream.write_all(request.as_bytes()).unwrap();
+            let (head, _) = read_until(stream, &|seen| seen.ends_with(b"\r\n\r\n"));
+            assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+        }
+        let [victim, neighbour] = &mut streams;
+        victim.write_all(DEFECT).unwrap();
+        let (end, panics) = read_until(victim, &|_| false);
+        assert_eq!((end.first(), end.get(2..4), panics), (Some(&0x88), Some(&1011_u16.to_be_bytes()[..]), 1), "{end:x?}");
+        // A ping, masked with zeros.
+        neighbour.write_all(&[0x89, 0x81, 0, 0, 0, 0, b'?']).unwrap();
+        let (pong, panics) = read_until(neighbour, &|seen| seen.len() >= 3);
+        assert_eq!((pong.as_slice(), panics), (&[0x8a, 1, b'?'][..], 1));
     }
 
     /// What finds a lane full is counted: a HELLO that the store cannot be told of ends with 4503, as overloaded.

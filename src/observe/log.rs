@@ -4,7 +4,9 @@
 //! therefore stops that thread and no reactor: when the channel is full, lines are dropped and counted, and the count is the
 //! first thing written once the pipe moves again. Lines name connections, users and codes, never tokens or payloads.
 
+use std::backtrace::Backtrace;
 use std::io::{self, Write};
+use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -45,8 +47,18 @@ impl Log {
             Shape::Text => log.with_ansi(false).try_init(),
         };
         installed.map_err(io::Error::other)?;
+        std::panic::set_hook(Box::new(record_crash));
         Ok(Self { lines, ended })
     }
+}
+
+/// The crash record: a panic as a line of the log, with its place and how the program came there.
+fn record_crash(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let message = panic.payload_as_str().unwrap_or("no text");
+    let thread = thread::current().name().unwrap_or("unnamed").to_owned();
+    let trace = Backtrace::force_capture().to_string();
+    tracing::error!(place, thread, trace, "panicked: {message}");
 }
 
 impl Drop for Log {
