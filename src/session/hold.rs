@@ -42,8 +42,9 @@ pub enum Verdict {
 impl Holds {
     /// Judges a SEND to `conv`. The message that is waited for ends the hold, and so does RELEASE.
     pub fn check(&mut self, conv: &str, cmid: Cmid, release: bool) -> Verdict {
-        let Some(place) = self.held.iter().position(|held| &*held.conv == conv) else { return Verdict::Pass };
-        if release || self.held[place].failed == cmid {
+        let found = self.held.iter().enumerate().find(|(_, held)| &*held.conv == conv);
+        let Some((place, held)) = found else { return Verdict::Pass };
+        if release || held.failed == cmid {
             self.held.swap_remove(place);
             return Verdict::Pass;
         }

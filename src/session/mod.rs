@@ -1,4 +1,10 @@
 //! What frames mean: who the device is, what it may do and what it has received. Pure.
+//!
+//! As in `wire`, nothing is indexed or unwrapped.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::panic, clippy::string_slice, clippy::unreachable, clippy::unwrap_used)
+)]
 
 pub mod auth;
 pub mod delivery;

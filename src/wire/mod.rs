@@ -1,4 +1,10 @@
 //! Bytes and their meaning, without I/O: RFC 6455 below, the `tidegate.v1` protocol above.
+//!
+//! Bytes from outside decide no index here and unwrap nothing: lints say so. What writes into a block it has just made is excepted by name.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::panic, clippy::string_slice, clippy::unreachable, clippy::unwrap_used)
+)]
 
 pub mod envelope;
 pub mod frame;

@@ -395,7 +395,7 @@ fn path_of(target: &str) -> Option<&str> {
     }
     let (scheme, rest) = target.split_once("://")?;
     let known = ["http", "https", "ws", "wss"].iter().any(|one| one.eq_ignore_ascii_case(scheme));
-    known.then(|| rest.find('/').map_or("/", |slash| &rest[slash..]))
+    known.then(|| rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or("/"))
 }
 
 /// The items of a comma-separated header value; empty ones do not count (RFC 9110 5.6.1).

@@ -33,9 +33,9 @@ impl Validator {
             return Err(Invalid);
         }
         // The piece ends inside a sequence, so nothing was carried over from before.
-        let begun = &rest[error.valid_up_to()..];
+        let begun = rest.get(error.valid_up_to()..).unwrap_or_default();
         assert!(begun.len() <= self.carried.len());
-        self.carried[..begun.len()].copy_from_slice(begun);
+        self.carried.iter_mut().zip(begun).for_each(|(to, from)| *to = *from);
         self.len = u8::try_from(begun.len()).expect("at most three");
         Ok(())
     }
@@ -59,14 +59,14 @@ impl Validator {
         let wanted = sequence_bytes(self.carried[0]) - carried;
         let (front, rest) = piece.split_at(wanted.min(piece.len()));
         let mut sequence = [0; 4];
-        sequence[..carried].copy_from_slice(&self.carried[..carried]);
-        sequence[carried..carried + front.len()].copy_from_slice(front);
-        match std::str::from_utf8(&sequence[..carried + front.len()]) {
+        let arrived = self.carried.iter().take(carried).chain(front);
+        sequence.iter_mut().zip(arrived).for_each(|(to, from)| *to = *from);
+        let begun = carried + front.len();
+        match std::str::from_utf8(sequence.get(..begun).unwrap_or_default()) {
             Ok(_) => self.len = 0,
             Err(error) if error.error_len().is_some() => return Err(Invalid),
             Err(_) => {
-                let begun = carried + front.len();
-                self.carried[carried..begun].copy_from_slice(front);
+                self.carried.iter_mut().zip(sequence).for_each(|(to, from)| *to = from);
                 self.len = u8::try_from(begun).expect("at most three");
             }
         }

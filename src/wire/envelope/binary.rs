@@ -308,7 +308,7 @@ impl<'a> Reader<'a> {
         for _ in 0..count {
             item(self)?;
         }
-        Ok(&all[..all.len() - self.0.len()])
+        Ok(all.get(..all.len() - self.0.len()).unwrap_or_default())
     }
 
     /// A count, then as many items. What is reserved is bounded by what can be there: no item is shorter than 8 bytes.
@@ -528,6 +528,7 @@ pub(super) fn begin_page(head: &PageHead<'_>, out: &mut Vec<u8>) {
 }
 
 /// Completes the PAGE that fills `page`. Its messages begin at `first`.
+#[expect(clippy::indexing_slicing, reason = "into the head that begin_page wrote")]
 pub(super) fn end_page(page: &mut [u8], first: usize, count: u16, flags: u8) {
     let head = header(frame_type::PAGE, page.len() - 4);
     page[..4].copy_from_slice(&head);
@@ -542,6 +543,7 @@ pub(super) fn begin_sync_page(rid: u32, out: &mut Vec<u8>) {
 }
 
 /// Completes the SYNC_PAGE that fills `page`: the cursor is put before the count and the entries, which move up once.
+#[expect(clippy::indexing_slicing, reason = "into the head that begin_sync_page wrote")]
 pub(super) fn end_sync_page(page: &mut Vec<u8>, count: u16, flags: u8, since: u64, cursor: &str) {
     page[8] = flags;
     page[9..17].copy_from_slice(&since.to_le_bytes());
@@ -574,10 +576,12 @@ pub(super) fn with_bit(flags: u8, bit: u8, present: bool) -> u8 {
 }
 
 /// The longest beginning of `detail` that fits its length field and is whole characters.
+#[expect(clippy::string_slice, reason = "at a boundary that was asked for")]
 pub(super) fn cut(detail: &str) -> &str {
     &detail[..detail.floor_char_boundary(usize::from(u8::MAX))]
 }
 
+#[expect(clippy::indexing_slicing, reason = "into the four bytes just appended")]
 fn put(out: &mut Vec<u8>, kind: u8, fields: impl FnOnce(&mut Body<'_>)) {
     let start = out.len();
     out.extend_from_slice(&header(kind, 0));

@@ -151,6 +151,7 @@ pub fn deliver_tail(encoding: Encoding, deliver: &Deliver<'_>, max_frame: usize,
 ///
 /// # Panics
 /// If the tail is not one.
+#[expect(clippy::indexing_slicing, clippy::panic, reason = "what is read is what this program wrote and kept")]
 pub fn read_tail<'a>(encoding: Encoding, pos: u64, tail: &[u8], scratch: &'a mut Vec<u8>) -> Deliver<'a> {
     let mut head = [0; DELIVER_HEAD_BYTES_MAX];
     let head_len = deliver_head(encoding, pos, tail.len(), &mut head);

@@ -20,9 +20,9 @@ use crate::limits::{ACK_CURSORS_MAX, WATCH_USERS_MAX};
 /// Takes the next line that is not empty off the front of `rest`.
 pub(super) fn split<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     while !rest.is_empty() {
-        let end = rest.iter().position(|&byte| byte == b'\n').unwrap_or(rest.len());
-        let line = &rest[..end];
-        *rest = &rest[rest.len().min(end + 1)..];
+        let mut parts = rest.splitn(2, |&byte| byte == b'\n');
+        let line = parts.next().unwrap_or_default();
+        *rest = parts.next().unwrap_or_default();
         if !line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r')) {
             return Some(line);
         }
@@ -297,8 +297,8 @@ impl<'a> Fields<'a> {
     fn read(text: &'a str) -> Result<Self, Fault> {
         let mut values = [Value::Absent; Key::COUNT];
         scan::object(text, |name, value| {
-            if let Some(key) = Key::find(name) {
-                values[key as usize] = value;
+            if let Some(place) = Key::find(name).and_then(|key| values.get_mut(key as usize)) {
+                *place = value;
             }
         })?;
         Ok(Self(values))
@@ -313,7 +313,7 @@ impl<'a> Fields<'a> {
     }
 
     fn get(&self, key: Key) -> Value<'a> {
-        self.0[key as usize]
+        self.0.get(key as usize).copied().unwrap_or(Value::Absent)
     }
 
     fn u64(&self, key: Key) -> Result<u64, Fault> {
@@ -471,8 +471,9 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
         return None;
     }
     let mut out = [0; N];
-    for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    let (pairs, _) = text.as_bytes().as_chunks::<2>();
+    for (byte, &[high, low]) in out.iter_mut().zip(pairs) {
+        *byte = digit(high)? << 4 | digit(low)?;
     }
     Some(out)
 }

@@ -2,6 +2,7 @@
 //!
 //! Keys without a value (zero, empty) are not written. In DELIVER `t` comes first and `pos` second, so that all behind them is the
 //! same for every receiver; in pages what is known only at the end comes last.
+#![expect(clippy::indexing_slicing, reason = "it writes into blocks of its own, at places it has just found or made")]
 
 use super::binary::{cut, with_bit};
 use super::frames::DELIVER_HEAD_BYTES_MAX;

@@ -169,6 +169,7 @@ impl SyncPageWriter {
 }
 
 /// The page with its messages in the opposite order. In JSON a comma stands before every message but the first.
+#[expect(clippy::indexing_slicing, reason = "the ends of messages this program wrote")]
 fn reverse(page: &[u8], first: usize, ends: &[usize], encoding: Encoding) -> Vec<u8> {
     let mut out = Vec::with_capacity(page.len());
     out.extend_from_slice(&page[..first]);

@@ -112,7 +112,7 @@ pub(super) fn unescape(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
+        out.push_str(rest.get(..at)?);
         let (escape, after) = (*rest.as_bytes().get(at + 1)?, rest.get(at + 2..)?);
         rest = after;
         out.push(match escape {
@@ -198,14 +198,19 @@ impl<'a> Scanner<'a> {
         match self.peek() {
             Some(b'[') => {
                 self.container()?;
-                Ok(Value::List(&self.text[start..self.at]))
+                Ok(Value::List(self.since(start)?))
             }
             Some(b'{') => {
                 self.container()?;
-                Ok(Value::Object(&self.text[start..self.at]))
+                Ok(Value::Object(self.since(start)?))
             }
             _ => self.scalar(),
         }
+    }
+
+    /// What was read since `start`.
+    fn since(&self, start: usize) -> Result<&'a str, NotJson> {
+        self.text.get(start..self.at).ok_or(NotJson)
     }
 
     fn scalar(&mut self) -> Result<Value<'a>, NotJson> {
@@ -220,7 +225,7 @@ impl<'a> Scanner<'a> {
     }
 
     fn literal(&mut self, word: &str) -> Result<Value<'a>, NotJson> {
-        if !self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
+        if !self.text.get(self.at..).is_some_and(|rest| rest.starts_with(word)) {
             return Err(NotJson);
         }
         self.at += word.len();
@@ -255,7 +260,7 @@ impl<'a> Scanner<'a> {
             }
         }
         // Both ends stand beside an ASCII quote, hence on character boundaries.
-        let text = &self.text[start..self.at];
+        let text = self.since(start)?;
         self.at += 1;
         Ok(if escaped { Value::Escaped(text) } else { Value::Text(text) })
     }
@@ -264,7 +269,7 @@ impl<'a> Scanner<'a> {
         let negative = self.take(b'-');
         let start = self.at;
         self.digits()?;
-        let integer = &self.text[start..self.at];
+        let integer = self.since(start)?;
         if integer.len() > 1 && integer.starts_with('0') {
             return Err(NotJson);
         }
