@@ -155,21 +155,27 @@ fn grants(settings: &Settings, ready_file: Option<&Path>) -> Grants {
     let mut write = vec![data.clone(), data.join("log"), data.join("engine")];
     write.extend(ready_file.map(beside));
     // Files that settings name may be read again. A directory, not the file, because whoever changes a file puts another in its place.
-    let named = DEFINITIONS.iter().filter(|definition| definition.kind == Kind::Path && definition.key != "data_dir");
-    let mut read: Vec<_> = named
-        .filter_map(|definition| match (definition.value)(settings) {
-            Raw::Text(path) => Some(beside(Path::new(&path))),
-            _ => None,
-        })
-        .collect();
+    let (mut read, mut ports, mut is_chosen) = (Vec::new(), Vec::new(), false);
+    for definition in DEFINITIONS.iter().filter(|definition| definition.key != "data_dir") {
+        match ((definition.value)(settings), definition.kind) {
+            (Raw::Text(path), Kind::Path) => read.push(beside(Path::new(&path))),
+            (Raw::List(items), _) => read.extend(items.iter().map(Path::new).filter(|item| item.is_file()).map(beside)),
+            (Raw::Text(address), Kind::Address) => {
+                let port = address.parse().map_or(0, |address: SocketAddr| address.port());
+                // A port that the kernel chooses is bound once by the first reactor and then by its number.
+                is_chosen |= port == 0 && definition.key != "admin.listen";
+                ports.push(port);
+            }
+            _ => {}
+        }
+    }
     // Memory and processor time of this process; the share of cores that a container has.
     read.extend(["/proc", "/sys/fs/cgroup"].map(PathBuf::from));
     // A static binary draws random bytes from here.
     read.extend(["/dev/urandom", "/dev/random"].map(PathBuf::from));
     // The names of functions, for the record of a crash.
     read.extend(std::env::current_exe());
-    // A port that the kernel chooses is bound once by the first reactor and then by its number.
-    let listen = (settings.listen.port() != 0).then(|| vec![settings.listen.port(), settings.admin.listen.port()]);
+    let listen = (!is_chosen).then_some(ports);
     Grants { write, read, listen }
 }
 
@@ -964,6 +970,8 @@ mod tests {
         assert_eq!(read[..3], [".", "/proc", "/sys/fs/cgroup"].map(PathBuf::from));
         assert_eq!(read.len(), 6, "and random bytes, and the binary: {read:?}");
         assert_eq!(listen, Some(vec![8080, 8081]));
+        settings.admin.listen.set_port(0);
+        assert_eq!(of(&settings).listen, Some(vec![8080, 0]));
         settings.listen.set_port(0);
         assert_eq!(of(&settings).listen, None);
     }

@@ -217,8 +217,8 @@ const RULE_PATH: u32 = 1;
 const RULE_PORT: u32 = 2;
 /// Read a file, list a directory.
 const FILES_READ: u64 = 1 << 2 | 1 << 3;
-/// Reading; write and truncate; remove directories and files; make directories and regular files; move between directories.
-const FILES_WRITE: u64 = FILES_READ | 1 << 1 | 1 << 14 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13;
+/// Reading; write and truncate; remove directories and files; make directories, regular files and sockets; move between directories.
+const FILES_WRITE: u64 = FILES_READ | 1 << 1 | 1 << 14 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 13;
 /// What a rule about a single file may name: execute, write, read, truncate.
 const FILES_OF_FILES: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 14;
 const NET_BIND: u64 = 1;
