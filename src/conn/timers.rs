@@ -205,6 +205,7 @@ const BUCKET_KEPT_MAX: usize = 1024;
 /// When each slot last received bytes, 4 bytes per slot, in an array of its own: a scan of a million reads 4 MB in order.
 #[derive(Debug)]
 pub struct Liveness {
+    /// Ticks modulo 2^31; the highest bit says that the slot has been pinged before.
     last: Vec<u32>,
     /// Where the scan goes on.
     cursor: usize,
@@ -229,8 +230,17 @@ impl Liveness {
         if index >= self.last.len() {
             self.last.resize(index + 1, VACANT);
         }
-        // The tick that means vacant comes once in 13 years; that slot is then 100 ms older.
-        self.last[index] = now.min(VACANT - 1);
+        let last = &mut self.last[index];
+        let settled = if *last == VACANT { 0 } else { *last & SETTLED };
+        // The tick that means vacant comes once in 7 years; that slot is then 100 ms older.
+        *last = (now & !SETTLED).min(!SETTLED - 1) | settled;
+    }
+
+    /// Slot `index` is pinged: from now on it has the whole interval.
+    pub fn settle(&mut self, index: u32) {
+        if let Some(last) = self.last.get_mut(index as usize).filter(|last| **last != VACANT) {
+            *last |= SETTLED;
+        }
     }
 
     /// Slot `index` is vacant.
@@ -240,17 +250,17 @@ impl Liveness {
         }
     }
 
-    /// The tick at which slot `index` last received something; `None` if it is vacant.
+    /// For how many ticks slot `index` has been silent; `None` if it is vacant.
     #[must_use]
-    pub fn last(&self, index: u32) -> Option<u32> {
-        self.last.get(index as usize).copied().filter(|&last| last != VACANT)
+    pub fn silent(&self, index: u32, now: u32) -> Option<u32> {
+        self.last.get(index as usize).and_then(|&last| silence(last, now))
     }
 
-    /// Scans one tenth of the slots for each tick since the last scan, and reports those silent for at least `limit` ticks, at most
-    /// `budget` of them; the scan then goes on there in the next call.
+    /// Scans one tenth of the slots for each tick since the last scan, and reports those silent for at least `interval` ticks, the first
+    /// time for [`first_ping_ticks`] of it, at most `budget` of them; the scan then goes on there in the next call.
     ///
     /// A slot is reported in every round until it is touched or cleared. So silence is noticed at most one second late.
-    pub fn scan(&mut self, now: u32, limit: u32, budget: usize, mut report: impl FnMut(u32)) {
+    pub fn scan(&mut self, now: u32, interval: u32, budget: usize, mut report: impl FnMut(u32)) {
         let ticks = (now.wrapping_sub(self.scanned) as usize).min(STRIPES);
         self.scanned = now;
         self.owed = (self.owed + ticks * self.last.len().div_ceil(STRIPES)).min(self.last.len());
@@ -258,8 +268,10 @@ impl Liveness {
         while self.owed > 0 && reported_count < budget {
             self.cursor = if self.cursor < self.last.len() { self.cursor } else { 0 };
             let last = self.last[self.cursor];
-            if last != VACANT && now.wrapping_sub(last) >= limit && !is_before(now, last) {
-                report(u32::try_from(self.cursor).expect("an index of a table"));
+            let index = u32::try_from(self.cursor).expect("an index of a table");
+            let limit = || if last & SETTLED == 0 { first_ping_ticks(index, interval) } else { interval };
+            if silence(last, now).is_some_and(|silent| silent >= limit()) {
+                report(index);
                 reported_count += 1;
             }
             self.cursor += 1;
@@ -268,8 +280,14 @@ impl Liveness {
     }
 }
 
+/// Ticks since an entry of [`Liveness`]; a touch that is ahead of the scan's time is none.
+fn silence(last: u32, now: u32) -> Option<u32> {
+    let silent = now.wrapping_sub(last) & !SETTLED;
+    (last != VACANT).then_some(if silent < SETTLED / 2 { silent } else { 0 })
+}
+
 /// Ticks from the beginning of slot `index` to its first ping, 1 to `ping_ticks`: pings of all slots are spread evenly over the
-/// interval, also when all connected at once.
+/// interval, also when all connected at once, and stay so, since later ones are a whole interval apart.
 #[must_use]
 pub fn first_ping_ticks(index: u32, ping_ticks: u32) -> u32 {
     // Multiplication by the golden ratio lays consecutive slots evenly over the circle.
@@ -278,6 +296,8 @@ pub fn first_ping_ticks(index: u32, ping_ticks: u32) -> u32 {
 }
 
 const VACANT: u32 = u32::MAX;
+/// The bit that is no part of the tick.
+const SETTLED: u32 = 1 << 31;
 /// The whole table once a second.
 const STRIPES: usize = 10;
 
@@ -371,6 +391,7 @@ mod tests {
         for budget in [1, 7, 1000] {
             let mut liveness = Liveness::new(100, 100);
             (0..95).for_each(|index| liveness.touch(index, 0));
+            (0..95).for_each(|index| liveness.settle(index));
             liveness.clear(40);
             (0..10).for_each(|index| liveness.touch(index, 90));
             let mut reported = Vec::new();
@@ -391,13 +412,54 @@ mod tests {
         let mut liveness = Liveness::new(1000, 0);
         (0..1000).for_each(|index| liveness.touch(index, 0));
         let mut count = 0;
-        liveness.scan(1, 0, usize::MAX, |_| count += 1);
+        liveness.scan(1, 1, usize::MAX, |_| count += 1);
         assert_eq!(count, 100);
-        liveness.scan(1, 0, usize::MAX, |_| count += 1);
+        liveness.scan(1, 1, usize::MAX, |_| count += 1);
         assert_eq!(count, 100);
         // After a long stop the whole table, once.
-        liveness.scan(500, 0, usize::MAX, |_| count += 1);
+        liveness.scan(500, 1, usize::MAX, |_| count += 1);
         assert_eq!(count, 1100);
+    }
+
+    /// Whoever answers at once is asked once per interval, but for the first part of one: three intervals make two or three pings, and
+    /// no tick has much more than its share, although all began at once. Across the wrap of the ticks, too.
+    #[test]
+    fn heartbeats_are_an_interval_apart() {
+        for begun in [5, (1 << 31) - 150, u32::MAX - 150] {
+            let (slots, interval) = (10_000_u32, 300);
+            let mut liveness = Liveness::new(10_000, begun);
+            (0..slots).for_each(|index| liveness.touch(index, begun));
+            let (mut pings, mut busiest) = (vec![0_u32; 10_000], 0);
+            for elapsed in 1..=3 * interval {
+                let (now, mut asked) = (begun.wrapping_add(elapsed), Vec::new());
+                liveness.scan(now, interval, usize::MAX, |index| asked.push(index));
+                for &index in &asked {
+                    pings[index as usize] += 1;
+                    liveness.settle(index);
+                    liveness.touch(index, now);
+                }
+                busiest = busiest.max(asked.len());
+            }
+            assert!(pings.iter().all(|count| (2..=3).contains(count)), "{begun}");
+            assert!(busiest <= 70, "{busiest} of {slots} slots in one tick of {interval}");
+            assert_eq!(liveness.silent(0, begun.wrapping_add(3 * interval)).map(|silent| silent < interval + 10), Some(true));
+        }
+    }
+
+    /// A slot that is taken again begins anew.
+    #[test]
+    fn a_newcomer_has_a_first_ping_again() {
+        let mut liveness = Liveness::new(1, 0);
+        liveness.touch(0, 10);
+        liveness.settle(0);
+        assert_eq!(liveness.silent(0, 15), Some(5));
+        liveness.clear(0);
+        assert_eq!(liveness.silent(0, 15), None);
+        liveness.settle(0);
+        liveness.touch(0, 20);
+        let mut reported = 0;
+        liveness.scan(30, 300, 1, |_| reported += 1);
+        assert_eq!((first_ping_ticks(0, 300), reported), (1, 1));
     }
 
     /// A hundred thousand connections of one moment ping evenly over thirty seconds: no tick is off by more than five of 333.

@@ -2,7 +2,6 @@
 
 use super::{CURSOR_RATE, Command, Kind, Outlet, STALL_CHECK_MS, Shard, State, flags};
 use crate::clock::Moment;
-use crate::conn::timers;
 use crate::ids::ConnectionId;
 use crate::io::driver::Close;
 use crate::limits;
@@ -26,7 +25,7 @@ impl Shard {
         self.expire_detached();
         let ping_ticks = (self.rules.ping_ms / 100).max(1);
         let mut silent = std::mem::take(&mut self.silent);
-        self.liveness.scan(now.tick(), (ping_ticks / 4).max(1), limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
+        self.liveness.scan(now.tick(), ping_ticks, limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
         for slot in silent.drain(..) {
             self.check_silent(slot, ping_ticks);
         }
@@ -192,8 +191,7 @@ impl Shard {
 
     /// Whoever has been silent for `ping_ms` is pinged, for 2.5 times as long is gone.
     fn check_silent(&mut self, slot: u32, ping_ticks: u32) {
-        let Some(last) = self.liveness.last(slot) else { return };
-        let silent = self.now.tick().wrapping_sub(last);
+        let Some(silent) = self.liveness.silent(slot, self.now.tick()) else { return };
         let Some(id) = self.connections.at(slot).map(|(key, _)| ConnectionId::from(key)) else { return };
         let connection = self.connections.get_mut(id).expect("just looked up");
         if !matches!(connection.state, State::Echo | State::WaitHello | State::Joining | State::Active | State::Draining) {
@@ -202,10 +200,12 @@ impl Shard {
         if silent >= ping_ticks * 5 / 2 {
             return self.abort(id, CloseCause::LivenessTimeout);
         }
-        // The first ping comes at a fraction of the interval that differs by slot, so that a wave of connects does not stay a wave.
-        if connection.flags & flags::PINGED == 0 && silent >= timers::first_ping_ticks(slot, ping_ticks) {
+        // The scan lets the first ping come at a fraction of the interval that differs by slot, so that a wave of connects does not stay a
+        // wave.
+        if connection.flags & flags::PINGED == 0 {
             connection.flags |= flags::PINGED;
             self.counters.pings_sent_count += 1;
+            self.liveness.settle(slot);
             self.push_control(id, Opcode::Ping, &[]);
         }
     }
