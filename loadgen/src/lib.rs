@@ -7,10 +7,15 @@
 //!                                                                      │ network: sockets, or another TCP
 //!                                                                      ▼
 //!                                              verify: the ledger ─► report: text, JSON; page: HTML
+//!
+//!  main ─► hold: ramp, rounds of pings, echoes ──orders──► Swarm ◄──boards── light: thousands of clients per thread, no ledger
 //! ```
 
 pub mod client;
 pub mod half_open;
+pub mod hold;
+pub mod light;
+pub mod machine;
 pub mod network;
 pub mod pace;
 pub mod page;

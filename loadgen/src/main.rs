@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::IsTerminal;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -10,12 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use loadgen::hold::{self, Task};
+use loadgen::light::{self, Pulse, Swarm};
 use loadgen::page;
-use loadgen::report::{Report, Stage};
+use loadgen::report::{Report, Sample, Stage};
 use loadgen::run::{Bench, Progress, Run};
 use loadgen::scenario::Load;
 use loadgen::subject::{Minter, Process, Started, Target};
 use loadgen::verify::PAYLOAD_BYTES_MIN;
+use tidegate::io::descriptors::Descriptors;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -105,8 +108,10 @@ enum Scenario {
     Slow(SlowArgs),
     /// Chat beside connections that begin and never come to an end; the gateway must close them.
     HalfOpen(HalfOpenArgs),
-    /// Connections that only live: no messages but heartbeats.
-    Idle(ChatArgs),
+    /// Very many sessions that only live: no messages but heartbeats, and what that costs.
+    Idle(IdleArgs),
+    /// Messages that come back from a gateway started with --echo, among connections that only live.
+    Echo(EchoArgs),
     /// The highest rate the gateway follows, and the latencies at parts of it.
     Peak(PeakArgs),
     /// Kill -9 under load, restart, and again.
@@ -130,9 +135,9 @@ enum Scenario {
     },
 }
 
-/// What every scenario is told.
+/// What is put under load, and where the report goes.
 #[derive(Clone, Debug, Args)]
-struct Common {
+struct Aim {
     /// Where clients connect.
     #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
     url: String,
@@ -154,6 +159,28 @@ struct Common {
     /// The gateway's process, whose CPU, memory and descriptors are then reported.
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
+    /// Decides every draw; the same seed brings the same schedule.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Add the report to a list of reports.
+    #[arg(long, value_name = "FILE")]
+    append: Option<PathBuf>,
+    /// A fact that belongs to the report, such as commit=1a2b3c; may be repeated.
+    #[arg(long = "fact", value_name = "NAME=VALUE", value_parser = fact)]
+    facts: Vec<(String, String)>,
+    /// Write the report as one HTML page with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+/// What scenarios of messages are told.
+#[derive(Clone, Debug, Args)]
+struct Common {
+    #[command(flatten)]
+    aim: Aim,
     /// Connections.
     #[arg(long, short = 'n', default_value_t = 100)]
     connections: usize,
@@ -172,15 +199,12 @@ struct Common {
     /// Connections opened per second.
     #[arg(long, default_value_t = 2000.0)]
     ramp: f64,
-    /// Decides every draw; the same seed brings the same schedule.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
     /// Threads that carry connections.
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// Loopback addresses to come from in turn, so that ports suffice: 127.1.0.1 and so on.
     #[arg(long, default_value_t = 0)]
-    sources: u8,
+    sources: u16,
     /// Give each thread a descriptor table, and so a limit of open files, of its own.
     #[arg(long)]
     private_tables: bool,
@@ -196,12 +220,6 @@ struct Common {
     /// Seconds that everything may take to arrive in the end.
     #[arg(long, default_value_t = 30.0)]
     drain: f64,
-    /// Write the report as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write the report as one HTML page with plots.
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -264,6 +282,79 @@ struct HalfOpenArgs {
     within: f64,
 }
 
+/// What scenarios with very many connections are told.
+#[derive(Clone, Debug, Args)]
+struct ManyArgs {
+    #[command(flatten)]
+    aim: Aim,
+    /// Connections.
+    #[arg(long, short = 'n', default_value_t = 100)]
+    connections: usize,
+    /// Connections opened per second; 0: as fast as it goes.
+    #[arg(long, default_value_t = 0.0)]
+    ramp: f64,
+    /// Connections between connect and welcome at the same time.
+    #[arg(long, default_value_t = light::OPENING_MAX)]
+    opening: usize,
+    /// Threads that carry connections; by default as many as the limit of open files asks for, each with a descriptor table of its own.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Loopback addresses to come from in turn: 127.1.0.1 and so on; by default as many as there are ports for.
+    #[arg(long)]
+    sources: Option<usize>,
+    /// Seconds of rest before measuring.
+    #[arg(long, default_value_t = 2.0)]
+    warm_up: f64,
+}
+
+#[derive(Clone, Debug, Args)]
+struct IdleArgs {
+    #[command(flatten)]
+    many: ManyArgs,
+    /// Seconds of heartbeats that are measured.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Then pings of 64 B per second, each to a connection drawn from all, whose pongs are timed.
+    #[arg(long, value_name = "PER_S")]
+    echo_rate: Option<f64>,
+    /// Seconds of these.
+    #[arg(long, default_value_t = 10.0)]
+    echo_seconds: f64,
+    /// Fail if opening takes longer than so many seconds.
+    #[arg(long, value_name = "S")]
+    max_open: Option<f64>,
+    /// Fail if a session costs the gateway more user memory than so many bytes.
+    #[arg(long, value_name = "BYTES")]
+    max_user_bytes: Option<f64>,
+    /// Fail if the gateway needs more CPU while holding than so many percent of a core.
+    #[arg(long, value_name = "PERCENT")]
+    max_cpu: Option<f64>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct EchoArgs {
+    #[command(flatten)]
+    many: ManyArgs,
+    /// Bytes of each message.
+    #[arg(long, default_value_t = 64)]
+    payload: usize,
+    /// Messages per second in all, open loop, each to a connection drawn from all.
+    #[arg(long, default_value_t = 1000.0)]
+    rate: f64,
+    /// Instead of a rate: messages under way at any time on each busy connection.
+    #[arg(long, default_value_t = 0)]
+    depth: usize,
+    /// With --depth: how many connections are busy; by default all.
+    #[arg(long)]
+    busy: Option<usize>,
+    /// Seconds of measuring.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Fail if the p99 of the round trip is above this many milliseconds.
+    #[arg(long, value_name = "MS")]
+    max_p99: Option<f64>,
+}
+
 #[derive(Clone, Debug, Args)]
 struct PeakArgs {
     #[command(flatten)]
@@ -313,15 +404,16 @@ impl Line {
             Scenario::Group(args) => ("group", &args.common),
             Scenario::Slow(args) => ("slow", &args.chat.common),
             Scenario::HalfOpen(args) => ("half-open", &args.chat.common),
-            Scenario::Idle(args) => ("idle", &args.common),
+            Scenario::Idle(args) => return args.run(),
+            Scenario::Echo(args) => return args.run(),
             Scenario::Peak(args) => ("peak", &args.common),
             Scenario::Crash(args) => ("crash", &args.common),
             Scenario::Storm(args) => ("storm", &args.common),
             Scenario::File { .. } | Scenario::Page { .. } => {
-                return Err("a file names chat, group, slow, half-open, idle, peak, crash or storm".to_owned());
+                return Err("a file names chat, group, slow, half-open, idle, echo, peak, crash or storm".to_owned());
             }
         };
-        let mut started = common.start.as_deref().map(|command| Started::run(command, common.admin)).transpose()?;
+        let mut started = common.aim.start()?;
         let bench = common.bench(started.as_ref(), name == "crash")?;
         let mut load = common.load(if name == "group" { 1.0 } else { 0.0 });
         if let Scenario::Slow(args) = &self.scenario {
@@ -339,10 +431,6 @@ impl Line {
                 broken.extend(args.broken(&stage));
                 Ok(())
             }),
-            Scenario::Idle(args) => bench.run(name, load, |run| {
-                run.churn(args.churn);
-                run.stage(0.0, seconds(args.warm_up), seconds(args.seconds), Duration::ZERO).map(drop)
-            }),
             Scenario::Peak(args) => bench.run(name, load, |run| {
                 run.peak(args.from, seconds(args.seconds), seconds(args.p99 / 1e3), &args.parts).map(drop)
             }),
@@ -354,12 +442,13 @@ impl Line {
                 run.stage(args.rate, seconds(1.0), seconds(5.0), seconds(common.drain))?;
                 run.storm(args.rate, seconds(args.wait))
             }),
-            Scenario::File { .. } | Scenario::Page { .. } => return Err("this is no scenario".to_owned()),
+            Scenario::Idle(_) | Scenario::Echo(_) | Scenario::File { .. } | Scenario::Page { .. } => {
+                return Err("this is no scenario of messages".to_owned());
+            }
         }?;
         BAR.finish_and_clear();
         if let Scenario::Chat(args)
         | Scenario::Group(args)
-        | Scenario::Idle(args)
         | Scenario::Slow(SlowArgs { chat: args, .. })
         | Scenario::HalfOpen(HalfOpenArgs { chat: args, .. }) = &self.scenario
         {
@@ -369,15 +458,136 @@ impl Line {
         }
         broken.extend(report.left_standing());
         report.broken = broken;
+        common.aim.keep(&mut report)?;
+        Ok(report)
+    }
+}
+
+impl Aim {
+    /// Starts the gateway if that was asked for.
+    fn start(&self) -> Result<Option<Started>, String> {
+        self.start.as_deref().map(|command| Started::run(command, self.admin)).transpose()
+    }
+
+    fn target(&self) -> Result<Target, String> {
+        let target = Target::parse(&self.url)?;
+        let is_here = target.is_loopback() && self.admin.ip().is_loopback();
+        if !is_here && !self.allow_remote {
+            return Err(format!("{} is not this machine; --allow-remote if that is meant", self.url));
+        }
+        Ok(target)
+    }
+
+    fn minter(&self) -> Result<Minter, String> {
+        Minter::read(&self.secret_file.clone().unwrap_or_else(|| self.data_dir.join("secret")))
+    }
+
+    fn process(&self, started: Option<&Started>) -> Option<Process> {
+        started.map(Started::process).or(self.pid.map(Process))
+    }
+
+    /// Writes the report to wherever it was asked for.
+    fn keep(&self, report: &mut Report) -> Result<(), String> {
         report.command = command();
-        if let Some(path) = &common.html {
-            let value = serde_json::to_value(&report).map_err(|error| error.to_string())?;
-            fs::write(path, page::html(&value, None)).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        report.machine.extend(self.facts.iter().cloned());
+        let cannot = |path: &Path, error: &dyn std::fmt::Display| format!("cannot write {}: {error}", path.display());
+        let value = serde_json::to_value(&*report).map_err(|error| error.to_string())?;
+        if let Some(path) = &self.html {
+            fs::write(path, page::html(&value, None)).map_err(|error| cannot(path, &error))?;
         }
-        if let Some(path) = &common.json {
-            let text = serde_json::to_string_pretty(&report).map_err(|error| error.to_string())?;
-            fs::write(path, text + "\n").map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        if let Some(path) = &self.json {
+            let text = serde_json::to_string_pretty(&value).map_err(|error| error.to_string())?;
+            fs::write(path, text + "\n").map_err(|error| cannot(path, &error))?;
         }
+        if let Some(path) = &self.append {
+            let mut list: Vec<serde_json::Value> = match fs::read_to_string(path) {
+                Ok(text) => serde_json::from_str(&text).map_err(|error| format!("{} is no list: {error}", path.display()))?,
+                Err(_) => Vec::new(),
+            };
+            list.push(value);
+            let text = serde_json::to_string_pretty(&list).map_err(|error| error.to_string())?;
+            fs::write(path, text + "\n").map_err(|error| cannot(path, &error))?;
+        }
+        Ok(())
+    }
+}
+
+impl ManyArgs {
+    /// Opens them, does `task`, and lets them go.
+    fn run(&self, name: &str, is_protocol: bool, task: &Task) -> Result<Report, String> {
+        let target = self.aim.target()?;
+        let descriptors = Descriptors::for_connections(0).map_err(|error| format!("open files: {error}"))?;
+        let per_table = usize::try_from(descriptors.connections_per_table()).unwrap_or(usize::MAX).max(1);
+        let enough = self.connections.div_ceil(per_table);
+        let threads = self.threads.unwrap_or(enough);
+        if threads < enough || self.connections == 0 {
+            return Err(format!(
+                "{} connections need {enough} threads or more under a limit of open files of {per_table}",
+                self.connections
+            ));
+        }
+        let started = self.aim.start()?;
+        let minter = if is_protocol { Some(self.aim.minter()?) } else { None };
+        let mut swarm = Swarm::new(target, minter, tag(), self.connections, threads);
+        swarm.private_tables = threads > 1;
+        let few = self.connections <= PORTS_OF_SOURCE || !swarm.target.is_loopback();
+        swarm.sources = self.sources.unwrap_or(if few { 0 } else { self.connections.div_ceil(PORTS_OF_SOURCE) });
+        if swarm.sources > light::SOURCES_MAX {
+            return Err(format!("at most {} sources", light::SOURCES_MAX));
+        }
+        swarm.ramp_per_s = self.ramp;
+        swarm.opening_max = self.opening.max(1);
+        swarm.seed = self.aim.seed;
+        let mut report = hold::run(&swarm, task, self.aim.process(started.as_ref()), Some(self.aim.admin), show_held)?;
+        BAR.finish_and_clear();
+        report.scenario = name.to_owned();
+        Ok(report)
+    }
+}
+
+impl IdleArgs {
+    fn run(&self) -> Result<Report, String> {
+        let pulse = |rate_per_s| Pulse { rate_per_s, payload_bytes: PING_BYTES, ..Pulse::default() };
+        let task = Task {
+            rest: Duration::from_secs_f64(self.many.warm_up),
+            hold: Duration::from_secs_f64(self.seconds),
+            echo: self.echo_rate.map(|rate| (pulse(rate), Duration::from_secs_f64(self.echo_seconds))),
+        };
+        let mut report = self.many.run("idle", true, &task)?;
+        let held = report.held.clone().unwrap_or_default();
+        let limits = [
+            ("opening took", self.max_open, Some(held.open_s), "s"),
+            ("a session costs in user memory", self.max_user_bytes, held.gateway_user_bytes, "bytes"),
+            ("the gateway's CPU while holding was", self.max_cpu, held.hold_cpu_percent.gateway, "% of a core"),
+        ];
+        for (what, limit, found, unit) in limits {
+            let Some(limit) = limit else { continue };
+            match found {
+                Some(found) if found <= limit => {}
+                Some(found) => report.broken.push(format!("{what} {found:.1} {unit}, above {limit}")),
+                None => report.broken.push(format!("{what} ? {unit}: the gateway's process is not known")),
+            }
+        }
+        self.many.aim.keep(&mut report)?;
+        Ok(report)
+    }
+}
+
+impl EchoArgs {
+    fn run(&self) -> Result<Report, String> {
+        let busy = self.busy.unwrap_or(self.many.connections);
+        let pulse = Pulse { busy, depth: self.depth, payload_bytes: self.payload, ..Pulse::default() };
+        let pulse = if self.depth > 0 { pulse } else { Pulse { rate_per_s: self.rate, busy: 0, ..pulse } };
+        let task = Task {
+            rest: Duration::from_secs_f64(self.many.warm_up),
+            hold: Duration::ZERO,
+            echo: Some((pulse, Duration::from_secs_f64(self.seconds))),
+        };
+        let mut report = self.many.run("echo", false, &task)?;
+        let p99_us = report.held.as_ref().and_then(|held| held.echo.as_ref()).map_or(0.0, |echo| echo.round_trip_us.p99);
+        let limit = self.max_p99.filter(|limit| p99_us > limit * 1e3);
+        report.broken.extend(limit.map(|limit| format!("p99 of the round trip is {:.1} ms, above {limit} ms", p99_us / 1e3)));
+        self.many.aim.keep(&mut report)?;
         Ok(report)
     }
 }
@@ -408,40 +618,34 @@ impl ChatArgs {
 
 impl Common {
     fn bench(&self, started: Option<&Started>, is_audit: bool) -> Result<Bench, String> {
-        let target = Target::parse(&self.url)?;
-        let is_here = target.is_loopback() && self.admin.ip().is_loopback();
-        if !is_here && !self.allow_remote {
-            return Err(format!("{} is not this machine; --allow-remote if that is meant", self.url));
-        }
+        let target = self.aim.target()?;
         if self.threads == 0 {
             return Err("at least one thread, please".to_owned());
         }
-        let secret = self.secret_file.clone().unwrap_or_else(|| self.data_dir.join("secret"));
         let tables = if self.private_tables { self.threads } else { 1 };
-        let descriptors = tidegate::io::descriptors::Descriptors::for_connections((self.connections / tables) as u64);
+        let descriptors = Descriptors::for_connections((self.connections / tables) as u64);
         let descriptors = descriptors.map_err(|error| format!("open files: {error}"))?;
         if !descriptors.suffice() {
             return Err(format!("{descriptors}; or use more --threads with --private-tables"));
         }
         Ok(Bench {
             target,
-            admin: Some(self.admin),
-            minter: Minter::read(&secret)?,
+            admin: Some(self.aim.admin),
+            minter: self.aim.minter()?,
             workers: self.threads,
-            sources: (1..=self.sources).map(|last| Ipv4Addr::new(127, 1, 0, last)).collect(),
+            sources: (0..usize::from(self.sources)).map(light::source).collect(),
             private_tables: self.private_tables,
             ramp_per_s: self.ramp,
             back_off: (Duration::from_millis(self.back_off_ms), Duration::from_millis(self.back_off_max_ms)),
             audit: self.audit || is_audit,
             drain: Duration::from_secs_f64(self.drain),
             // The process changes with every kill.
-            process: if is_audit { None } else { started.map(Started::process).or(self.pid.map(Process)) },
+            process: if is_audit { None } else { self.aim.process(started) },
             progress: show,
         })
     }
 
     fn load(&self, group_share: f64) -> Load {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (least, most) = self.payload;
         Load {
             connections: self.connections,
@@ -449,12 +653,29 @@ impl Common {
             payload_bytes: (least.max(PAYLOAD_BYTES_MIN), most.max(PAYLOAD_BYTES_MIN)),
             group_share: self.group_share.unwrap_or(group_share),
             group_size: self.group_size,
-            seed: self.seed,
-            tag: format!("{:x}", unix.as_millis()),
+            seed: self.aim.seed,
+            tag: tag(),
             slow: 0,
             deaf: 0,
         }
     }
+}
+
+/// Begins the names of this run.
+fn tag() -> String {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}", unix.as_millis())
+}
+
+/// The same as [`show`], for connections that are only held.
+fn show_held(phase: &str, part: f64, sample: &Sample) {
+    let gateway = sample.gateway.unwrap_or_default();
+    let memory = gateway.rss_bytes as f64 / 1_048_576.0;
+    let line = format!(
+        "{phase}: {} welcomed, {:.0}/s echoed, gateway {memory:.0} MiB, {:.1} s of CPU",
+        sample.active, sample.delivered_per_s, gateway.cpu_s
+    );
+    draw(part, sample.at_s, line);
 }
 
 /// One line on a terminal; elsewhere a line every five seconds.
@@ -468,12 +689,16 @@ fn show(progress: &Progress<'_>) {
         sample.unsent,
         sample.deliver_us_p99 / 1e3
     );
+    draw(*part, sample.at_s, line);
+}
+
+fn draw(part: f64, at_s: f64, line: String) {
     if std::io::stderr().is_terminal() {
         #[expect(clippy::cast_possible_truncation, reason = "0 to 100")]
         BAR.set_position((part.clamp(0.0, 1.0) * 100.0) as u64);
         BAR.set_message(line);
-    } else if sample.at_s % 5.0 < 1.0 {
-        eprintln!("{:>5.0} s  {line}", sample.at_s);
+    } else if at_s % 5.0 < 1.0 {
+        eprintln!("{at_s:>5.0} s  {line}");
     }
 }
 
@@ -490,11 +715,21 @@ fn range(text: &str) -> Result<(usize, usize), String> {
     if least <= most { Ok((least, most)) } else { Err("the least first".to_owned()) }
 }
 
+/// `commit=1a2b3c`.
+fn fact(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 /// The command line; of the program only its name, since where it stood says nothing.
 fn command() -> String {
     std::iter::once("loadgen".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
 }
 
+/// Payload of the pings of `idle --echo-rate`.
+const PING_BYTES: usize = 64;
+/// Connections that one source address carries, well below the ports there are.
+const PORTS_OF_SOURCE: usize = 4_000;
 const EXIT_LEDGER: u8 = 1;
 const EXIT_THRESHOLD: u8 = 3;
 const EXIT_FAILED: u8 = 4;

@@ -70,7 +70,7 @@ pub struct Sockets {
     events: Events,
     ready: Vec<Ready>,
     streams: Vec<Option<TcpStream>>,
-    timer: OwnedFd,
+    timer: Timer,
     target: SocketAddrV4,
     sources: Vec<Ipv4Addr>,
     /// From this index on the kernel keeps little for who does not read.
@@ -85,8 +85,7 @@ impl Sockets {
     /// The kernel's.
     pub fn new(target: SocketAddrV4, sources: Vec<Ipv4Addr>, connections: usize, narrow_from: usize) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
+        let timer = Timer::new(&poll, TIMER)?;
         let streams = (0..connections).map(|_| None).collect();
         Ok(Self {
             poll,
@@ -156,8 +155,7 @@ impl Network for Sockets {
     }
 
     fn wait(&mut self, longest: Duration) -> io::Result<()> {
-        // The poll's own time-out has a grain of a millisecond.
-        let time_out = if longest.is_zero() { Some(Duration::ZERO) } else { arm(&self.timer, longest).map(|()| None)? };
+        let time_out = if longest.is_zero() { Some(Duration::ZERO) } else { self.timer.arm(longest).map(|()| None)? };
         match self.poll.poll(&mut self.events, time_out) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => {}
@@ -176,12 +174,32 @@ impl Network for Sockets {
     }
 }
 
-fn arm(timer: &OwnedFd, longest: Duration) -> io::Result<()> {
-    let longest = longest.clamp(Duration::from_micros(1), Duration::from_secs(1));
-    let value = Timespec { tv_sec: i64::from(longest.as_secs() > 0), tv_nsec: i64::from(longest.subsec_nanos()) };
-    let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
-    timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
-    Ok(())
+/// A timer in a poll: the poll's own time-out has a grain of a millisecond.
+#[derive(Debug)]
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    /// Not armed; the events of `token` are its own.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(poll: &Poll, token: Token) -> io::Result<Self> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), token, Interest::READABLE)?;
+        Ok(Self(timer))
+    }
+
+    /// Ends the next wait after `longest`, at most a second.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn arm(&self, longest: Duration) -> io::Result<()> {
+        let longest = longest.clamp(Duration::from_micros(1), Duration::from_secs(1));
+        let value = Timespec { tv_sec: i64::from(longest.as_secs() > 0), tv_nsec: i64::from(longest.subsec_nanos()) };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
 }
 
 /// Receive buffer of a connection that reads slowly or not at all; the kernel doubles it.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::client::Causes;
 use crate::half_open::HalfOpen;
+use crate::hold::Held;
 use crate::stats::{Counts, Percentiles};
 use crate::subject::Usage;
 use crate::verify::Findings;
@@ -47,6 +48,9 @@ pub struct Report {
     /// Only where connections stood half open.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub half_open: Vec<HalfOpen>,
+    /// Only where very many connections were held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
     /// Of the gateway, before the first connection, at the end with all of them, and after the last one left.
     pub gateway: Vec<(String, Usage)>,
     /// Of this program, per connection.
@@ -214,6 +218,10 @@ impl Report {
         for HalfOpen { kind, opened, closed, longest_s } in &self.half_open {
             writeln!(out, "half open, {kind}: {opened} opened, {closed} closed by the gateway, the last after {longest_s:.2} s")?;
         }
+        if let Some(held) = &self.held {
+            held.write(out)?;
+            return self.write_end(out);
+        }
         let Counts { submitted, acknowledged, delivered, received, given_up, welcomed, cut_off, cut_on_purpose, .. } =
             self.counts;
         writeln!(
@@ -242,10 +250,18 @@ impl Report {
             )?;
         }
         writeln!(out, "generator: {} bytes of memory per connection", self.own_bytes_per_connection)?;
+        self.write_end(out)
+    }
+
+    /// Warnings, thresholds, and the verdict.
+    fn write_end(&self, out: &mut String) -> std::fmt::Result {
         self.warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))?;
         self.broken.iter().try_for_each(|broken| writeln!(out, "threshold broken: {broken}"))?;
         let verdict = if self.is_good() { "PASS" } else { "FAIL" };
-        writeln!(out, "ledger: {}\n{verdict}", self.findings)
+        if self.held.is_none() {
+            writeln!(out, "ledger: {}", self.findings)?;
+        }
+        writeln!(out, "{verdict}")
     }
 }
 

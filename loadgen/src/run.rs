@@ -85,7 +85,7 @@ impl Bench {
         self.make_groups(&plan)?;
         let own_before = Process::own().usage().unwrap_or_default();
         let run = Random::new(load.seed ^ unix_ms()).bits();
-        let shared = Shared::new(load, plan, self.target.request(), self.workers, self.ramp_per_s, run);
+        let shared = Shared::new(load, plan, self.target.request(true), self.workers, self.ramp_per_s, run);
         let mut report = Report { scenario: scenario.to_owned(), ..Report::default() };
         report.size = [
             ("connections", shared.load.connections),
@@ -481,7 +481,7 @@ impl Report {
 }
 
 /// What figures depend on besides the code.
-fn machine() -> BTreeMap<String, String> {
+pub(crate) fn machine() -> BTreeMap<String, String> {
     let after = |path: &str, key: &str| {
         let text = std::fs::read_to_string(path).ok()?;
         Some(text.lines().find(|line| line.starts_with(key))?.split_once(':')?.1.trim().to_owned())
@@ -498,7 +498,7 @@ fn machine() -> BTreeMap<String, String> {
     facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(unix.as_millis()).unwrap_or_default()
 }

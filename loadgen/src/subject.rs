@@ -38,13 +38,14 @@ impl Target {
         self.address.ip().is_loopback()
     }
 
-    /// The request that begins every connection.
+    /// The request that begins every connection: to speak the protocol, or only to be echoed to.
     #[must_use]
-    pub fn request(&self) -> Vec<u8> {
+    pub fn request(&self, is_protocol: bool) -> Vec<u8> {
         let Self { address, path } = self;
+        let offer = if is_protocol { "Sec-WebSocket-Protocol: tidegate.v1\r\n" } else { "" };
         format!(
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidegate.v1\r\n\r\n"
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}\r\n"
         )
         .into_bytes()
     }
@@ -128,6 +129,12 @@ impl Process {
     #[must_use]
     pub fn own() -> Self {
         Self(std::process::id())
+    }
+
+    /// CPU seconds so far; `None` if it is gone.
+    #[must_use]
+    pub fn cpu_s(self) -> Option<f64> {
+        cpu_seconds(&fs::read_to_string(format!("/proc/{}/stat", self.0)).ok()?)
     }
 
     /// What it uses now; `None` if it is gone.
