@@ -507,8 +507,9 @@ impl<'a> Thread<'a> {
         if self.slots[at].state == State::Upgrading {
             let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(0) };
             if !bytes.starts_with(b"HTTP/1.1 101") {
-                let status = String::from_utf8_lossy(bytes.get(9..12).unwrap_or_default()).into_owned();
-                return Err(format!("http {status}"));
+                let head = String::from_utf8_lossy(&bytes[..end]);
+                let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+                return Err(status.map_or_else(|| "no HTTP".to_owned(), |status| format!("http {status}")));
             }
             used = end + 4;
             if self.swarm.minter.is_some() {
@@ -661,7 +662,8 @@ impl<'a> Thread<'a> {
 
     fn sleep(&self) -> Duration {
         if !self.is_filled {
-            return OPENER_SLEEP;
+            let is_next = self.number < self.swarm.filled.load(Ordering::Acquire) + OPENERS;
+            return if is_next { OPENER_SLEEP } else { TURN_SLEEP };
         }
         let next = self.pulse.as_ref().map(|pulse| pulse.pace.next().unwrap_or(pulse.order.until_ns));
         let left = next.map(|at| Duration::from_nanos(at.saturating_sub(self.swarm.now_ns()).max(1)));
@@ -717,6 +719,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// How long echoes may take that were sent at the end of a pulse.
 const ECHO_WAIT: Duration = Duration::from_secs(1);
 const OPENER_SLEEP: Duration = Duration::from_millis(5);
+/// How soon a thread sees that it is its turn to open: fifty that look more often take time from those that work.
+const TURN_SLEEP: Duration = Duration::from_millis(50);
 const SLEEP_MAX: Duration = Duration::from_millis(250);
 const SHOW_EVERY: Duration = Duration::from_millis(250);
 const TIMER: Token = Token(usize::MAX - 1);

@@ -152,18 +152,20 @@ impl SendPool {
         queue.tail = node;
     }
 
-    /// Queues a control frame before all data that has not begun to leave; a frame is never split.
+    /// Queues a control frame before all data that has not begun to leave; a frame is never split, and the answer to the upgrade is
+    /// never overtaken.
     pub fn push_control(&mut self, queue: &mut SendQueue, index: FrameIndex) {
         if queue.head == NONE {
             return self.push(queue, index, 0);
         }
         let node = self.take_node(queue, index, 0);
-        if queue.head_sent == 0 {
+        let head = queue.head as usize;
+        let is_http = matches!(self.frames[self.nodes[head].frame as usize].wrap, Wrap::Raw);
+        if queue.head_sent == 0 && !is_http {
             self.nodes[node as usize].next = queue.head;
             queue.head = node;
             return;
         }
-        let head = queue.head as usize;
         self.nodes[node as usize].next = self.nodes[head].next;
         self.nodes[head].next = node;
         if queue.tail == queue.head {
@@ -453,6 +455,22 @@ mod tests {
         let bytes = take_all(&mut pool, &mut queue, usize::MAX);
         assert_eq!(bytes.len(), 9 + 2 + 12);
         assert_eq!(bytes[9..11], [0x89, 0]);
+    }
+
+    /// No ping stands before the head of an upgrade that has not left: a client would take it for a broken answer.
+    #[test]
+    fn control_frames_wait_for_the_upgrade() {
+        let mut pool = SendPool::new();
+        let mut queue = SendQueue::default();
+        let head = pool.build(Wrap::Raw, |out| out.extend_from_slice(b"HTTP/1.1 101"));
+        pool.push(&mut queue, head, 0);
+        pool.release(head);
+        data(&mut pool, &mut queue, 10, 0);
+        let ping = pool.build(Wrap::Frame(Opcode::Ping), |_| {});
+        pool.push_control(&mut queue, ping);
+        pool.release(ping);
+        let bytes = take_all(&mut pool, &mut queue, usize::MAX);
+        assert_eq!((&bytes[..12], &bytes[12..14]), (&b"HTTP/1.1 101"[..], &[0x89, 0][..]));
     }
 
     /// One frame for many receivers is one block; the last receiver frees it for the next frame, without allocating.
