@@ -24,6 +24,14 @@ impl Moment {
     pub fn tick(self) -> u32 {
         (self.mono_ns / TICK_NS) as u32
     }
+
+    /// The same ahead by a part of a tick that differs by core, so that not all of them begin a tick, and what is due in it, at once.
+    #[must_use]
+    pub fn tick_of(self, core: u16) -> u32 {
+        // Multiplication by the golden ratio lays cores evenly over the tick.
+        let phase_ns = u64::from(u32::from(core).wrapping_mul(0x9E37_79B9)) * TICK_NS >> 32;
+        Self { mono_ns: self.mono_ns + phase_ns, ..self }.tick()
+    }
 }
 
 /// One tick of the timer wheel in nanoseconds: 100 ms.
@@ -60,5 +68,23 @@ impl Clock {
             mono_ns: u64::try_from(self.origin.elapsed().as_nanos()).expect("584 years of uptime"),
             unix_ms: u64::try_from(unix.as_millis()).expect("584 million years"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fifty-two cores begin their tick evenly over its 100 ms, none before the clock's own has begun, and the first with it.
+    #[test]
+    fn cores_begin_a_tick_one_after_another() {
+        let mut begun = [0_u32; 10];
+        for core in 0..52 {
+            let begins = |&ms: &u64| Moment { mono_ns: 1_000 * TICK_NS + ms * 1_000_000, unix_ms: 0 }.tick_of(core) == 1_001;
+            let ms = (1..=100).find(begins).expect("within the tick");
+            begun[usize::try_from((ms - 1) / 10).expect("below ten")] += 1;
+        }
+        assert!(begun.iter().all(|count| (4..=6).contains(count)), "{begun:?}");
+        assert_eq!(Moment { mono_ns: 5 * TICK_NS, unix_ms: 0 }.tick_of(0), 5);
     }
 }

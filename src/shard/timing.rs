@@ -25,7 +25,7 @@ impl Shard {
         self.expire_detached();
         let ping_ticks = (self.rules.ping_ms / 100).max(1);
         let mut silent = std::mem::take(&mut self.silent);
-        self.liveness.scan(now.tick(), ping_ticks, limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
+        self.liveness.scan(now.tick_of(self.id.0), ping_ticks, limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
         for slot in silent.drain(..) {
             self.check_silent(slot, ping_ticks);
         }
