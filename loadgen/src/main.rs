@@ -171,6 +171,9 @@ struct Aim {
     /// A fact that belongs to the report, such as commit=1a2b3c; may be repeated.
     #[arg(long = "fact", value_name = "NAME=VALUE", value_parser = fact)]
     facts: Vec<(String, String)>,
+    /// The command line the report names, where another program runs this one.
+    #[arg(long, value_name = "COMMAND")]
+    told: Option<String>,
     /// Write the report as one HTML page with plots.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -488,7 +491,7 @@ impl Aim {
 
     /// Writes the report to wherever it was asked for.
     fn keep(&self, report: &mut Report) -> Result<(), String> {
-        report.command = command();
+        report.command = self.told.clone().unwrap_or_else(command);
         report.machine.extend(self.facts.iter().cloned());
         let cannot = |path: &Path, error: &dyn std::fmt::Display| format!("cannot write {}: {error}", path.display());
         let value = serde_json::to_value(&*report).map_err(|error| error.to_string())?;

@@ -97,6 +97,9 @@ fn the_million_with_a_hundred() {
     let list: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&results).expect("results")).expect("JSON");
     assert_eq!(list.as_array().map(Vec::len), Some(2));
     for (report, driver) in list.as_array().into_iter().flatten().zip(["epoll", "uring"]) {
+        assert!(
+            report["command"].as_str().is_some_and(|command| command.starts_with(&format!("bench/million --driver {driver} ")))
+        );
         assert_eq!((report["machine"]["driver"].as_str(), report["held"]["held"].as_u64()), (Some(driver), Some(100)));
     }
     assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 0, "its working directory is gone");
