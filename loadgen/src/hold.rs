@@ -450,7 +450,7 @@ fn metric_sum(text: &str, name: &str) -> u64 {
 }
 
 /// A count that was a float.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and what is counted is not negative")]
+#[expect(clippy::cast_possible_truncation, reason = "saturates, and what is counted is not negative")]
 fn bytes(value: f64) -> u64 {
     value.max(0.0) as u64
 }
