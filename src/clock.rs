@@ -29,7 +29,7 @@ impl Moment {
     #[must_use]
     pub fn tick_of(self, core: u16) -> u32 {
         // Multiplication by the golden ratio lays cores evenly over the tick.
-        let phase_ns = u64::from(u32::from(core).wrapping_mul(0x9E37_79B9)) * TICK_NS >> 32;
+        let phase_ns = (u64::from(u32::from(core).wrapping_mul(0x9E37_79B9)) * TICK_NS) >> 32;
         Self { mono_ns: self.mono_ns + phase_ns, ..self }.tick()
     }
 }
