@@ -23,10 +23,13 @@ pub fn facts(data: &Path) -> Value {
         "commit": commit(),
         "kernel": read("/proc/sys/kernel/osrelease"),
         "processor": after("/proc/cpuinfo", "model name"),
-        "cores": std::thread::available_parallelism().map(std::num::NonZero::get).ok(),
+        // Of the machine: a comparison has bound this thread to one.
+        "cores": read("/proc/cpuinfo").map(|text| text.lines().filter(|line| line.starts_with("processor")).count()),
         "memory": after("/proc/meminfo", "MemTotal"),
         // Measured beside other work, a latency says little; CPU per message says more.
         "load_average": read("/proc/loadavg"),
+        // It paces, and costs: the same for everybody in a comparison.
+        "congestion_control": read("/proc/sys/net/ipv4/tcp_congestion_control"),
         "open_files_limit": descriptors,
         "disk_sync_us_p50": disk_sync_us(data),
     })
