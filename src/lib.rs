@@ -22,6 +22,8 @@ pub mod limits;
 #[cfg(feature = "gateway")]
 pub mod clock;
 #[cfg(feature = "gateway")]
+pub mod mutant;
+#[cfg(feature = "gateway")]
 pub mod table;
 
 // Floor 1: the outside world.

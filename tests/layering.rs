@@ -13,6 +13,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("limits", 0),
     ("clock", 0),
     ("table", 0),
+    ("mutant", 0),
     ("io", 1),
     ("observe", 1),
     ("config", 1),
@@ -35,8 +36,9 @@ const FLOORS: &[(&str, u8)] = &[
     ("main", 6),
 ];
 
-/// Same-floor imports that are meant: mail carries what wire reads, the store keeps both, and a table hands out ids.
-const NEIGHBOURS: &[(&str, &[&str])] = &[("mail", &["wire"]), ("store", &["wire", "mail"]), ("table", &["ids"])];
+/// Same-floor imports that are meant: mail carries what wire reads, the store keeps both, a table hands out ids, and a mistake may be
+/// planted in it.
+const NEIGHBOURS: &[(&str, &[&str])] = &[("mail", &["wire"]), ("store", &["wire", "mail"]), ("table", &["ids", "mutant"])];
 
 /// Where each outside package may be named: files, or folders that end with `/`.
 const DOORS: &[(&str, &[&str])] = &[

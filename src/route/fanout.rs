@@ -15,6 +15,7 @@ use super::roster::Roster;
 use crate::clock::Moment;
 use crate::ids::{ReactorId, RosterId, SessionRef};
 use crate::mail::{Delivery, Event, Group, Target};
+use crate::mutant::{self, Mutant};
 use crate::wire::message::{Body, Text};
 
 /// The open group: what it means to each core so far.
@@ -106,7 +107,7 @@ impl Fanout {
         source: Source<'_>,
         message: &Delivery,
     ) -> usize {
-        if self.roster_version != roster.version() {
+        if self.roster_version != roster.version() && !mutant::on(Mutant::RouteRemembered) {
             self.resolved.clear();
             self.roster_version = roster.version();
         }
@@ -215,7 +216,7 @@ impl Fanout {
         let own = roster.devices(source.hash, source.user).next();
         let start = self.ranges.len();
         for receiver in &self.receivers[resolved.receivers.clone()] {
-            if receiver.session == source.session {
+            if receiver.session == source.session || (mutant::on(Mutant::OwnDevicesForgotten) && Some(receiver.user) == own) {
                 continue;
             }
             let index = receiver.session.reactor.0;

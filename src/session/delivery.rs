@@ -21,6 +21,7 @@ use super::nack::Nacks;
 use crate::ids::{ConnectionId, FrameIndex, Mid, RosterId};
 use crate::limits::SPARE_BACKLOGS_MAX;
 use crate::mail::Mark;
+use crate::mutant::{self, Mutant};
 use crate::wire::envelope::Encoding;
 use crate::wire::message::Text;
 
@@ -140,7 +141,8 @@ impl Session {
     /// Whether one more delivery of `bytes` fits window and byte bound. The first one always fits.
     #[must_use]
     pub fn has_room(&self, bytes: u32, window_bytes_max: u32) -> bool {
-        self.unacknowledged == 0
+        mutant::on(Mutant::WindowNotEnforced)
+            || self.unacknowledged == 0
             || (self.unacknowledged < self.window && self.window_bytes.saturating_add(bytes) <= window_bytes_max)
     }
 
@@ -167,6 +169,9 @@ impl Session {
 
     /// Notes that a conversation moved while there was no room. Returns whether the session was not behind before.
     pub fn mark(&mut self, conv: &str, head: u64, mid: Mid, now_ms: u64) -> bool {
+        if mutant::on(Mutant::MarksForgotten) {
+            return false;
+        }
         let fresh = !self.is_behind();
         let backlog = self.backlog.get_or_insert_default();
         backlog.full_since_ms.get_or_insert(now_ms);

@@ -6,6 +6,7 @@
 //! refuse it, the store holds what is behind it (`store/hold.rs`).
 
 use crate::ids::Cmid;
+use crate::mutant::{self, Mutant};
 use crate::wire::message::Text;
 
 /// The held conversations of one connection; boxed, and only there while one is held.
@@ -44,7 +45,7 @@ impl Holds {
     pub fn check(&mut self, conv: &str, cmid: Cmid, release: bool) -> Verdict {
         let found = self.held.iter().enumerate().find(|(_, held)| &*held.conv == conv);
         let Some((place, held)) = found else { return Verdict::Pass };
-        if release || held.failed == cmid {
+        if mutant::on(Mutant::HoldNotKept) || release || held.failed == cmid {
             self.held.swap_remove(place);
             return Verdict::Pass;
         }

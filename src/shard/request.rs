@@ -6,6 +6,7 @@ use super::{ABUSE_MAX, ATTACH_MS, CURSOR_RATE, Joining, Kind, Outlet, READS_WAIT
 use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
 use crate::limits::{CURSORS_GATHERED_MAX, CURSORS_SUBMITTED_MAX, WATCH_TTL_S_MAX};
 use crate::mail::{Attach, Claim, PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
+use crate::mutant::{self, Mutant};
 use crate::observe::counters::CloseCause;
 use crate::observe::trace::Place;
 use crate::session::auth::AuthError;
@@ -436,6 +437,9 @@ impl Shard {
         let cold = &mut self.cold[id.index as usize];
         assert!(cold.reads_waiting > 0);
         cold.reads_waiting -= 1;
+        if mutant::on(Mutant::NextPageForgotten) {
+            return;
+        }
         let Some(page) = cold.extra.as_mut().and_then(|extra| extra.pages.pop_front()) else {
             return self.check_failing(id);
         };

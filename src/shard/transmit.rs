@@ -4,6 +4,7 @@ use super::{Command, Shard, State, flags};
 use crate::conn::send_queue::Batch;
 use crate::ids::ConnectionId;
 use crate::io::driver::Close;
+use crate::mutant::{self, Mutant};
 use crate::wire::envelope::Encoding;
 
 impl Shard {
@@ -62,7 +63,9 @@ impl Shard {
         let soft = self.rules.queue_soft_bytes;
         if connection.flags & flags::PAUSED != 0 && connection.queue.bytes() <= soft / 2 {
             connection.flags &= !flags::PAUSED;
-            self.commands.push_back(Command::Resume(id));
+            if !mutant::on(Mutant::ResumeForgotten) {
+                self.commands.push_back(Command::Resume(id));
+            }
         }
         let behind = connection.session != 0 && connection.queue.bytes() <= soft;
         if behind && self.session_mut(id).is_some_and(|session| session.is_behind()) {
@@ -80,7 +83,9 @@ impl Shard {
     pub fn handle_writable(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
         connection.flags &= !flags::SENDING;
-        self.touch(id);
+        if !mutant::on(Mutant::WritableForgotten) {
+            self.touch(id);
+        }
     }
 
     /// A closing connection whose queue is empty: the driver sends FIN, waits for the peer's, and says `closed`.

@@ -20,6 +20,7 @@ use super::schema::{
 use crate::ids::{Cmid, ConversationKind, Mid, Role, conversation_kind, is_user};
 use crate::limits::{DEDUP_RECENT_MAX, GROUP_MEMBERS_MAX, LOADED_WEIGHT_MAX};
 use crate::mail::{MemberChange, MemberRefusal};
+use crate::mutant::{self, Mutant};
 use crate::wire::envelope::{ErrorCode, Trace, deliver_flags, send_flags};
 use crate::wire::message::Text;
 
@@ -385,7 +386,7 @@ impl State {
     /// Whether `dedup.N` must be asked before this SEND can be admitted.
     #[must_use]
     pub fn needs_dedup(&self, cmid: Cmid, user: User, flags: u8) -> bool {
-        flags & send_flags::RETRY != 0 && self.recent.find(cmid, user).is_none()
+        !mutant::on(Mutant::RetryNotLookedUp) && flags & send_flags::RETRY != 0 && self.recent.find(cmid, user).is_none()
     }
 
     /// Whether `user` may ask anything of a conversation at all, as far as its id tells: saves reading the engine for strangers.
@@ -737,7 +738,7 @@ impl State {
         let epoch = self.epoch;
         let conversation = self.conversations.get_mut(&conv).expect("looked up above");
         conversation.head = message.seq;
-        conversation.count += u64::from(message.flags & send_flags::QUIET == 0);
+        conversation.count += u64::from(mutant::on(Mutant::QuietCounted) || message.flags & send_flags::QUIET == 0);
         conversation.touched = group;
         conversation.used = true;
         if !conversation.exists {

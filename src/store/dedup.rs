@@ -8,6 +8,7 @@ use std::collections::hash_map::{Entry, HashMap};
 
 use super::schema::{Conv, User};
 use crate::ids::{Cmid, Mid};
+use crate::mutant::{self, Mutant};
 
 /// A message stored under a cmid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +47,9 @@ impl Recent {
 
     /// Remembers a message of commit group `group`. A cmid used again after it was forgotten counts from now.
     pub fn insert(&mut self, cmid: Cmid, user: User, known: Known, group: u64) {
+        if mutant::on(Mutant::DedupForgotten) {
+            return;
+        }
         match self.known.entry((cmid, user)) {
             Entry::Vacant(slot) => {
                 slot.insert(known);

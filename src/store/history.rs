@@ -10,6 +10,7 @@ use super::schema::{self, Conv, Device, Hashes, Keyspace, User};
 use crate::ids::{self, Cmid, ConversationKind, Mid};
 use crate::limits::SHARED_CONVERSATIONS_MAX;
 use crate::mail::{PageRequest, Reached};
+use crate::mutant::{self, Mutant};
 use crate::wire::envelope::{
     Deliver, Encoding, Entry, ErrorCode, Message, PageHead, PageOrder, PageWriter, SyncPageWriter, deliver_flags, deliver_tail,
     page_flags,
@@ -343,7 +344,8 @@ impl<R: Rows> History<R> {
             None => 0,
         };
         let seen = read.seq.max(state.floor - 1).max(row.joined.max(1) - 1);
-        let unread = state.count.saturating_sub(self.count_at(&state, conv, seen)?).min(UNREAD_MAX);
+        let counted = if mutant::on(Mutant::UnreadOffByOne) { seen.saturating_sub(1) } else { seen };
+        let unread = state.count.saturating_sub(self.count_at(&state, conv, counted)?).min(UNREAD_MAX);
         let kind = ids::conversation_kind(row.conv);
         let mut flags = 0;
         if matches!(kind, Some(ConversationKind::Channel)) || state.flags & head_flags::LARGE != 0 {

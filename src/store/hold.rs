@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use super::schema::Conv;
 use crate::ids::{Cmid, SessionRef};
 use crate::limits::STORE_HOLDS_MAX;
+use crate::mutant::{self, Mutant};
 use crate::wire::envelope::send_flags;
 
 /// The failed cmid of each session and conversation.
@@ -22,7 +23,7 @@ pub struct Holds {
 impl Holds {
     /// Whether a SEND must be refused with 4003. The failed cmid itself, or RELEASE, ends the hold.
     pub fn refuses(&mut self, session: SessionRef, conv: Conv, cmid: Cmid, flags: u8) -> bool {
-        if self.failed.is_empty() {
+        if mutant::on(Mutant::StoreHoldNotKept) || self.failed.is_empty() {
             return false;
         }
         match self.failed.get(&(session, conv)) {

@@ -37,6 +37,7 @@ use crc32c::crc32c;
 use self::format::{HEADER_BYTES, Header, WATERMARK, decode_watermark, encode_watermark, parse_segment_name, segment_name};
 use self::scan::{Scan, Window, replay_segment};
 use super::disk::{Disk, Space};
+use crate::mutant::{self, Mutant};
 
 /// How a log is kept.
 #[derive(Clone, Copy, Debug)]
@@ -204,7 +205,7 @@ impl<D: Disk> Log<D> {
         };
         if promised > last {
             log.give_up(promised.max(scan.seen), scan.end.0)?;
-        } else if scan.is_broken {
+        } else if scan.is_broken && !mutant::on(Mutant::TailNotCut) {
             log.cut_tail(scan.end.0)?;
         }
         // Groups written just before a kill may rest in the kernel's cache alone, and from here on they count as synced.

@@ -7,6 +7,7 @@ use super::record::Dedup;
 use super::schema::Conv;
 use crate::ids::Cmid;
 use crate::mail::{MemberMail, SendMail, Sender, SignalMail};
+use crate::mutant::{self, Mutant};
 use crate::wire::message::Text;
 
 /// A submission that concerns a conversation.
@@ -109,7 +110,12 @@ impl Parking {
 
     /// Adds at the end.
     pub fn push_back(&mut self, conv: Conv, work: Work) {
-        self.waiting.entry(conv).or_default().queue.push_back(work);
+        let queue = &mut self.waiting.entry(conv).or_default().queue;
+        if mutant::on(Mutant::OrderSwapped) {
+            queue.push_front(work);
+        } else {
+            queue.push_back(work);
+        }
         self.count += 1;
     }
 

@@ -49,6 +49,7 @@ use crate::mail::{
     Attach, CursorMail, Delivery, Event, Group, MemberChange, MemberDone, MemberMail, MemberRefusal, PageMail, PostDone,
     SendMail, Sender, Submit,
 };
+use crate::mutant::{self, Mutant};
 use crate::observe::counters::StoreCounters;
 use crate::observe::trace::{Place, Sampling, Steps};
 use crate::route::fanout::{Fanout, Source};
@@ -254,7 +255,8 @@ impl<D: Disk> Sequencer<D> {
         state.set_senders(settings.policy.senders);
         let bans = cold.bans().map_err(|fault| RecoverError::Cold { conv: "bans".to_owned(), fault })?;
         bans.iter().for_each(|(user, device)| state.insert_ban(user, device.as_deref()));
-        log.replay(position.group, |group, _, body| replay(&mut state, group, body, cold))?;
+        let after = position.group + u64::from(mutant::on(Mutant::ReplayOffByOne));
+        log.replay(after, |group, _, body| replay(&mut state, group, body, cold))?;
         let number = log.last() + 1;
         let mut sequencer = Self {
             settings,
@@ -338,7 +340,10 @@ impl<D: Disk> Sequencer<D> {
         }
         is_busy |= self.step_notices(now);
         self.hand_out(committed, ports);
-        ports.give_back(std::mem::take(&mut self.credit_bytes));
+        let credit_bytes = std::mem::take(&mut self.credit_bytes);
+        if !mutant::on(Mutant::CreditKept) {
+            ports.give_back(credit_bytes);
+        }
         Ok(Turn { is_busy, wake_in: self.wake_in(now) })
     }
 
@@ -461,7 +466,9 @@ impl<D: Disk> Sequencer<D> {
                 self.replace_class(hash, user, roster);
                 if let Some(old) = evicted {
                     self.counters.evicts_count += 1;
-                    self.fanout.push(old.reactor, Event::Evict { session: old, by: *session, claim: *claim });
+                    if !mutant::on(Mutant::EvictForgotten) {
+                        self.fanout.push(old.reactor, Event::Evict { session: old, by: *session, claim: *claim });
+                    }
                 }
                 self.fanout.push(session.reactor, Event::Attached { session: *session, roster, evicted });
             }
@@ -549,7 +556,9 @@ impl<D: Disk> Sequencer<D> {
 
     /// Carries out what waits for a conversation, in order, as far as it is ready.
     fn unpark(&mut self, conv: Conv, now: Moment, ports: &mut impl Ports) {
-        while let Some(work) = self.parking.pop_ready(conv) {
+        while !mutant::on(Mutant::UnparkForgotten)
+            && let Some(work) = self.parking.pop_ready(conv)
+        {
             if let Some(work) = self.attempt(conv, work, now, ports) {
                 self.parking.push_front(conv, work);
                 return;
@@ -790,7 +799,9 @@ impl<D: Disk> Sequencer<D> {
     ) -> bool {
         let value = match self.state.admit_read(id, user, seq, now.unix_ms) {
             ReadAdmission::Accept(entry) => {
-                self.accept(&entry, now);
+                if !mutant::on(Mutant::ReadNotKept) {
+                    self.accept(&entry, now);
+                }
                 self.open.has_read = true;
                 self.receipt(conv, self.state.hashes().user(user), from.session, now, ports);
                 seq
@@ -953,7 +964,7 @@ impl<D: Disk> Sequencer<D> {
         }
         self.cursors.bring_back(cursors);
         if self.open.entries_count > 0 {
-            if self.acknowledge_before_sync {
+            if self.acknowledge_before_sync || mutant::on(Mutant::AcknowledgeBeforeSync) {
                 self.hand_out(None, ports);
                 #[cfg(debug_assertions)]
                 self.write_delay.into_iter().for_each(std::thread::sleep);
@@ -1014,7 +1025,7 @@ impl<D: Disk> Sequencer<D> {
     fn sync(&mut self) -> Result<(), LogError> {
         self.must_sync = false;
         self.write_out()?;
-        if self.log.synced() < self.log.last() {
+        if self.log.synced() < self.log.last() && !mutant::on(Mutant::SyncForgotten) {
             self.log.sync()?;
             self.counters.log_syncs_count += 1;
         }
@@ -1086,7 +1097,8 @@ impl<D: Disk> Sequencer<D> {
         }
         // Neither is final: an old watermark says less, and a segment too many only takes room.
         let _ = self.log.save_watermark();
-        let _ = self.log.delete_through(self.progress.checkpointed());
+        let too_much = mutant::on(Mutant::LogForgetsTooMuch);
+        let _ = self.log.delete_through(if too_much { self.progress.projected() } else { self.progress.checkpointed() });
         Ok(())
     }
 

@@ -137,3 +137,38 @@ fn campaign(first: u64, count: u64) -> Vec<String> {
     failures.sort();
     failures.into_iter().map(|(_, failure)| failure).collect()
 }
+
+/// Every planted mistake is found within a thousand seeds. Prints a table of how many seeds it took, and what was found.
+#[cfg(feature = "mutants")]
+#[test]
+fn planted_mistakes_are_found() {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
+
+    use tidegate::mutant::{self, Mutant};
+
+    let seeds = number("TIDEGATE_SIM_SEEDS", 1_000);
+    let next = AtomicUsize::new(0);
+    let (missed, next) = (Mutex::new(Vec::new()), &next);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::panic::set_hook(Box::new(|_| {}));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(&planted) = Mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    mutant::set(Some(planted));
+                    let found = (0..seeds).find_map(|seed| run(Plan::from_seed(seed)).err().map(|finding| (seed, finding)));
+                    let Some((seed, finding)) = found else {
+                        println!("| {planted:?} | not in {seeds} | |");
+                        missed.lock().unwrap().push(planted);
+                        continue;
+                    };
+                    println!("| {planted:?} | {} | {} |", seed + 1, finding.lines().next().unwrap_or_default());
+                }
+            });
+        }
+    });
+    let _ = std::panic::take_hook();
+    let missed = missed.into_inner().unwrap();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
