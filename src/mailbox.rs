@@ -1,4 +1,4 @@
-//! Bounded lanes between threads with coalesced wake-up.                                    [crossbeam-channel]
+//! Bounded lanes between threads with coalesced wake-up, over the queue of `io/queue.rs`.
 //!
 //! A reactor and the store never wait on a lane: they look into their inbox once per turn, with a budget, and sleep only where
 //! their waker can end it. Whoever sends gives the value away, or gets it back and decides which of the four answers to "full" is
@@ -9,12 +9,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel as channel;
-
 use crate::io::atomic::{AtomicU64, Ordering};
+use crate::io::queue as channel;
 use crate::io::wake::Waker;
 use crate::limits;
 use crate::mail::{Control, Group, PageReply, Peer};
+use crate::mutant::{self, Mutant};
 
 /// Makes one lane of at most `bound` values to the owner of `waker`.
 #[must_use]
@@ -36,6 +36,10 @@ impl<T> LaneSender<T> {
     /// # Errors
     /// The value, when the lane is full or the owner has ended.
     pub fn try_send(&self, value: T) -> Result<(), T> {
+        if mutant::on(Mutant::WakeBeforePush) {
+            self.waker.wake();
+            return self.channel.try_send(value).map_err(channel::TrySendError::into_inner);
+        }
         let result = self.channel.try_send(value).map_err(channel::TrySendError::into_inner);
         // Also when full: a full lane in front of a sleeper would otherwise stay full.
         self.waker.wake();

@@ -48,7 +48,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap", &["main", "config/", "ctl"]),
     ("core_affinity", &["io/pin"]),
     ("crc32c", &["store/log", "store/log/"]),
-    ("crossbeam_channel", &["mailbox"]),
+    ("crossbeam_channel", &["io/queue"]),
     ("fjall", &["store/engine"]),
     ("getrandom", &["config/secret", "gateway"]),
     ("hdrhistogram", &["observe/histogram"]),

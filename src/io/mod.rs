@@ -8,6 +8,7 @@ pub mod driver;
 pub mod epoll;
 pub mod file;
 pub mod pin;
+pub mod queue;
 pub mod socket;
 pub mod uring;
 pub mod wake;

@@ -21,10 +21,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
-use std::thread::Thread;
 use std::time::Duration;
 
+use crate::io::atomic::thread::{self, Thread};
 use crate::io::atomic::{AtomicU8, Ordering, fence};
+use crate::mutant::{self, Mutant};
 
 /// Ends the wait of one thread. Cheap to clone; may be used from any thread.
 ///
@@ -54,7 +55,9 @@ impl Waker {
     ///
     /// Cost: a fence and a load while the owner is awake; one system call per sleep otherwise.
     pub fn wake(&self) {
-        fence(Ordering::SeqCst);
+        if !mutant::on(Mutant::FenceForgotten) {
+            fence(Ordering::SeqCst);
+        }
         // The plain load keeps the line shared between producers while the owner is awake, which is the usual case under load.
         if self.inner.state.load(Ordering::Relaxed) == SLEEPING
             && self.inner.state.compare_exchange(SLEEPING, AWAKE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
@@ -69,7 +72,7 @@ impl Waker {
     pub fn may_sleep(&self, is_empty: impl FnOnce() -> bool) -> bool {
         self.inner.state.store(SLEEPING, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let empty = is_empty();
+        let empty = mutant::on(Mutant::LookAgainForgotten) || is_empty();
         if !empty {
             self.awake();
         }
@@ -89,10 +92,10 @@ impl Waker {
     /// If this is a [`Waker::for_driver`], or another thread has parked here before.
     pub fn park(&self, max_wait: Duration, is_empty: impl FnOnce() -> bool) {
         let Bell::Thread(owner) = &self.inner.bell else { panic!("a driver's owner waits in its driver") };
-        let current = std::thread::current();
+        let current = thread::current();
         assert!(owner.get_or_init(|| current.clone()).id() == current.id(), "one thread owns a waker");
         if self.may_sleep(is_empty) {
-            std::thread::park_timeout(max_wait);
+            thread::park_timeout(max_wait);
             self.awake();
         }
     }

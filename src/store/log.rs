@@ -171,7 +171,8 @@ impl<D: Disk> Log<D> {
             scan.segment(&mut disk, index, segment)?;
         }
         let last = scan.next - 1;
-        let promised = watermark.max(scan.known).max(settings.projected);
+        let told = if mutant::on(Mutant::WatermarkIgnored) { 0 } else { watermark };
+        let promised = told.max(scan.known).max(settings.projected);
         let place = || segments.get(scan.end.0).map_or_else(|| "(missing)".to_owned(), |segment| segment.name.clone());
         let mut recovered = Recovered {
             first: segments.front().map_or(1, |segment| segment.before + 1),
@@ -205,7 +206,7 @@ impl<D: Disk> Log<D> {
         };
         if promised > last {
             log.give_up(promised.max(scan.seen), scan.end.0)?;
-        } else if scan.is_broken && !mutant::on(Mutant::TailNotCut) {
+        } else if scan.is_broken {
             log.cut_tail(scan.end.0)?;
         }
         // Groups written just before a kill may rest in the kernel's cache alone, and from here on they count as synced.
