@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crate::ids::{RosterId, SessionRef};
 use crate::limits::{PRESENCE_DEBOUNCE_NS, PRESENCE_SEEN_MAX, PRESENCE_SUBSCRIPTIONS_MAX};
+use crate::mutant::{self, Mutant};
 use crate::wire::message::Text;
 
 /// All sets of all watchers.
@@ -204,7 +205,7 @@ impl Presence {
                 }
                 left -= 1;
             }
-            if !step.is_empty() {
+            if !step.is_empty() && !(told.is_online && mutant::on(Mutant::PresenceNotTold)) {
                 to(&told, &mut step.into_iter());
             }
             match last {

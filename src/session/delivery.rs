@@ -293,7 +293,8 @@ impl Session {
         if self.pos.checked_sub(last_pos)? > u64::from(self.unacknowledged) {
             return None;
         }
-        self.acknowledge(last_pos, release)?;
+        let processed = last_pos + u64::from(mutant::on(Mutant::ResumeOffByOne) && last_pos < self.pos);
+        self.acknowledge(processed, release)?;
         let pos = self.pos;
         let backlog = self.take_backlog();
         Some(Carried {

@@ -5,6 +5,7 @@ use super::{Kind, Outlet, Shard, State};
 use crate::conn::send_queue::Wrap;
 use crate::ids::{self, ConnectionId};
 use crate::mail::{PageMail, PageReply, PageRequest, Reached, Submit};
+use crate::mutant::{self, Mutant};
 use crate::session::delivery::Held;
 use crate::session::nack::Asked;
 use crate::wire::envelope::{Encoding, ErrorCode};
@@ -18,7 +19,12 @@ impl Shard {
         let dice = self.rules.hashes.fingerprint(self.id.0, &self.now.mono_ns.to_le_bytes()) ^ seq;
         let Some(session) = self.session_mut(id) else { return };
         match session.backlog.get_or_insert_default().nacks.ask(conv, seq, delay_ms, now_ms, dice) {
-            Asked::At(_) => self.watch_nacks(id),
+            Asked::At(_) => {
+                if mutant::on(Mutant::NackMovesCursor) {
+                    session.hold_up_to(conv, seq);
+                }
+                self.watch_nacks(id);
+            }
             Asked::Ignored => {}
             Asked::Full => {
                 let detail = format!("{conv} too many wait for redelivery");

@@ -25,6 +25,7 @@ use crate::conn::send_queue::Wrap;
 use crate::ids::{ConnectionId, FrameIndex, RosterId, SessionRef};
 use crate::limits;
 use crate::mail::{Claim, Moved, Peer, Submit};
+use crate::mutant::{self, Mutant};
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::{Carried, Held, Stage};
 use crate::wire::envelope::{Encoding, ServerFrame, Welcome, deliver_flags, deliver_tail, read_tail};
@@ -302,6 +303,10 @@ impl Shard {
         let pos = line.pos;
         let mut scratch = Vec::new();
         for held in joined {
+            if mutant::on(Mutant::JoinedForgotten) {
+                self.pool.let_go(held.frame);
+                continue;
+            }
             if !line.is_behind() && line.has_room(held.bytes, window_bytes_max) {
                 line.deliver(held);
                 continue;
@@ -374,6 +379,9 @@ impl Shard {
         for (pos, held) in held {
             if pos > carried_pos {
                 self.push_frame(id, held.frame, pos);
+                continue;
+            }
+            if mutant::on(Mutant::ReplayForgotten) {
                 continue;
             }
             let replay = self.replay_of(id, held.frame);

@@ -875,7 +875,8 @@ impl State {
         let (before, after) = (dedup_quarter(self.clock.last, self.dedup_s), dedup_quarter(mid, self.dedup_s));
         if self.clock.last != Mid(0) && after > before {
             let first = (before + 1).max(after.saturating_sub(4));
-            (first..=after).for_each(|quarter| batch.clear_keyspace(dedup_bucket(quarter)));
+            let early = u64::from(mutant::on(Mutant::DedupBucketEarly)) * 4;
+            (first + early..=after + early).for_each(|quarter| batch.clear_keyspace(dedup_bucket(quarter)));
         }
         self.clock.last = mid;
         Ok(())

@@ -254,6 +254,45 @@ proptest! {
         }
     }
 
+    /// Read positions and cursors are merged by max: whatever is asked in whatever order, no row goes back from one group to the next,
+    /// and at the end each stands at the highest that was accepted.
+    #[test]
+    fn positions_only_rise(steps in prop::collection::vec(step(), 1..120)) {
+        let mut bench = Bench::new();
+        bench.run(&steps);
+        let seq = |keyspace, row: &[u8]| match keyspace {
+            Keyspace::Read => record::Read::decode(row).unwrap().seq,
+            _ => record::Cursor::decode(row).unwrap().seq,
+        };
+        let mut highest = std::collections::BTreeMap::new();
+        for (body, engine) in &bench.log {
+            for entry in entries(body) {
+                let hashes = bench.state.hashes();
+                let (key, at) = match entry.unwrap().change {
+                    Change::Read { seq, conv, user, .. } => {
+                        ((Keyspace::Read, schema::user_key(hashes.user(user), hashes.conv(conv)).to_vec()), seq)
+                    }
+                    Change::Cursor { seq, conv, user, device } => {
+                        let key = schema::cursor_key(hashes.user(user), hashes.device(device), hashes.conv(conv));
+                        ((Keyspace::Cursor, key.to_vec()), seq)
+                    }
+                    Change::Message(message) => {
+                        // A message says that its sender has read up to it.
+                        let key = schema::user_key(hashes.user(message.user), hashes.conv(message.conv));
+                        ((Keyspace::Read, key.to_vec()), message.seq)
+                    }
+                    _ => continue,
+                };
+                let known = highest.entry(key).or_insert(0);
+                *known = at.max(*known);
+            }
+            for ((keyspace, key), at) in &highest {
+                let row = engine.get(*keyspace, key).map(|row| seq(*keyspace, row));
+                prop_assert_eq!(row, Some(*at), "{:?}", keyspace);
+            }
+        }
+    }
+
     /// Whatever the wall clock says, and however many messages fall into one millisecond, the next value is greater.
     #[test]
     fn hybrid_clock_never_goes_back(times in prop::collection::vec(NOW_MS - 5..NOW_MS + 5, 1..3000)) {

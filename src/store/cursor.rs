@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::schema::{Conv, Device, User};
 use crate::ids::SessionRef;
 use crate::limits::{CURSOR_LOADS_MAX, CURSORS_ASIDE_MAX, CURSORS_PENDING_MAX};
+use crate::mutant::{self, Mutant};
 use crate::wire::message::Text;
 
 /// A cursor that is not in the log yet.
@@ -36,7 +37,7 @@ impl Cursors {
         let next = self.list.len();
         let at = *self.index.entry((user, device, conv)).or_insert(next);
         match self.list.get_mut(at) {
-            Some(pending) => pending.seq = pending.seq.max(seq),
+            Some(pending) => pending.seq = if mutant::on(Mutant::CursorNotMerged) { seq } else { pending.seq.max(seq) },
             None => {
                 let [conv, user, device] = names();
                 self.list.push(Pending { seq, conv, user, device });
@@ -173,7 +174,7 @@ mod tests {
     #[test]
     fn cursors_merge_by_max() {
         let mut cursors = Cursors::default();
-        for (device, seq) in [(1, 5), (2, 9), (1, 3), (1, 7)] {
+        for (device, seq) in [(1, 5), (2, 9), (1, 7), (1, 3)] {
             cursors.merge(User(1), Device(device), Conv([0; 16]), seq, || ["g:x".into(), "al".into(), "web".into()]);
         }
         assert_eq!(cursors.take().iter().map(|pending| pending.seq).collect::<Vec<_>>(), [7, 9]);

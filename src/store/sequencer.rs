@@ -157,6 +157,7 @@ pub struct Sequencer<D: Disk> {
     roster: Roster,
     fanout: Fanout,
     parking: Parking,
+    parked_max: usize,
     holds: Holds,
     cursors: Cursors,
     /// Cursors of conversations that are not in memory.
@@ -265,6 +266,7 @@ impl<D: Disk> Sequencer<D> {
             roster: Roster::default(),
             fanout: Fanout::new(settings.cores),
             parking: Parking::default(),
+            parked_max: PARKED_MAX,
             holds: Holds::default(),
             cursors: Cursors::default(),
             aside: Aside::default(),
@@ -371,6 +373,11 @@ impl<D: Disk> Sequencer<D> {
     pub fn plant_early_acknowledgement(&mut self, write_delay: Duration) {
         self.acknowledge_before_sync = true;
         self.write_delay = Some(write_delay);
+    }
+
+    /// Parks no more than `max` submissions, instead of [`PARKED_MAX`]: for tests that must meet the bound.
+    pub fn limit_parking(&mut self, max: usize) {
+        self.parked_max = max;
     }
 
     /// Whether everything has been handed over.
@@ -486,6 +493,7 @@ impl<D: Disk> Sequencer<D> {
         // OK of a READ means that every later request sees it.
         self.open.must_close |= self.open.has_read;
         let after = if self.open.has_read { self.open.number } else { self.last() };
+        let after = if mutant::on(Mutant::PageNotAwaited) { 0 } else { after };
         self.must_sync |= after > self.log.synced();
         if !ports.send_job(Job::Page { mail, user, device, after }) {
             self.counters.jobs_full_count += 1;
@@ -589,11 +597,13 @@ impl<D: Disk> Sequencer<D> {
                 None => return,
             }
         }
-        if self.parking.count() >= PARKED_MAX {
+        if self.parking.count() >= self.parked_max {
             self.counters.submissions_refused_count += 1;
             // What waits before it in its conversation goes first: the hold must name the earliest message that failed, or the
             // client's repeat of this one would overtake it.
-            self.refuse_parked(conv, JobFault::Behind);
+            if !mutant::on(Mutant::ParkingRefusesNewcomer) {
+                self.refuse_parked(conv, JobFault::Behind);
+            }
             self.refuse(conv, work, ErrorCode::StoreOverloaded);
         } else {
             self.parking.push_back(conv, work);
@@ -969,6 +979,8 @@ impl<D: Disk> Sequencer<D> {
                 #[cfg(debug_assertions)]
                 self.write_delay.into_iter().for_each(std::thread::sleep);
             }
+            #[cfg(feature = "mutants")]
+            self.deliver_early(ports);
             let number = self.open.number;
             // What rides alone is no message, and is kept as well as any.
             let level = if self.open.must_close { self.open.level } else { self.settings.levels.most() };
@@ -1054,6 +1066,21 @@ impl<D: Disk> Sequencer<D> {
             let _ = reply.try_send(result);
         }
         self.operator.hand_out();
+        self.flush(ports);
+    }
+
+    #[cfg(feature = "mutants")]
+    fn deliver_early(&mut self, ports: &mut impl Ports) {
+        if !mutant::on(Mutant::DeliverBeforeSync) {
+            return;
+        }
+        let groups: Vec<_> = self.fanout.take(self.open.number, None, Group::default).collect();
+        for (reactor, mut group, bytes) in groups {
+            let (early, late) = group.events.into_iter().partition(|event| !matches!(event, Event::Sent { .. }));
+            group.events = early;
+            self.outboxes[usize::from(reactor.0)].push(group, bytes);
+            Vec::into_iter(late).for_each(|event| self.fanout.push(reactor, event));
+        }
         self.flush(ports);
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::ids::Cmid;
-use tidegate::wire::envelope::{Encoding, ServerFrame, ServerFrames, deliver_flags};
+use tidegate::wire::envelope::{ClientFrame, Encoding, Frames, ServerFrame, ServerFrames, Users, deliver_flags, encode_client};
 use tidegate_client::{Closed, Event, Machine, Outgoing, SendError, Settings, State, Ticket};
 
 use crate::ledger::{Conv, Finding, Ledger, Said, payload};
@@ -33,6 +33,14 @@ pub struct Device {
     /// Last `pos`, and last seq by conversation, that came as DELIVER on this connection.
     last_pos: u64,
     last_seq: BTreeMap<Conv, u64>,
+    /// The window WELCOME granted, and the highest `pos` this device has acknowledged by what it wrote.
+    granted: u16,
+    acknowledged: u64,
+    /// Whom WATCH shall name, the answer it waits for, and what was said of each since.
+    pub watches: Vec<Arc<str>>,
+    watch_rid: u32,
+    watch_due: bool,
+    pub believes: BTreeMap<Arc<str>, u8>,
     /// What SYNC has said last: read and unread, by conversation.
     pub entries: BTreeMap<Conv, (u64, u32)>,
     pub synced_count: u64,
@@ -43,6 +51,8 @@ pub struct Device {
     pub stopped_count: u64,
     /// Groups may change under its feet.
     pub members_change: bool,
+    /// Wants receipts and presence.
+    is_curious: bool,
 }
 
 /// What a device wants of the world.
@@ -64,11 +74,11 @@ impl Device {
         token: String,
         convs: Vec<Conv>,
         window: u16,
-        members_change: bool,
+        (members_change, is_curious): (bool, bool),
         mut random: Random,
     ) -> Self {
         let encoding = if random.chance(200_000) { Encoding::Json } else { Encoding::Binary };
-        let machine = Machine::new(settings(&name, encoding, window), random.next());
+        let machine = Machine::new(settings(&name, encoding, window, is_curious), random.next());
         Self {
             number,
             user,
@@ -87,6 +97,12 @@ impl Device {
             have: BTreeMap::new(),
             last_pos: 0,
             last_seq: BTreeMap::new(),
+            granted: 0,
+            acknowledged: 0,
+            watches: Vec::new(),
+            watch_rid: 0,
+            watch_due: false,
+            believes: BTreeMap::new(),
             entries: BTreeMap::new(),
             synced_count: 0,
             is_auditor: false,
@@ -94,12 +110,13 @@ impl Device {
             next_say: 0,
             stopped_count: 0,
             members_change,
+            is_curious,
         }
     }
 
     /// The program is started again, with what it keeps on disk: positions, but not what it had not sent.
     pub fn restart(&mut self, window: u16) {
-        let mut settings = settings(&self.name, self.encoding, window);
+        let mut settings = settings(&self.name, self.encoding, window, self.is_curious);
         settings.positions = self.machine.positions();
         settings.since = self.machine.since();
         self.machine = Machine::new(settings, self.random.next());
@@ -127,6 +144,11 @@ impl Device {
         self.said_count += 1;
         let (device, user, order) = (self.number, self.user.clone(), self.said_count);
         ledger.says(cmid, Said { device, user, conv, order, payload, quiet, acknowledged: None });
+    }
+
+    /// Connected, and nothing it asked for is unanswered.
+    pub fn is_settled(&self) -> bool {
+        self.machine.is_active() && self.machine.unsent_count() == 0 && self.machine.unconfirmed_reads_count() == 0
     }
 
     /// The person reads one conversation.
@@ -215,6 +237,13 @@ impl Device {
                     return Err(format!("device {}: pos {} after {}", self.number, deliver.pos, self.last_pos));
                 }
                 self.last_pos = deliver.pos;
+                let open = deliver.pos.saturating_sub(self.acknowledged);
+                if open > u64::from(self.granted) {
+                    return Err(format!(
+                        "device {}: {open} deliveries are unacknowledged, of {} granted",
+                        self.number, self.granted
+                    ));
+                }
                 if deliver.flags & deliver_flags::REPLAY == 0 {
                     let last = self.last_seq.entry((*deliver.conv).into()).or_default();
                     if deliver.seq <= *last {
@@ -226,7 +255,23 @@ impl Device {
                     *last = deliver.seq;
                 }
             }
-            self.machine.handle_frame(time(now), &frame);
+            if let ServerFrame::Welcome(welcome) = &frame {
+                self.granted = welcome.window;
+                self.watch_due = !self.watches.is_empty();
+                // A new session counts from 1; one that goes on counts from what HELLO said.
+                self.acknowledged = if welcome.resumed == 0 { 0 } else { self.acknowledged };
+            }
+            match frame {
+                // The answer to a WATCH, which the machine knows nothing of.
+                ServerFrame::Ok { rid, .. } if rid >= OWN_RID => {}
+                ServerFrame::Error { rid, code, .. } if rid >= OWN_RID => {
+                    if !matches!(code, 4001 | 4002 | 5001 | 5002 | 5006) {
+                        return Err(format!("device {}: WATCH was refused with {code}", self.number));
+                    }
+                    self.watch_due |= rid == self.watch_rid;
+                }
+                frame => self.machine.handle_frame(time(now), &frame),
+            }
         }
         Ok(())
     }
@@ -269,13 +314,45 @@ impl Device {
     fn transmit(&mut self, now: u64, wishes: &mut Wishes) -> bool {
         let mut any = false;
         let mut message = Vec::new();
+        if self.watch_due && self.is_upgraded && self.machine.is_active() {
+            self.watch(wishes);
+            any = true;
+        }
         while self.is_upgraded && self.machine.poll_transmit(time(now), &mut message) {
             let opcode = if self.encoding == Encoding::Json { socket::TEXT } else { socket::BINARY };
+            self.note_written(&message);
             self.frame(opcode, &message, wishes);
             message.clear();
             any = true;
         }
         any
+    }
+
+    /// Asks for the presence of everybody it knows.
+    pub fn watch_again(&mut self) {
+        self.watch_due = !self.watches.is_empty();
+    }
+
+    fn watch(&mut self, wishes: &mut Wishes) {
+        self.watch_due = false;
+        self.watch_rid = self.watch_rid.max(OWN_RID) + 1;
+        self.believes.clear();
+        let users = Users::List(self.watches.iter().map(|user| user.to_string().into()).collect());
+        let mut message = Vec::new();
+        encode_client(self.encoding, &ClientFrame::Watch { rid: self.watch_rid, ttl_s: 0, users }, &mut message);
+        let opcode = if self.encoding == Encoding::Json { socket::TEXT } else { socket::BINARY };
+        self.frame(opcode, &message, wishes);
+    }
+
+    fn note_written(&mut self, message: &[u8]) {
+        let mut frames = Frames::new(self.encoding, message);
+        while let Ok(Some(frame)) = frames.next_frame() {
+            match frame {
+                ClientFrame::Hello(hello) => self.acknowledged = hello.last_pos,
+                ClientFrame::Ack { pos, .. } | ClientFrame::Ping { pos } => self.acknowledged = self.acknowledged.max(pos),
+                _ => {}
+            }
+        }
     }
 
     fn frame(&mut self, opcode: u8, payload: &[u8], wishes: &mut Wishes) {
@@ -332,6 +409,10 @@ impl Device {
             }
             Event::Synced => self.synced_count += 1,
             Event::ReadPosition { conv, seq } => ledger.confirms_read(now, &self.user, &conv, seq),
+            Event::Presence { user, state, .. } => {
+                self.believes.insert(user, state);
+            }
+            Event::Receipt { conv, user, read, .. } => ledger.receipt(&conv, &user, read)?,
             Event::State(State::Stopped(_)) => self.stopped_count += 1,
             // HELLO came at a bad time; the close code says to come back.
             Event::Refused { code: 5002, .. } => {}
@@ -344,13 +425,18 @@ impl Device {
     }
 }
 
+/// The rids of what the person asks for beside the machine, which counts from 1.
+const OWN_RID: u32 = 0xF000_0000;
+
 /// The clock of a device.
 pub fn time(now: u64) -> Duration {
     Duration::from_nanos(now)
 }
 
-fn settings(name: &str, encoding: Encoding, window: u16) -> Settings {
+fn settings(name: &str, encoding: Encoding, window: u16, is_curious: bool) -> Settings {
     Settings {
+        presence: is_curious,
+        receipts: is_curious,
         encoding,
         window,
         reconnect_base: Duration::from_millis(200),

@@ -1,6 +1,6 @@
 //! The truth: what clients said, what they were told, and what is stored. Whatever does not fit together is a finding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidegate::ids::{Cmid, ConversationKind, conversation_kind};
@@ -9,6 +9,7 @@ use tidegate::store::record::{self, MessageHeader, Value};
 use tidegate::store::schema::{Hashes, Keyspace, msg_seq};
 
 use crate::SECOND;
+use crate::rude::RUDE;
 
 pub type Conv = Arc<str>;
 
@@ -22,6 +23,10 @@ pub struct Ledger {
     places: BTreeMap<(Conv, u64), Cmid>,
     /// READs, by user and conversation.
     reads: BTreeMap<(Arc<str>, Conv), Read>,
+    /// Who was, at some time, not allowed to write. What was said then and refused without a word that arrived may come again later.
+    pub removed: BTreeSet<(Conv, Arc<str>)>,
+    /// What arrives now was said by a process that is gone.
+    pub is_of_dead: bool,
     pub acknowledged_count: u64,
     pub delivered_count: u64,
     pub duplicates_count: u64,
@@ -118,7 +123,29 @@ impl Ledger {
     }
 
     pub fn confirms_read(&mut self, now: u64, user: &Arc<str>, conv: &Conv, seq: u64) {
-        self.reads.entry((user.clone(), conv.clone())).or_default().confirmed.push((now, seq));
+        if !self.is_of_dead {
+            self.reads.entry((user.clone(), conv.clone())).or_default().confirmed.push((now, seq));
+        }
+    }
+
+    /// RECEIPT tells how far a user has read: not further than anybody of that user asked, or wrote.
+    ///
+    /// # Errors
+    /// The finding.
+    pub fn receipt(&self, conv: &Conv, user: &Arc<str>, read: u64) -> Result<(), Finding> {
+        let asked = self.reads.get(&(user.clone(), conv.clone())).map_or(0, |read| read.asked);
+        if read <= asked {
+            return Ok(());
+        }
+        let wrote =
+            self.places.get(&(conv.clone(), read)).and_then(|cmid| self.said.get(cmid)).is_some_and(|said| said.user == *user);
+        // The sender may not have heard yet that it is stored.
+        let may_have = self.said.values().any(|said| said.user == *user && said.conv == *conv && said.acknowledged.is_none());
+        if wrote || may_have {
+            Ok(())
+        } else {
+            Err(format!("{user} has read {conv} up to {read} by RECEIPT, and asked for {asked}"))
+        }
     }
 
     /// The process ended without a word at `now`: what was confirmed shortly before may be gone.
@@ -160,6 +187,10 @@ impl Ledger {
                     return Err(format!("{conv} {seq}: not what {} said as {cmid:?}", said.user));
                 }
                 let last = orders.entry(said.device).or_default();
+                // Who waits for no answer has no order to be kept.
+                if said.device >= RUDE || self.removed.contains(&(said.conv.clone(), said.user.clone())) {
+                    continue;
+                }
                 if said.order <= *last {
                     return Err(format!(
                         "{conv} {seq}: message {} of device {} after its message {last}",

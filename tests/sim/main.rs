@@ -9,6 +9,7 @@ mod ledger;
 mod network;
 mod plan;
 mod random;
+mod rude;
 mod socket;
 mod store;
 mod world;
@@ -53,6 +54,24 @@ fn replay(seed: u64) -> String {
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// A hundred clients on two cores: how much faster than the world the simulation is can be read from what it prints.
+#[test]
+fn a_crowd_converges() {
+    let plan =
+        Plan { users: 25, devices_per_user: 4, groups: 6, send_every_ns: 5 * SECOND, trouble_ns: 60 * SECOND, ..Plan::calm(7) };
+    let begun = Instant::now();
+    let report = run(plan).unwrap();
+    let took = begun.elapsed();
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let times = report.simulated_ns as f64 / took.as_nanos() as f64;
+    println!(
+        "100 clients: {} s simulated in {:.2} s, {times:.0} times real time; {report:?}",
+        report.simulated_ns / SECOND,
+        took.as_secs_f64()
+    );
+    assert!(report.acknowledged_count > 1_000, "{report:?}");
 }
 
 /// Nothing goes wrong: ten devices on two cores write to one another, and everyone has everything.
@@ -138,7 +157,8 @@ fn campaign(first: u64, count: u64) -> Vec<String> {
     failures.into_iter().map(|(_, failure)| failure).collect()
 }
 
-/// Every planted mistake is found within a thousand seeds. Prints a table of how many seeds it took, and what was found.
+/// Every planted mistake that the simulation can see is found within a thousand seeds. Prints a table of how many it took, and what was
+/// found. `TIDEGATE_SIM_MUTANT` chooses one of them.
 #[cfg(feature = "mutants")]
 #[test]
 fn planted_mistakes_are_found() {
@@ -147,23 +167,40 @@ fn planted_mistakes_are_found() {
 
     use tidegate::mutant::{self, Mutant};
 
-    let seeds = number("TIDEGATE_SIM_SEEDS", 1_000);
+    let (first, seeds) = (number("TIDEGATE_SIM_FIRST", 0), number("TIDEGATE_SIM_SEEDS", 1_000));
+    let chosen = std::env::var("TIDEGATE_SIM_MUTANT").ok();
+    // Of these a test by name tells, which `tests/mutants/run` runs.
+    let named: Vec<&str> = include_str!("../mutants/named").lines().filter_map(|line| line.split(' ').next()).collect();
+    let planted: Vec<Mutant> = Mutant::ALL
+        .iter()
+        .copied()
+        .filter(|mutant| {
+            chosen.as_ref().map_or(!named.contains(&&*format!("{mutant:?}")), |chosen| format!("{mutant:?}") == *chosen)
+        })
+        .collect();
+    assert!(!planted.is_empty(), "no such mistake: {chosen:?}");
     let next = AtomicUsize::new(0);
-    let (missed, next) = (Mutex::new(Vec::new()), &next);
+    let (missed, next, planted) = (Mutex::new(Vec::new()), &next, &planted);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::panic::set_hook(Box::new(|_| {}));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some(&planted) = Mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    mutant::set(Some(planted));
-                    let found = (0..seeds).find_map(|seed| run(Plan::from_seed(seed)).err().map(|finding| (seed, finding)));
+                while let Some(&mistake) = planted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    mutant::set(Some(mistake));
+                    let found =
+                        (first..first + seeds).find_map(|seed| run(Plan::from_seed(seed)).err().map(|finding| (seed, finding)));
                     let Some((seed, finding)) = found else {
-                        println!("| {planted:?} | not in {seeds} | |");
-                        missed.lock().unwrap().push(planted);
+                        println!("| {mistake:?} | not in {seeds} | |");
+                        missed.lock().unwrap().push(mistake);
                         continue;
                     };
-                    println!("| {planted:?} | {} | {} |", seed + 1, finding.lines().next().unwrap_or_default());
+                    println!("| {mistake:?} | {} | {} |", seed + 1, finding.lines().next().unwrap_or_default());
+                    mutant::set(None);
+                    assert!(run(Plan::from_seed(seed)).is_ok(), "seed {seed} fails without any mistake");
+                    if planted.len() == 1 {
+                        println!("{finding}");
+                    }
                 }
             });
         }

@@ -11,6 +11,10 @@ pub struct Plan {
     pub users: usize,
     pub devices_per_user: usize,
     pub groups: usize,
+    /// Clients that write their frames by hand, see `rude.rs`.
+    pub rudes: usize,
+    /// Everybody watches everybody.
+    pub watches: bool,
     /// Mean time between two messages of a device.
     pub send_every_ns: u64,
     /// Of a million wishes to send so many are bursts.
@@ -26,6 +30,7 @@ pub struct Plan {
     pub queue_soft_bytes: u32,
     pub segment_bytes: u64,
     pub submit_max: usize,
+    pub parked_max: usize,
     pub credit_bytes: u64,
     pub group_max: usize,
     pub peer_max: usize,
@@ -62,6 +67,8 @@ impl Plan {
             users: 5,
             devices_per_user: 2,
             groups: 2,
+            rudes: 0,
+            watches: true,
             send_every_ns: SECOND,
             burst_ppm: 50_000,
             payload_max: 200,
@@ -73,6 +80,7 @@ impl Plan {
             queue_soft_bytes: 64 * 1024,
             segment_bytes: 256 * 1024,
             submit_max: 16_384,
+            parked_max: 4_096,
             credit_bytes: 64 << 20,
             group_max: 256,
             peer_max: 1024,
@@ -116,6 +124,11 @@ impl Plan {
         plan.checkpoint_ppm = *random.pick(&[0, 20_000, 300_000]);
         plan.sync_ns = *random.pick(&[200 * US, 2 * MS, 20 * MS]);
         plan.resume_ms = *random.pick(&[0, 1_000, 8_000]);
+        // Drawn last: what is decided above stays as it was.
+        let mut later = Random::new(seed).stream("plan", 1);
+        plan.parked_max = *later.pick(&[2, 8, 4_096, 4_096]);
+        plan.rudes = *later.pick(&[0, 0, 1, 2]);
+        plan.watches = later.chance(300_000);
         let fault = |random: &mut Random, ppm: u64, mean: u64| if random.chance(ppm) { mean } else { 0 };
         plan.faults = Faults {
             kill_ns: fault(random, 250_000, 6 * SECOND),

@@ -97,7 +97,8 @@ impl Store {
         };
         let mut cold = Bare { engine: &mut engine, hashes, progress: &progress };
         let sequencer = Sequencer::recover(log, &recovered, (&store, &position), settings, progress.clone(), &mut cold);
-        let sequencer = sequencer.map_err(|error| error.to_string())?;
+        let mut sequencer = sequencer.map_err(|error| error.to_string())?;
+        sequencer.limit_parking(plan.parked_max);
         Ok(Self {
             sequencer,
             disk,
@@ -145,12 +146,19 @@ impl Store {
         Ok((took, turn.is_busy, u64::try_from(turn.wake_in.as_nanos()).expect("seconds")))
     }
 
+    /// The bounds are what the plan says now.
+    pub fn widen(&mut self, plan: &Plan) {
+        self.jobs_max = plan.jobs_max;
+        self.sequencer.limit_parking(plan.parked_max);
+    }
+
     /// Writes what rides, for a clean end.
     ///
     /// # Errors
     /// The log's.
     pub fn finish(&mut self, now: u64, clock: impl Fn(u64) -> Moment, lanes: &mut Lanes) -> Result<(), LogError> {
-        self.disk.begin_turn(now);
+        // Its last turn may not be over.
+        self.disk.begin_turn(now.max(self.disk.thread_ns()));
         let mut doors = Doors {
             disk: &self.disk,
             clock: &clock,

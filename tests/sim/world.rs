@@ -24,6 +24,7 @@ use crate::ledger::{Conv, Finding, Ledger, Stored, stored};
 use crate::network::{Due, End, Link, Weather};
 use crate::plan::Plan;
 use crate::random::Random;
+use crate::rude::{Manner, RUDE, Rude};
 use crate::store::{Store, identity};
 use crate::{MS, SECOND, US};
 
@@ -139,6 +140,9 @@ pub struct World {
     wall_offset_ms: i64,
     links: Vec<Link>,
     devices: Vec<Device>,
+    rudes: Vec<Rude>,
+    /// The rude have been sent away.
+    are_rude_gone: bool,
     ledger: Ledger,
     /// The world is still in trouble: faults happen and people write.
     is_troubled: bool,
@@ -158,6 +162,8 @@ const UNIX_MS: u64 = 1_800_000_000_000;
 const TRACE_MAX: usize = 60;
 /// After faults stop everyone has everything within so long.
 pub const CONVERGE_NS: u64 = 30 * SECOND;
+/// A change of presence is told when it has lasted 5 s.
+const PRESENCE_NS: u64 = 15 * SECOND;
 /// After everyone has left nothing stays for longer: a machine that is gone without a word is noticed after 10 s in a handshake and 20 s
 /// later on, a session waits for up to 8 s, and a close for 5 s.
 const LEAVE_NS: u64 = 40 * SECOND;
@@ -184,6 +190,8 @@ impl World {
             wall_offset_ms: 0,
             links: Vec::new(),
             devices: Vec::new(),
+            rudes: Vec::new(),
+            are_rude_gone: false,
             ledger: Ledger::default(),
             is_troubled: true,
             groups: Vec::new(),
@@ -220,11 +228,28 @@ impl World {
                 let token = mint(secret, user, None, 4_000_000_000).expect("a user");
                 let stream = random.stream("device", (number * 16 + device) as u64);
                 let name = format!("dev{device}");
-                let members_change = self.plan.faults.members_ns > 0;
-                let device =
-                    Device::new(place, user.clone(), name, token, convs.clone(), self.plan.window, members_change, stream);
+                let wants = (self.plan.faults.members_ns > 0, self.plan.watches);
+                let device = Device::new(place, user.clone(), name, token, convs.clone(), self.plan.window, wants, stream);
                 self.devices.push(device);
             }
+        }
+        if self.plan.watches {
+            for device in &mut self.devices {
+                device.watches = users.iter().filter(|user| **user != device.user).cloned().collect();
+            }
+        }
+        for number in 0..self.plan.rudes {
+            let user: Arc<str> = format!("rude{number}").into();
+            let mut stream = random.stream("rude", number as u64);
+            let mut convs: Vec<Conv> = vec![format!("d:{user}:user0").into(), format!("d:{user}:user1").into()];
+            for (conv, members) in &mut self.groups {
+                if stream.chance(500_000) {
+                    members.push(user.clone());
+                    convs.push(conv.clone());
+                }
+            }
+            let token = mint(secret, &user, None, 4_000_000_000).expect("a user");
+            self.rudes.push(Rude::new(RUDE + number, user, token, convs, stream));
         }
     }
 
@@ -256,12 +281,17 @@ impl World {
             self.devices[device].next_say = at + SECOND;
             self.wake_device(device, at);
         }
+        for rude in 0..self.rudes.len() {
+            let at = self.now + 2 * SECOND;
+            self.wake_rude(rude, at);
+        }
         self.schedule_faults();
         let trouble_ends = self.now + self.plan.trouble_ns;
         self.until(trouble_ends, |_| false)?;
 
         self.note("the trouble is over");
         self.clear();
+        self.send_away(|manner| manner != Manner::Asking);
         let calm_begins = self.now;
         // Whoever was refused for want of space was told to come back after 30 s, and adds up to a quarter.
         let hinted = if self.plan.faults.disk_full_ns > 0 { 38 * SECOND } else { 0 };
@@ -272,6 +302,11 @@ impl World {
         let converged_after_ns = self.now - calm_begins;
         self.note("everyone has everything");
         self.audit()?;
+        self.are_rude_gone = true;
+        self.send_away(|_| true);
+        if self.plan.watches {
+            self.judge_presence()?;
+        }
         self.leave()?;
         let stored_count = self.stored()?.values().map(|stored| stored.messages.len() as u64).sum();
         Ok(Report {
@@ -358,6 +393,12 @@ impl World {
             Happening::Opened { device, core } => {
                 self.trace(happening);
                 self.open(device, core)?;
+            }
+            Happening::Device { device } if device >= RUDE => {
+                if self.rudes[device - RUDE].due == self.now {
+                    self.trace(happening);
+                    self.turn_rude(device - RUDE)?;
+                }
             }
             Happening::Device { device } => {
                 if self.devices[device].due == self.now {
@@ -692,7 +733,105 @@ impl World {
         self.push(at, Happening::Device { device });
     }
 
+    fn wake_rude(&mut self, rude: usize, at: u64) {
+        self.rudes[rude].due = at;
+        self.push(at, Happening::Device { device: RUDE + rude });
+    }
+
+    fn turn_rude(&mut self, number: usize) -> Result<(), Finding> {
+        if self.are_rude_gone {
+            return Ok(());
+        }
+        let Self { rudes, ledger, plan, .. } = self;
+        let rude = &mut rudes[number];
+        if let Some(finding) = rude.waits_in_vain(self.now) {
+            // In trouble a reader may be behind for longer.
+            if !self.is_troubled {
+                return Err(finding);
+            }
+        }
+        let mut wishes = Wishes::default();
+        if self.is_troubled {
+            rude.act(ledger, &mut wishes, plan.payload_max);
+        }
+        let (link, pause) = (rude.link, rude.pause());
+        match link {
+            Some(link) => self.rude_writes(link, wishes),
+            None => {
+                let core = self.random.index(self.plan.cores);
+                let at = self.now + self.random.spread(self.weather.latency_ns);
+                self.push(at, Happening::Opened { device: RUDE + number, core });
+            }
+        }
+        self.wake_rude(number, self.now + pause + 50 * MS);
+        Ok(())
+    }
+
+    fn rude_writes(&mut self, link: usize, wishes: Wishes) {
+        let mut due = Due::default();
+        if !wishes.bytes.is_empty() {
+            self.hash(&wishes.bytes);
+            self.links[link].client_writes(self.now, &wishes.bytes, &self.weather, &mut due);
+        }
+        if wishes.close {
+            self.links[link].client_ends(self.now, End::Fin, &self.weather, &mut due);
+            self.links[link].client_gone = true;
+        }
+        self.note_due(link, due);
+    }
+
+    /// Something, or the end, has come to a rude client.
+    fn down_rude(&mut self, link: usize, bytes: &[u8], end: Option<End>) -> Result<(), Finding> {
+        let number = self.links[link].device - RUDE;
+        if self.links[link].client_gone || self.rudes[number].link != Some(link) || (bytes.is_empty() && end.is_none()) {
+            return Ok(());
+        }
+        self.trace(Happening::Down { link });
+        self.hash(bytes);
+        let mut wishes = Wishes::default();
+        let now = self.now;
+        self.rudes[number].handle_bytes(now, bytes, &mut self.ledger, &mut wishes)?;
+        if end.is_some() && self.rudes[number].link == Some(link) {
+            wishes.close = true;
+            self.rudes[number].disconnected();
+        }
+        self.rude_writes(link, wishes);
+        Ok(())
+    }
+
+    /// Those whose manners nobody can wait for end without a word.
+    fn send_away(&mut self, who: impl Fn(Manner) -> bool) {
+        for number in 0..self.rudes.len() {
+            if who(self.rudes[number].manner) {
+                self.rudes[number].due = 0;
+                if let Some(link) = self.rudes[number].link.take() {
+                    self.rudes[number].disconnected();
+                    let mut due = Due::default();
+                    self.links[link].client_ends(self.now, End::Reset, &self.weather, &mut due);
+                    self.note_due(link, due);
+                }
+            }
+        }
+    }
+
+    fn open_rude(&mut self, number: usize, core: usize) {
+        let is_open = self.process.as_ref().is_some_and(|process| process.ends_by.is_none());
+        if self.rudes[number].link.is_some() || self.are_rude_gone || !is_open {
+            return;
+        }
+        let link = self.links.len();
+        self.links.push(Link::new(RUDE + number, core, self.life, self.random.stream("link", link as u64)));
+        let bytes = self.rudes[number].connected(link);
+        self.process.as_mut().expect("lives").cores[core].arrivals.push_back(link);
+        self.wake_core(core, 50 * US);
+        self.rude_writes(link, Wishes { bytes, ..Wishes::default() });
+    }
+
     fn open(&mut self, device: usize, core: usize) -> Result<(), Finding> {
+        if device >= RUDE {
+            self.open_rude(device - RUDE, core);
+            return Ok(());
+        }
         if self.devices[device].link.is_some() {
             return Ok(());
         }
@@ -712,12 +851,23 @@ impl World {
     }
 
     fn down(&mut self, link: usize) -> Result<(), Finding> {
+        // What a process said before it died may arrive when the next one lives, which promises nothing of it.
+        self.ledger.is_of_dead = self.links[link].life != self.life || self.process.is_none();
+        let result = self.arrive(link);
+        self.ledger.is_of_dead = false;
+        result
+    }
+
+    fn arrive(&mut self, link: usize) -> Result<(), Finding> {
         let mut due = Due::default();
         let now = self.now;
         let bytes = self.links[link].client_reads(now, &self.weather, &mut due);
         let end = self.links[link].client_sees_end(now);
         self.note_due(link, due);
         let device = self.links[link].device;
+        if device >= RUDE {
+            return self.down_rude(link, &bytes, end);
+        }
         if self.links[link].client_gone || self.devices[device].link != Some(link) {
             return Ok(());
         }
@@ -862,6 +1012,7 @@ impl World {
                     let user: Arc<str> = format!("user{}", self.random.index(self.plan.users)).into();
                     let conv = self.groups[place].0.clone();
                     let names = vec![(&*user).into()];
+                    self.ledger.removed.insert((conv.clone(), user));
                     let change = if self.random.chance(500_000) { MemberChange::Add(names) } else { MemberChange::Remove(names) };
                     self.change_members(&conv, change);
                 }
@@ -972,6 +1123,12 @@ impl World {
         self.is_troubled = false;
         self.weather =
             Weather { latency_ns: self.plan.weather.latency_ns, reset_ppm: 0, silence_ppm: 0, silence_ns: 0, pause_ppm: 0 };
+        // Overload is over too: what it made small is as large as it is.
+        self.plan.parked_max = self.plan.parked_max.max(4_096);
+        self.plan.jobs_max = self.plan.jobs_max.max(16);
+        if let Some(process) = &mut self.process {
+            process.store.widen(&self.plan);
+        }
         let sync_ns = self.plan.sync_ns;
         self.disk.set_health(|health| {
             health.sync_ns = sync_ns;
@@ -998,7 +1155,7 @@ impl World {
         let Some(process) = &self.process else { return false };
         process.ends_by.is_none()
             && process.store.is_quiet()
-            && self.devices.iter().all(|device| device.machine.is_active() && device.machine.unsent_count() == 0)
+            && self.devices.iter().all(|device| device.is_settled())
             && self.stored().is_ok_and(|stored| self.behind(&stored).is_none())
     }
 
@@ -1023,12 +1180,13 @@ impl World {
             return format!("30 s after the trouble {finding}");
         }
         for device in &self.devices {
-            if !device.machine.is_active() || device.machine.unsent_count() > 0 {
+            if !device.is_settled() {
                 return format!(
-                    "30 s after the trouble device {} is active: {}, with {} messages unsent",
+                    "30 s after the trouble device {} is active: {}, with {} messages unsent and {} reads unconfirmed",
                     device.number,
                     device.machine.is_active(),
-                    device.machine.unsent_count()
+                    device.machine.unsent_count(),
+                    device.machine.unconfirmed_reads_count()
                 );
             }
         }
@@ -1044,9 +1202,8 @@ impl World {
             let token = mint(&secret, user, None, 4_000_000_000).expect("a user");
             let stream = Random::new(self.plan.seed).stream("auditor", place as u64);
             let number = self.devices.len();
-            let members_change = self.plan.faults.members_ns > 0;
-            let mut device =
-                Device::new(number, user.clone(), "auditor".to_owned(), token, Vec::new(), 0, members_change, stream);
+            let wants = (self.plan.faults.members_ns > 0, self.plan.watches);
+            let mut device = Device::new(number, user.clone(), "auditor".to_owned(), token, Vec::new(), 0, wants, stream);
             device.is_auditor = true;
             self.devices.push(device);
             self.wake_device(number, self.now + MS);
@@ -1078,6 +1235,41 @@ impl World {
         Ok(())
     }
 
+    /// Everyone asks who is there, and is told; then one user goes, and everyone who may know hears of it.
+    fn judge_presence(&mut self) -> Result<(), Finding> {
+        let stored = self.stored()?;
+        let shares = |a: &str, b: &str| stored.values().any(|it| it.members.contains_key(a) && it.members.contains_key(b));
+        for number in 0..self.devices.len() {
+            self.devices[number].watch_again();
+            self.wake_device(number, self.now + MS);
+        }
+        self.until(self.now + PRESENCE_NS, |_| false)?;
+        for device in self.devices.iter().filter(|device| !device.is_auditor) {
+            for user in &device.watches {
+                let (is_told, expected) = (device.believes.get(user), u8::from(shares(&device.user, user)));
+                if is_told != Some(&expected) {
+                    return Err(format!("{} hears {is_told:?} of {user}, should be {expected}: everybody is there", device.user));
+                }
+            }
+        }
+        let gone = self.devices[0].user.clone();
+        for number in 0..self.devices.len() {
+            if self.devices[number].user == gone {
+                self.devices[number].is_auditor = true;
+                self.devices[number].machine.close();
+                self.turn_device(number)?;
+            }
+        }
+        self.until(self.now + PRESENCE_NS, |_| false)?;
+        let watchers = self.devices.iter().filter(|device| !device.is_auditor && device.user != gone);
+        for device in watchers.filter(|device| device.watches.contains(&gone)) {
+            if device.believes.get(&gone) != Some(&0) {
+                return Err(format!("{} still believes that {gone} is there", device.user));
+            }
+        }
+        Ok(())
+    }
+
     /// Everyone leaves: nothing may stay behind.
     fn leave(&mut self) -> Result<(), Finding> {
         for device in 0..self.devices.len() {
@@ -1103,7 +1295,9 @@ impl World {
             let Core { shard, stashes, .. } = core;
             let left = (shard.connections_count(), shard.sessions_count(), shard.queued_bytes(), stashes.used_bytes());
             if left != (0, 0, 0, 0) {
-                return Some(format!("core {number} keeps connections, sessions, queued and stashed bytes: {left:?}"));
+                let links: Vec<&Link> =
+                    self.links.iter().filter(|link| link.core == number && link.life == self.life && !link.is_over).collect();
+                return Some(format!("core {number} keeps connections, sessions, queued and stashed bytes: {left:?}; {links:?}"));
             }
         }
         if process.lanes.credit != self.plan.credit_bytes {

@@ -252,6 +252,12 @@ impl Machine {
         self.outbox.restore(cmid, message, Some(asked))
     }
 
+    /// How many conversations have a [`Machine::read`] that the gateway has not confirmed yet.
+    #[must_use]
+    pub fn unconfirmed_reads_count(&self) -> usize {
+        self.reads.count()
+    }
+
     /// Moves the user's read position; repeated until the gateway confirms it with [`Event::ReadPosition`].
     pub fn read(&mut self, conv: &str, seq: u64) {
         self.reads.want(conv, seq);

@@ -22,6 +22,11 @@ impl Reads {
         wish.seq = wish.seq.max(seq);
     }
 
+    /// Wishes that are not fulfilled.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The next READ to write.
     pub(crate) fn next(&mut self, now: Duration, rid: u32) -> Option<(Arc<str>, u64)> {
         let (conv, wish) = self.0.iter_mut().find(|(_, wish)| wish.asked.is_none() && wish.not_before <= now)?;
