@@ -205,7 +205,10 @@ impl Presence {
                 }
                 left -= 1;
             }
-            if !step.is_empty() && !(told.is_online && mutant::on(Mutant::PresenceNotTold)) {
+            if mutant::on(Mutant::PresenceNotTold) && told.is_online {
+                step.clear();
+            }
+            if !step.is_empty() {
                 to(&told, &mut step.into_iter());
             }
             match last {
