@@ -59,6 +59,7 @@ use crate::store::projector::{self, Checkpoints};
 use crate::store::reader::{self, Answers};
 use crate::store::record;
 use crate::store::recovery::Cold;
+use crate::store::retention::{Bounds, Keep};
 use crate::store::schema::{Batch, Hashes};
 use crate::store::sequencer::{self, Policy, Sequencer};
 use crate::store::thread::{self, Lanes};
@@ -846,6 +847,21 @@ fn levels(settings: &Settings) -> Levels {
     Levels { direct: level(store.level_direct), group: level(store.level_group), channel: level(store.level_channel) }
 }
 
+fn keep(settings: &Settings) -> Keep {
+    let retention = &settings.retention;
+    let bounds = |age_s: Option<u64>, count: Option<u64>| Bounds {
+        age_s: age_s.unwrap_or(retention.age_s),
+        count: count.unwrap_or(retention.count),
+    };
+    Keep {
+        direct: bounds(retention.age_s_direct, retention.count_direct),
+        group: bounds(retention.age_s_group, retention.count_group),
+        channel: bounds(retention.age_s_channel, retention.count_channel),
+        system: bounds(retention.age_s_system, retention.count_system),
+        every: Duration::from_secs(u64::from(retention.every_s)),
+    }
+}
+
 fn policy(settings: &Settings) -> Policy {
     Policy {
         receipt_members_max: settings.state.receipt_members_max as usize,
@@ -857,6 +873,7 @@ fn policy(settings: &Settings) -> Policy {
             let named = settings.login.one_per_class.iter().any(|name| name == platform);
             bits | u8::from(named) << number
         }),
+        keep: keep(settings),
     }
 }
 

@@ -149,6 +149,16 @@ pub const GROUP_SUBMISSIONS_MAX: usize = 8_192;
 /// Deliveries one commit group may make.
 pub const GROUP_DELIVERIES_MAX: usize = 262_144;
 
+/// Messages that one step of retention takes out of the engine: the store makes their deletions between two groups of messages. More
+/// wait for the next step.
+pub const RETIRED_PER_STEP_MAX: usize = 4_096;
+
+/// Conversations that one step of retention looks at.
+pub const SWEPT_PER_STEP_MAX: usize = 256;
+
+/// Rest between two steps of retention.
+pub const SWEEP_REST: Duration = Duration::from_millis(20);
+
 /// Submissions parked behind cold conversations: enough for a thousand senders who come back with sixteen messages each. Their bodies
 /// are within the byte credit of submissions. Full: ERROR 5002.
 pub const PARKED_MAX: usize = 16_384;

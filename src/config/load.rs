@@ -355,7 +355,7 @@ mod tests {
             (
                 "[stroe]\nlevel = 2",
                 "t.toml:1:2: unknown table [stroe]; allowed: admin, auth, protocol, state, groups, login, limits, reactor, uring, \
-                store, drain, log; did you mean [store]?",
+                store, retention, drain, log; did you mean [store]?",
             ),
             ("store = 7", "t.toml:1:9: store is a number; allowed: a table; write [store] on a line of its own"),
             (

@@ -280,6 +280,31 @@ settings! {
     /// Memory for blocks read from disk, in bytes.
     cache_bytes: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
 
+    [retention: RetentionSettings, "How long messages are kept, by class of conversation. What is older or beyond the count goes, the oldest first."]
+    /// Seconds a message is kept. 0: for ever.
+    /// What goes is told honestly: the floor of the conversation rises first, and clients see that something is missing.
+    age_s: u64 = 0, Rule::Between(0, 1 << 40), Start;
+    /// Messages kept of each conversation, the newest ones. 0: all.
+    count: u64 = 0, Rule::Between(0, 1 << 40), Start;
+    /// The age for direct conversations, `d:`. Absent: as `retention.age_s`.
+    age_s_direct: Option<u64> = None, Rule::Between(0, 1 << 40), Start;
+    /// The count for direct conversations, `d:`. Absent: as `retention.count`.
+    count_direct: Option<u64> = None, Rule::Between(0, 1 << 40), Start;
+    /// The age for groups, `g:`. Absent: as `retention.age_s`.
+    age_s_group: Option<u64> = None, Rule::Between(0, 1 << 40), Start;
+    /// The count for groups, `g:`. Absent: as `retention.count`.
+    count_group: Option<u64> = None, Rule::Between(0, 1 << 40), Start;
+    /// The age for large channels, `c:`. Absent: as `retention.age_s`.
+    age_s_channel: Option<u64> = None, Rule::Between(0, 1 << 40), Start;
+    /// The count for large channels, `c:`. Absent: as `retention.count`.
+    count_channel: Option<u64> = None, Rule::Between(0, 1 << 40), Start;
+    /// The age for system conversations, `s:`. Absent: as `retention.age_s`.
+    age_s_system: Option<u64> = None, Rule::Between(0, 1 << 40), Start;
+    /// The count for system conversations, `s:`. Absent: as `retention.count`.
+    count_system: Option<u64> = None, Rule::Between(0, 1 << 40), Start;
+    /// How long to rest between two sweeps over all conversations, in seconds.
+    every_s: u32 = 60, Rule::Between(1, 86_400), Start;
+
     [drain: DrainSettings, "How the gateway leaves."]
     /// How long it is not ready before the first client is told, in milliseconds: for balancers to notice.
     lead_ms: u32 = 5_000, Rule::Between(0, HOUR_MS), Live;

@@ -260,6 +260,8 @@ counters! {
     presences_count: Counter = "PRESENCEs handed to reactors.",
     signals_count: Counter = "SIGNALLEDs handed to reactors.",
     signals_dropped_count: Counter = "SIGNALs dropped by the store because it had no room.",
+    floors_raised_count: Counter = "Floors raised by retention.",
+    messages_retired_count: Counter = "Messages below a raised floor, which are kept no longer.",
     submissions_refused_count: Counter = "Submissions refused because a bound of the store was full.",
     trace_steps_dropped_count: Counter = "Commits of followed messages that were not written to the log because a turn had too many.",
     ;

@@ -18,7 +18,7 @@ use super::schema::{
     self, Batch, Change as RowChange, Conv, Device, Hashes, Keyspace, META_POSITION, User, dedup_bucket, dedup_quarter,
 };
 use crate::ids::{Cmid, ConversationKind, Mid, Role, conversation_kind, is_user};
-use crate::limits::{DEDUP_RECENT_MAX, GROUP_MEMBERS_MAX, LOADED_WEIGHT_MAX};
+use crate::limits::{DEDUP_RECENT_MAX, GROUP_MEMBERS_MAX, LOADED_WEIGHT_MAX, RETIRED_PER_STEP_MAX};
 use crate::mail::{MemberChange, MemberRefusal};
 use crate::mutant::{self, Mutant};
 use crate::wire::envelope::{ErrorCode, Trace, deliver_flags, send_flags};
@@ -219,6 +219,12 @@ impl Conversation {
     #[must_use]
     pub fn is_notice_only(&self) -> bool {
         self.flags & head_flags::LARGE != 0 || matches!(conversation_kind(&self.id), Some(ConversationKind::Channel))
+    }
+
+    /// Lowest seq that is kept.
+    #[must_use]
+    pub fn floor(&self) -> u64 {
+        self.floor
     }
 
     fn weight(&self) -> usize {
@@ -628,6 +634,22 @@ impl State {
         Entry { stamp_ms: now_ms, change: Change::Shape { mid, version, flags, conv } }
     }
 
+    /// The entry that raises the floor of a conversation in memory; `None` if it stands there already, would pass the head, or would
+    /// take more rows at once than one group may.
+    ///
+    /// # Panics
+    /// If the conversation is not loaded.
+    #[must_use]
+    pub fn floor_entry<'a>(&self, conv: &'a str, floor: u64, count: u64, now_ms: u64) -> Option<Entry<'a>> {
+        let conversation = self.conversations.get(&self.hashes.conv(conv)).expect("loaded before it is asked");
+        let rises = conversation.exists && floor > conversation.floor && floor <= conversation.head + 1;
+        if !rises || floor - conversation.floor > RETIRED_PER_STEP_MAX as u64 {
+            return None;
+        }
+        let mid = self.clock.next(now_ms);
+        Some(Entry { stamp_ms: now_ms, change: Change::Floor { mid, floor, count, conv } })
+    }
+
     /// The entry that begins a new epoch.
     #[must_use]
     pub fn epoch_entry(&self, now_ms: u64) -> Entry<'static> {
@@ -679,6 +701,10 @@ impl State {
                 (conversation.changed, conversation.touched) = (mid.0, group);
                 push_head(conversation, conv, self.epoch, batch);
                 Ok(())
+            }
+            Change::Floor { mid, floor, count, conv } => {
+                self.tick(*mid, entry.stamp_ms, batch)?;
+                self.apply_floor(*mid, (*floor, *count), conv, group, batch)
             }
             Change::Ban { banned, user, device } => {
                 let named = (!device.is_empty()).then(|| self.hashes.device(device));
@@ -855,6 +881,30 @@ impl State {
             batch.push(Keyspace::Member, RowChange::Put, &schema::member_key(conv, user), |out| row.encode(out));
             push_conv_of(conversation, conv, user, joined, false, mid, batch);
         }
+        Ok(())
+    }
+
+    /// Raises the floor and takes the rows below it, in one atomic batch: whatever a crash leaves of the engine, no row is missing that
+    /// its floor does not account for.
+    fn apply_floor(
+        &mut self,
+        mid: Mid,
+        (floor, count): (u64, u64),
+        id: &str,
+        group: u64,
+        batch: &mut Batch,
+    ) -> Result<(), Disagreement> {
+        let conv = self.hashes.conv(id);
+        let conversation = self.conversations.get_mut(&conv).expect("loaded before it is applied");
+        if floor <= conversation.floor || floor > conversation.head + 1 {
+            return Err(Disagreement { what: "floor", logged: floor, derived: conversation.floor });
+        }
+        for seq in conversation.floor..floor {
+            batch.push(Keyspace::Msg, RowChange::Delete, &schema::msg_key(conv, seq), |_| {});
+        }
+        (conversation.floor, conversation.floor_count) = (floor, count);
+        (conversation.changed, conversation.touched) = (mid.0, group);
+        push_head(conversation, conv, self.epoch, batch);
         Ok(())
     }
 

@@ -36,6 +36,11 @@ enum Step {
         user: usize,
         seq: u64,
     },
+    /// Retention.
+    Floor {
+        conv: usize,
+        floor: u64,
+    },
     /// The group ends here.
     Close,
     /// The wall clock jumps.
@@ -50,7 +55,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (conv.clone(), 0..4_usize, prop::collection::vec(user.clone(), 0..4))
             .prop_map(|(conv, operation, users)| Step::Members { conv, operation, users }),
         1 => (conv.clone(), user.clone(), 0..9_u64).prop_map(|(conv, user, seq)| Step::Read { conv, user, seq }),
-        1 => (conv, user, 0..9_u64).prop_map(|(conv, user, seq)| Step::Cursor { conv, user, seq }),
+        1 => (conv.clone(), user, 0..9_u64).prop_map(|(conv, user, seq)| Step::Cursor { conv, user, seq }),
+        1 => (conv, 0..9_u64).prop_map(|(conv, floor)| Step::Floor { conv, floor }),
         2 => Just(Step::Close),
         1 => prop_oneof![-90_000_000..90_000_000_i64, -5..5_i64].prop_map(Step::Jump),
     ]
@@ -69,6 +75,7 @@ struct Bench {
     /// Every seq and mid given out, by conversation.
     given: HashMap<&'static str, Vec<u64>>,
     mids: Vec<Mid>,
+    floors: HashMap<&'static str, u64>,
 }
 
 impl Bench {
@@ -83,6 +90,7 @@ impl Bench {
             log: Vec::new(),
             given: HashMap::new(),
             mids: Vec::new(),
+            floors: HashMap::new(),
         }
     }
 
@@ -192,6 +200,15 @@ impl Bench {
                         self.accept(&Entry { stamp_ms: self.now_ms, change });
                     }
                 }
+                Step::Floor { conv, floor } => {
+                    // What is not in the engine yet is not seen by a sweep.
+                    self.close();
+                    Self::load(&mut self.state, &self.engine, CONVS[conv]);
+                    if let Some(entry) = self.state.floor_entry(CONVS[conv], floor, floor / 2, self.now_ms) {
+                        self.floors.insert(CONVS[conv], floor);
+                        self.accept(&entry);
+                    }
+                }
                 Step::Close => self.close(),
                 Step::Jump(by) => self.now_ms = self.now_ms.saturating_add_signed(by),
             }
@@ -215,6 +232,7 @@ fn replay(log: &[(Vec<u8>, Engine)], from: usize) -> Engine {
                 | Change::Members { conv, .. }
                 | Change::Set { conv, .. }
                 | Change::Shape { conv, .. }
+                | Change::Floor { conv, .. }
                 | Change::Read { conv, .. } => {
                     Bench::load(&mut state, &engine, conv);
                 }
@@ -246,7 +264,9 @@ proptest! {
         }
         for (conv, seqs) in &bench.given {
             let history = bench.engine.history(bench.state.hashes(), conv);
-            prop_assert_eq!(history.len(), seqs.len());
+            let floor = bench.floors.get(conv).copied().unwrap_or(1);
+            let kept: Vec<u64> = history.iter().map(|(seq, ..)| *seq).collect();
+            prop_assert_eq!(kept, (floor..=seqs.len() as u64).collect::<Vec<_>>());
             let mut cmids: Vec<_> = history.iter().map(|(_, user, cmid, _)| (user.clone(), *cmid)).collect();
             cmids.sort();
             cmids.dedup();

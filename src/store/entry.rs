@@ -10,6 +10,7 @@
 //! type 6   set       mid u64, version u64, role u8 (255: as it is), muted u8 (255: as it is), conv s8, n u32, n x user s8
 //! type 7   shape     mid u64, version u64, flags u8, conv s8
 //! type 8   ban       banned u8, user s8, device s8 (empty: all of the user's)
+//! type 9   floor     mid u64, floor u64, count u64, conv s8
 //! ```
 //!
 //! A type, once released, is never changed; a new shape is a new type. Encoding appends to the buffer of the open group, decoding
@@ -91,6 +92,17 @@ pub enum Change<'a> {
         version: u64,
         /// The flags from now on: [`super::record::head_flags`].
         flags: u8,
+        /// Conversation.
+        conv: &'a str,
+    },
+    /// Nothing below `floor` is kept any more.
+    Floor {
+        /// Change stamp.
+        mid: Mid,
+        /// Lowest seq that is kept; one above the head: nothing is.
+        floor: u64,
+        /// How many not QUIET messages lie below `floor`.
+        count: u64,
         /// Conversation.
         conv: &'a str,
     },
@@ -188,6 +200,7 @@ impl Entry<'_> {
             Change::Set { .. } => SET,
             Change::Shape { .. } => SHAPE,
             Change::Ban { .. } => BAN,
+            Change::Floor { .. } => FLOOR,
         });
         put_u64(out, self.stamp_ms);
         match &self.change {
@@ -238,6 +251,12 @@ impl Entry<'_> {
                 out.push(u8::from(*banned));
                 put_s8(out, user);
                 put_s8(out, device);
+            }
+            Change::Floor { mid, floor, count, conv } => {
+                put_u64(out, mid.0);
+                put_u64(out, *floor);
+                put_u64(out, *count);
+                put_s8(out, conv);
             }
         }
         let len = u32::try_from(out.len() - start - 4).expect("an entry is far below 4 GiB");
@@ -326,6 +345,7 @@ fn take_entry<'a>(group: &mut &'a [u8]) -> Result<Entry<'a>, BadEntry> {
         SET => body.set()?,
         SHAPE => Change::Shape { mid: Mid(body.u64()?), version: body.u64()?, flags: body.u8()?, conv: body.s8()? },
         BAN => Change::Ban { banned: body.u8()? != 0, user: body.s8()?, device: body.s8()? },
+        FLOOR => Change::Floor { mid: Mid(body.u64()?), floor: body.u64()?, count: body.u64()?, conv: body.s8()? },
         _ => return Err(BadEntry),
     };
     if body.0.is_empty() { Ok(Entry { stamp_ms, change }) } else { Err(BadEntry) }
@@ -426,6 +446,7 @@ const EPOCH: u8 = 5;
 const SET: u8 = 6;
 const SHAPE: u8 = 7;
 const BAN: u8 = 8;
+const FLOOR: u8 = 9;
 /// A role or a silence that does not change.
 const AS_IT_IS: u8 = 255;
 
@@ -460,6 +481,7 @@ mod tests {
             Change::Set { mid: Mid(1), version: 3, role: Some(2), muted: None, conv: "g:x", users: Names::List(&users) },
             Change::Shape { mid: Mid(1), version: 4, flags: 1, conv: "g:x" },
             Change::Ban { banned: true, user: "al", device: "" },
+            Change::Floor { mid: Mid(1), floor: 3, count: 1, conv: "g:x" },
         ];
         for change in changes {
             let entry = Entry { stamp_ms: 1_764_000_000_000, change };

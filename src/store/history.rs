@@ -74,6 +74,11 @@ impl<R: Rows> History<R> {
         Ok(Self { view, hashes, epoch: position.epoch, epoch_changed: position.epoch_changed, since: position.changed })
     }
 
+    /// The rows it reads.
+    pub(super) fn rows(&self) -> &R {
+        &self.view
+    }
+
     /// The finished frame that answers `request`, and what the session has once it is written.
     ///
     /// # Errors
@@ -104,7 +109,7 @@ impl<R: Rows> History<R> {
         if head.conv != id {
             return Err(JobFault::Mismatch);
         }
-        let last = self.view.last(Keyspace::Msg, &conv.0).transpose().map_err(engine)?;
+        let last = self.newest(conv, head.floor).map_err(engine)?;
         let (seq, count) = match &last {
             Some((key, value)) => {
                 let (header, _) = MessageHeader::decode(value).map_err(mismatch)?;
@@ -399,12 +404,18 @@ impl<R: Rows> History<R> {
             changed: head.changed,
             flags: head.flags,
         };
-        if let Some((key, value)) = self.view.last(Keyspace::Msg, &conv.0).transpose()? {
+        if let Some((key, value)) = self.newest(conv, head.floor)? {
             let (header, _) = MessageHeader::decode(&value)?;
             let seq = schema::msg_seq(&key).ok_or(record::BadValue)?;
             (state.head, state.head_mid, state.count) = (seq, header.mid, header.count);
         }
         Ok(Some(state))
+    }
+
+    /// The newest message. What retention has deleted is not walked over: the search ends at the floor.
+    fn newest(&self, conv: Conv, floor: u64) -> Result<Option<(R::Bytes, R::Bytes)>, EngineError> {
+        let (first, last) = (schema::msg_key(conv, floor), schema::msg_key(conv, u64::MAX));
+        self.view.range(Keyspace::Msg, &first, &last).next_back().transpose()
     }
 
     /// How many not QUIET messages the conversation holds up to and with `seq`.

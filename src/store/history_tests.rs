@@ -26,7 +26,7 @@ struct Told {
     exists: bool,
     messages: Vec<ToldMessage>,
     floor: u64,
-    /// No row of a message up to here: its mid is forgotten.
+    /// Nobody looks at the messages up to here: their mids are forgotten.
     deleted: usize,
     /// Stamp of membership and floor.
     changed: u64,
@@ -223,21 +223,27 @@ impl Bench {
         self.group += 1;
     }
 
-    /// What retention will do: the floor rises in the head row first, then messages go. Memory reads it back.
+    /// What retention does: the floor rises and messages go. Or the floor alone, as if they were still there; memory reads it back.
     fn raise_floor(&mut self, conv: &'static str, floor: u64, deletes: bool) {
         self.close();
         let key = self.state.hashes().conv(conv);
         let Some(loaded) = self.history().load(conv).unwrap() else { return };
-        let told = self.told.get_mut(conv).unwrap();
+        let told = &self.told[conv];
         let floor = floor.clamp(told.floor, told.messages.len() as u64 + 1);
         let below = told.messages.iter().take(usize::try_from(floor - 1).unwrap());
         let floor_count = below.filter(|message| message.flags & send_flags::QUIET == 0).count() as u64;
+        if deletes {
+            self.load(conv);
+            let Some(entry) = self.state.floor_entry(conv, floor, floor_count, self.now_ms) else { return };
+            let Logged::Floor { mid, .. } = entry.change else { panic!("a floor") };
+            let told = self.told.get_mut(conv).unwrap();
+            (told.floor, told.changed, told.deleted) = (floor, mid.0, usize::try_from(floor - 1).unwrap());
+            return self.accept(&entry);
+        }
         let position = self.engine.position().unwrap();
         let position = record::Position { changed: position.changed + 1, ..position };
-        (told.floor, told.changed) = (floor, position.changed);
-        if deletes {
-            told.deleted = usize::try_from(floor - 1).unwrap();
-        }
+        let told = self.told.get_mut(conv).unwrap();
+        (told.floor, told.changed, told.deleted) = (floor, position.changed, usize::try_from(floor - 1).unwrap());
         let head = record::Head {
             conv,
             epoch: 1,
@@ -252,9 +258,6 @@ impl Bench {
         let mut batch = Batch::default();
         batch.push(Keyspace::Head, Change::Put, &schema::head_key(key), |out| head.encode(out));
         batch.push(Keyspace::Meta, Change::Put, META_POSITION, |out| position.encode(out));
-        for seq in (1..floor).filter(|_| deletes) {
-            batch.push(Keyspace::Msg, Change::Delete, &schema::msg_key(key, seq), |_| {});
-        }
         self.engine.write(&mut batch).unwrap();
         self.state = Applied::new(&STORE, &position);
     }
@@ -498,6 +501,7 @@ fn what_lies_below_the_floor_is_gone_and_said_to_be() {
             bench.send("d:al:bo", "al", 0, 0, b"hi");
         }
         bench.raise_floor("d:al:bo", 5, deletes);
+        bench.close();
         let page = |bench: &Bench, from, to| {
             let reader = bench.reader("bo", "web", Encoding::Binary, WHOLE);
             let page = bench.fetch(&reader, "d:al:bo", (from, to), 256, false).unwrap();
@@ -511,6 +515,7 @@ fn what_lies_below_the_floor_is_gone_and_said_to_be() {
         let since = sync(&bench, 0).since;
         assert_eq!(sync(&bench, 0).entries[0].unread, 6);
         bench.raise_floor("d:al:bo", 11, deletes);
+        bench.close();
         assert_eq!(page(&bench, 0, 0), (page_flags::BELOW_FLOOR, 11, 10, 0));
         let entry = sync(&bench, since).entries.remove(0);
         assert_eq!((entry.head, entry.floor, entry.unread), (10, 11, 0));

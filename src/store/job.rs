@@ -5,6 +5,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::record::Dedup;
+use super::retention::{Keep, Swept};
 use super::schema::Batch;
 use crate::ids::{Cmid, Role};
 use crate::mail::{LookReply, PageMail, Question, WatchMail};
@@ -63,6 +64,15 @@ pub enum Job {
         /// Group the snapshot must hold.
         after: u64,
     },
+    /// Which floors may rise; answered by [`Answer::Swept`].
+    Sweep {
+        /// What is kept.
+        keep: Keep,
+        /// Key of the first conversation to look at.
+        from: [u8; 16],
+        /// Group the snapshot must hold.
+        after: u64,
+    },
     /// A question of the operator's side, answered to whoever asked.
     Look {
         /// The question.
@@ -84,6 +94,7 @@ impl Job {
             | Self::Position { after, .. }
             | Self::Share { after, .. }
             | Self::Dedup { after, .. }
+            | Self::Sweep { after, .. }
             | Self::Look { after, .. } => *after,
         }
     }
@@ -128,6 +139,8 @@ pub enum Answer {
         /// What the engine says.
         result: Result<Option<Dedup>, JobFault>,
     },
+    /// See [`Job::Sweep`].
+    Swept(Result<Swept, JobFault>),
 }
 
 /// A conversation as it stands in the engine.

@@ -21,6 +21,7 @@ pub mod projector;
 pub mod reader;
 pub mod record;
 pub mod recovery;
+pub mod retention;
 pub mod rows;
 pub mod schema;
 pub mod sequencer;

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::record::Dedup;
+use super::retention::Raise;
 use super::schema::Conv;
 use crate::ids::Cmid;
 use crate::mail::{MemberMail, SendMail, Sender, SignalMail};
@@ -35,6 +36,8 @@ pub enum Work {
     },
     /// A change of members.
     Member(MemberMail),
+    /// What lies below a floor is kept no longer.
+    Floor(Raise),
     /// A SIGNAL.
     Signal {
         /// As submitted.
@@ -64,6 +67,7 @@ impl Work {
             Work::Read { conv, .. } => conv,
             Work::Member(mail) => &mail.conv,
             Work::Signal { mail, .. } => &mail.conv,
+            Work::Floor(raise) => &raise.conv,
         }
     }
 }

@@ -80,6 +80,9 @@ pub fn reply<R: Rows>(history: Result<History<R>, JobFault>, job: Job, now_s: u6
         Job::Share { watch, user, turn, after: _ } => {
             Answer::Shared { result: history.and_then(|history| history.shared(&user, &watch.users)), watch, turn }
         }
+        Job::Sweep { keep, from, after: _ } => {
+            Answer::Swept(history.and_then(|history| history.sweep(&keep, from, now_s.saturating_mul(1000))))
+        }
         Job::Dedup { conv, user, cmid, after: _ } => {
             Answer::Dedup { result: history.and_then(|history| history.dedup(&user, cmid)), conv, user, cmid }
         }

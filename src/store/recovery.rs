@@ -106,7 +106,8 @@ pub fn replay(state: &mut State, group: u64, body: &[u8], cold: &mut impl Cold) 
         | Change::Members { conv, .. }
         | Change::Read { conv, .. }
         | Change::Set { conv, .. }
-        | Change::Shape { conv, .. } = &entry.change
+        | Change::Shape { conv, .. }
+        | Change::Floor { conv, .. } = &entry.change
             && !state.is_loaded(state.hashes().conv(conv))
         {
             let loaded = cold.load(conv).map_err(|fault| RecoverError::Cold { conv: (*conv).to_owned(), fault })?;

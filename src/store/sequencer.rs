@@ -15,6 +15,7 @@
 //! turn by turn.
 
 mod groups;
+mod keeping;
 mod live;
 mod operator;
 
@@ -37,6 +38,7 @@ use super::outbox::Outbox;
 use super::park::{Lookup, Parking, Work};
 use super::record;
 use super::recovery::{Cold, RecoverError, replay};
+use super::retention::{Keep, Sweeper};
 use super::schema::{Batch, Conv};
 use crate::clock::Moment;
 use crate::ids::{Cmid, Mid, ReactorId, SessionRef};
@@ -125,6 +127,8 @@ pub struct Policy {
     pub devices_max: usize,
     /// Classes of platform of which a user may have one device, a bit each.
     pub one_per_class: u8,
+    /// How long messages are kept.
+    pub keep: Keep,
 }
 
 impl Default for Policy {
@@ -136,6 +140,7 @@ impl Default for Policy {
             notice_only_above: NOTICE_ONLY_ABOVE,
             devices_max: DEVICES_PER_USER_MAX,
             one_per_class: 0,
+            keep: Keep::default(),
         }
     }
 }
@@ -167,6 +172,7 @@ pub struct Sequencer<D: Disk> {
     attempts: Attempts,
     live: Live,
     notices: Notices,
+    sweeper: Sweeper,
     open: Open,
     operator: Operator,
     outboxes: Vec<Outbox>,
@@ -197,6 +203,9 @@ pub struct Sequencer<D: Disk> {
     steps: Steps,
     /// Breaks the promise on purpose, so that tests can prove that they would see it.
     acknowledge_before_sync: bool,
+    /// As above: rows go before their floor is on disk.
+    #[cfg(debug_assertions)]
+    retire_before_floor: bool,
     /// With the fault above: how long the write comes late, so that a kill finds the gap.
     #[cfg(debug_assertions)]
     write_delay: Option<Duration>,
@@ -274,6 +283,7 @@ impl<D: Disk> Sequencer<D> {
             attempts: Attempts::new(settings.hellos_per_minute),
             live: Live::default(),
             notices: Notices::default(),
+            sweeper: Sweeper::default(),
             open: Open { number, ..Open::default() },
             operator: Operator::default(),
             outboxes: (0..settings.cores).map(|_| Outbox::default()).collect(),
@@ -293,6 +303,8 @@ impl<D: Disk> Sequencer<D> {
             latencies: Latencies::default(),
             steps: Steps::default(),
             acknowledge_before_sync: false,
+            #[cfg(debug_assertions)]
+            retire_before_floor: false,
             #[cfg(debug_assertions)]
             write_delay: None,
         };
@@ -334,6 +346,7 @@ impl<D: Disk> Sequencer<D> {
         }
         let mut is_busy = taken == JOB_LANE_MAX || submitted == GROUP_SUBMISSIONS_MAX || !self.has_room();
         self.load_for_cursors(ports);
+        self.sweep(now, ports);
         is_busy |= self.tell_live(is_busy, now, ports);
         let is_due = self.open.since.is_some_and(|since| now.since(since) >= RIDE_MAX);
         let committed = if self.open.must_close || is_due || self.cursors.is_full() { self.close(now, ports)? } else { None };
@@ -378,6 +391,12 @@ impl<D: Disk> Sequencer<D> {
     /// Parks no more than `max` submissions, instead of [`PARKED_MAX`]: for tests that must meet the bound.
     pub fn limit_parking(&mut self, max: usize) {
         self.parked_max = max;
+    }
+
+    /// Breaks another promise: retention takes rows before the floor above them is on disk. As above.
+    #[cfg(debug_assertions)]
+    pub fn plant_retirement_before_floor(&mut self) {
+        self.retire_before_floor = true;
     }
 
     /// Whether everything has been handed over.
@@ -550,6 +569,7 @@ impl<D: Disk> Sequencer<D> {
                 self.parking.unblock(conv);
                 self.unpark(conv, now, ports);
             }
+            Answer::Swept(result) => self.swept(result, now, ports),
             Answer::Shared { watch, turn, result } => self.watch_answered(&watch, turn, result, now),
             Answer::Dedup { conv: id, user, cmid, result } => {
                 let conv = self.state.hashes().conv(&id);
@@ -617,6 +637,7 @@ impl<D: Disk> Sequencer<D> {
             Work::Send { mail, user, .. } => (&mail.conv, user.as_str()),
             Work::Read { conv, user, .. } => (conv, user.as_str()),
             Work::Signal { mail, user } => (&mail.conv, user.as_str()),
+            Work::Floor(_) => return None,
             Work::Member(mail) => {
                 return (!State::is_group(&mail.conv)).then_some(ErrorCode::NotMember);
             }
@@ -671,6 +692,10 @@ impl<D: Disk> Sequencer<D> {
             }
             Work::Member(_) => {
                 self.member(conv, work, now);
+                None
+            }
+            Work::Floor(raise) => {
+                self.raise_floor(conv, raise, now);
                 None
             }
         }
@@ -947,6 +972,8 @@ impl<D: Disk> Sequencer<D> {
             }
             Work::Read { from, .. } => self.fail(from.session, from.rid, code, None),
             Work::Signal { mail, .. } => self.refuse_signal(mail, code),
+            // The next sweep finds it again.
+            Work::Floor(_) => {}
             Work::Member(mail) => {
                 let refusal = if code == ErrorCode::NotMember { MemberRefusal::BadName } else { MemberRefusal::Overloaded };
                 self.open.replies.push((mail.reply, Err(refusal)));
@@ -1135,7 +1162,10 @@ impl<D: Disk> Sequencer<D> {
         if is_held || self.is_paced || !self.outboxes.iter().all(Outbox::is_empty) || self.aside.wanted().is_some() {
             return LANE_RETRY_EVERY;
         }
-        let due = [self.live.next_ns(), self.notices.next_ns()].into_iter().flatten().fold(self.chores_due, u64::min);
+        let due = [self.live.next_ns(), self.notices.next_ns(), self.sweep_due_ns()]
+            .into_iter()
+            .flatten()
+            .fold(self.chores_due, u64::min);
         let chores = Duration::from_nanos(due.saturating_sub(now.mono_ns));
         let ride = self.open.since.map_or(chores, |since| RIDE_MAX.saturating_sub(now.since(since)));
         chores.min(ride)

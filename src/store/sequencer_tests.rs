@@ -9,6 +9,7 @@ use super::super::disk_memory::{Faults, MemoryDisk};
 use super::super::job::{JobFault, Loaded};
 use super::super::log::LogSettings;
 use super::super::model::Engine;
+use super::super::retention::Swept;
 use super::super::schema::{Hashes, Keyspace};
 use super::*;
 use crate::ids::RosterId;
@@ -121,6 +122,7 @@ impl World {
                 assert!(self.progress.projected() >= after, "a page waits for a group that is not there");
                 return;
             }
+            Job::Sweep { .. } => Answer::Swept(Ok(Swept::default())),
             Job::Load { conv, after } => {
                 assert!(self.progress.projected() >= after);
                 Answer::Loaded { result: Ok(self.engine.load(&hashes, &conv)), conv }
