@@ -50,11 +50,12 @@ use crate::shard::{self, Rules, Shard};
 use crate::store::apply::Senders;
 use crate::store::disk::SpaceRule;
 use crate::store::disk_real::RealDisk;
-use crate::store::engine::{Engine, EngineError};
+use crate::store::engine::{Engine, EngineError, View};
 use crate::store::history::History;
 use crate::store::job::{Job, JobFault, Loaded, Progress, Projection};
+use crate::store::keeper;
 use crate::store::level::Levels;
-use crate::store::log::{Log, LogError, LogSettings, OpenError};
+use crate::store::log::{Log, LogError, LogSettings, OpenError, Recovered};
 use crate::store::projector::{self, Checkpoints};
 use crate::store::reader::{self, Answers};
 use crate::store::record;
@@ -591,12 +592,7 @@ impl Store {
         let engine = open_engine(dir, settings)?;
         let store = engine.store().map_err(storage)?.expect("made when it was opened");
         let position = engine.position().map_err(storage)?;
-        let disk = RealDisk::new(&dir.join("log")).map_err(|error| Fatal::new(Exit::Failed, format!("data_dir: {error}")))?;
-        let log = LogSettings { segment_bytes: settings.store.segment_bytes, accept_loss, projected: position.group };
-        let (log, recovered) = Log::open(disk, log).map_err(|error| match &error {
-            OpenError::Corrupt(_) => Fatal::new(Exit::LogCorrupt, error),
-            OpenError::Io(_) => Fatal::new(Exit::Failed, error),
-        })?;
+        let (log, recovered) = open_log(settings, accept_loss, &position)?;
         if let Some((segment, offset)) = &recovered.torn {
             tracing::info!(segment, offset, "cut off an unfinished commit group that nobody was promised");
         }
@@ -607,15 +603,7 @@ impl Store {
         let hashes = Hashes::new(store.hash_key);
         let begun = Instant::now();
         let mut cold = Bare { engine: &engine, hashes, progress: &progress, groups: 0, failed: None };
-        let how = sequencer::Settings {
-            levels: levels(settings),
-            hellos_per_minute: u32::from(settings.protocol.hello_per_minute),
-            sampling: Sampling { every: settings.log.trace_every },
-            space: SpaceRule { free_bytes_min: settings.store.free_bytes_min, free_percent_min: settings.store.free_percent_min },
-            cores: posts.len(),
-            policy: policy(settings),
-            started_ms: clock.now().unix_ms,
-        };
+        let how = store_settings(settings, posts.len(), clock);
         let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
         let groups = cold.groups;
         if let Some(error) = cold.failed {
@@ -638,6 +626,7 @@ impl Store {
         let checkpoints = Checkpoints { flush_bytes: settings.store.segment_bytes, sync_every: CHECKPOINT_EVERY };
         let (spare_groups_in, spare_groups) = spares(limits::SPARES_PER_CORE_MAX * posts.len());
         let (spare_batches_in, spare_batches) = spares(limits::SPARE_BATCHES_MAX);
+        let copies = engine.clone();
         let projector = spawn_projector(engine, projections, progress, spare_batches_in, checkpoints, events.clone())?;
         let stop = Arc::new(AtomicBool::new(false));
         let block = Arc::new(StoreBlock::default());
@@ -659,6 +648,7 @@ impl Store {
             histograms,
         };
         let ended = spawn_store(sequencer, lanes, events.clone())?;
+        spawn_keeper(dir, copies, submit.clone())?;
         let store = Self {
             submit,
             spare_groups: spare_groups_in,
@@ -688,6 +678,55 @@ impl Store {
             return Err(Fatal::new(Exit::Failed, "the projector panicked; the next start replays the log"));
         }
         Ok(())
+    }
+}
+
+/// Gives a view of a store whose gateway does not run to `look`: brought up to the end of its log first, as a start would.
+///
+/// # Errors
+/// [`Fatal`]; above all when another process has the data directory.
+pub fn at_rest<T>(settings: &Settings, look: impl FnOnce(View<'_>) -> T) -> Result<T, Fatal> {
+    let dir = &settings.data_dir;
+    if !dir.join("engine").exists() {
+        return Err(Fatal::new(Exit::Failed, format!("data_dir {} holds no store: name the one of the gateway", dir.display())));
+    }
+    let engine = open_engine(dir, settings)?;
+    let store = engine.store().map_err(storage)?.expect("made when it was opened");
+    let position = engine.position().map_err(storage)?;
+    let (log, recovered) = open_log(settings, false, &position)?;
+    let progress = Arc::new(Progress::new(position.group));
+    let hashes = Hashes::new(store.hash_key);
+    let mut cold = Bare { engine: &engine, hashes, progress: &progress, groups: 0, failed: None };
+    let how = store_settings(settings, 0, Clock::new());
+    let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
+    if let Some(error) = cold.failed {
+        return Err(storage(error));
+    }
+    drop(sequencer.map_err(|error| Fatal::new(Exit::LogCorrupt, error))?);
+    let looked = look(engine.view());
+    engine.checkpoint(true).map_err(storage)?;
+    Ok(looked)
+}
+
+fn open_log(settings: &Settings, accept_loss: bool, position: &record::Position) -> Result<(Log<RealDisk>, Recovered), Fatal> {
+    let dir = settings.data_dir.join("log");
+    let disk = RealDisk::new(&dir).map_err(|error| Fatal::new(Exit::Failed, format!("data_dir: {error}")))?;
+    let log = LogSettings { segment_bytes: settings.store.segment_bytes, accept_loss, projected: position.group };
+    Log::open(disk, log).map_err(|error| match &error {
+        OpenError::Corrupt(_) => Fatal::new(Exit::LogCorrupt, error),
+        OpenError::Io(_) => Fatal::new(Exit::Failed, error),
+    })
+}
+
+fn store_settings(settings: &Settings, cores: usize, clock: Clock) -> sequencer::Settings {
+    sequencer::Settings {
+        levels: levels(settings),
+        hellos_per_minute: u32::from(settings.protocol.hello_per_minute),
+        sampling: Sampling { every: settings.log.trace_every },
+        space: SpaceRule { free_bytes_min: settings.store.free_bytes_min, free_percent_min: settings.store.free_percent_min },
+        cores,
+        policy: policy(settings),
+        started_ms: clock.now().unix_ms,
     }
 }
 
@@ -747,6 +786,17 @@ fn spawn_reader(
     answers: Answers,
 ) -> Result<(), Fatal> {
     spawn(&format!("reader-{number}"), move || reader::run(&engine, hashes, &jobs, &progress, clock, &answers)).map(drop)
+}
+
+/// Without its socket the gateway runs as well; only nobody can copy what it holds.
+fn spawn_keeper(dir: &Path, engine: Engine, submit: LaneSender<Submit>) -> Result<(), Fatal> {
+    match keeper::listen(dir) {
+        Ok(listener) => spawn("keeper", move || keeper::run(&listener, &keeper::Source { engine, submit })).map(drop),
+        Err(error) => {
+            tracing::warn!(%error, "no socket for copies in the data directory: no backup while this gateway runs");
+            Ok(())
+        }
+    }
 }
 
 fn spawn_projector(

@@ -68,3 +68,7 @@ pub mod gateway;
 
 #[cfg(feature = "gateway")]
 pub mod ctl;
+#[cfg(feature = "gateway")]
+pub mod keep;
+#[cfg(feature = "gateway")]
+pub mod verify;

@@ -368,6 +368,8 @@ pub enum Question {
         /// First roster slot of the page.
         from: u32,
     },
+    /// Nothing: the answer says that a view of the engine holds everything that was acknowledged before; answered by a reader.
+    Now,
     /// Head, floor and members of a conversation; answered by a reader.
     Conversation(Text),
     /// The conversations of a user with what is unread, as SYNC from 0 says; answered by a reader.
@@ -389,6 +391,8 @@ pub enum Looked {
         /// `None`: that was the last page.
         next: Option<u32>,
     },
+    /// See [`Question::Now`].
+    Now,
     /// `None`: it does not exist.
     Conversation(Option<ConversationSeen>),
     /// A `sync_page` in JSON.

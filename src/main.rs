@@ -14,7 +14,8 @@ use tidegate::config::settings::DEFINITIONS;
 use tidegate::config::value::{Kind, LogFormat};
 use tidegate::config::{Exit, Secret, Settings, render};
 use tidegate::ctl::{self, CtlArgs};
-use tidegate::gateway::{self, Options, Ready};
+use tidegate::gateway::{self, Fatal, Options, Ready};
+use tidegate::keep::{self, BackupArgs, ExportArgs, RestoreArgs, VerifyArgs};
 use tidegate::observe::log::{Log, Shape};
 use tidegate::session::auth;
 
@@ -35,6 +36,10 @@ fn main() -> ExitCode {
         }
         Action::Token(args) => token(args),
         Action::Ctl(args) => ctl::run(&args).map(|text| say(&text)).map_err(|(exit, text)| Failure { exit, text }),
+        Action::Backup { copy, of } => of.settings().and_then(|settings| said(keep::backup(&copy, &settings))),
+        Action::Restore { copy, of } => of.settings().and_then(|settings| said(keep::restore(&copy, &settings))),
+        Action::Export { copy, of } => of.settings().and_then(|settings| said(keep::export(&copy, &settings))),
+        Action::Verify { copy, of } => of.settings().and_then(|settings| said(keep::verify(&copy, &settings))),
         Action::Version => {
             say(&format!("tidegate {}\nprotocol tidegate.v1, tidegate.v1.json\ndrivers  epoll, uring\n", version()));
             Ok(())
@@ -75,6 +80,38 @@ enum Action {
     /// Ask a running gateway: connections, conversations, configuration; send, kick, drain.
     #[command(after_help = exit_codes())]
     Ctl(CtlArgs),
+    /// Write a backup of a gateway's data to a directory, whether the gateway runs or not.
+    #[command(after_help = exit_codes())]
+    Backup {
+        #[command(flatten)]
+        copy: BackupArgs,
+        #[command(flatten)]
+        of: StoreArgs,
+    },
+    /// Make a data directory from a backup, under a new epoch.
+    #[command(after_help = exit_codes())]
+    Restore {
+        #[command(flatten)]
+        copy: RestoreArgs,
+        #[command(flatten)]
+        of: StoreArgs,
+    },
+    /// Print conversations, members and messages as JSON, one object per line, whether the gateway runs or not.
+    #[command(after_help = exit_codes())]
+    Export {
+        #[command(flatten)]
+        copy: ExportArgs,
+        #[command(flatten)]
+        of: StoreArgs,
+    },
+    /// Join ledgers of clients with what the gateway holds: what is lost, duplicate, reordered or late. Exit 10 if anything is.
+    #[command(after_help = exit_codes())]
+    Verify {
+        #[command(flatten)]
+        copy: VerifyArgs,
+        #[command(flatten)]
+        of: StoreArgs,
+    },
     /// Print version, protocols and drivers.
     Version,
 }
@@ -117,6 +154,27 @@ struct TokenArgs {
     /// Data directory of the gateway, where its generated secret is.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
+}
+
+#[derive(Args)]
+struct StoreArgs {
+    /// Configuration file (TOML) of the gateway.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Data directory of the gateway.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+}
+
+impl StoreArgs {
+    fn settings(&self) -> Result<Settings, Failure> {
+        let flags: Vec<_> = self.data_dir.iter().map(|dir| ("data_dir", dir.clone())).collect();
+        settings(self.config.as_deref(), &flags).map(|loaded| loaded.settings)
+    }
+}
+
+fn said(done: Result<String, Fatal>) -> Result<(), Failure> {
+    done.map(|text| say(&text)).map_err(|fatal| Failure { exit: fatal.exit, text: format!("tidegate: {}", fatal.reason) })
 }
 
 /// One flag per setting, made from the table.

@@ -23,6 +23,8 @@ pub enum Exit {
     Aborted = 8,
     /// `ctl` found no gateway to ask.
     NoAnswer = 9,
+    /// `verify` found something lost, duplicate, reordered or late.
+    Findings = 10,
 }
 
 impl Exit {
@@ -38,6 +40,7 @@ impl Exit {
         (Exit::OpenFiles, "limits.connections_max does not fit the limit of open files"),
         (Exit::Aborted, "a second signal cut a drain short"),
         (Exit::NoAnswer, "ctl: no gateway answers at that address"),
+        (Exit::Findings, "verify: something is lost, duplicate, reordered or late"),
     ];
 
     /// The number the shell sees.
@@ -57,6 +60,6 @@ mod tests {
         for (place, (exit, _)) in Exit::ALL.iter().enumerate() {
             assert_eq!(usize::from(exit.code()), place);
         }
-        assert_eq!(Exit::ALL.last().map(|(exit, _)| *exit), Some(Exit::NoAnswer));
+        assert_eq!(Exit::ALL.last().map(|(exit, _)| *exit), Some(Exit::Findings));
     }
 }

@@ -650,10 +650,11 @@ impl State {
         Some(Entry { stamp_ms: now_ms, change: Change::Floor { mid, floor, count, conv } })
     }
 
-    /// The entry that begins a new epoch.
+    /// The entry that begins a new epoch: the next one, or `least` if that is later.
     #[must_use]
-    pub fn epoch_entry(&self, now_ms: u64) -> Entry<'static> {
-        Entry { stamp_ms: now_ms, change: Change::Epoch { mid: self.clock.next(now_ms), epoch: self.epoch + 1 } }
+    pub fn epoch_entry(&self, now_ms: u64, least: u32) -> Entry<'static> {
+        let epoch = least.max(self.epoch + 1);
+        Entry { stamp_ms: now_ms, change: Change::Epoch { mid: self.clock.next(now_ms), epoch } }
     }
 
     /// Applies one entry of commit group `group` and adds its rows to `batch`.

@@ -497,17 +497,18 @@ mod tests {
     #[test]
     fn entries_come_back_as_they_were() {
         let group = samples();
-        assert_eq!(entries(&group).filter(Result::is_ok).count(), 9);
+        assert_eq!(entries(&group).filter(Result::is_ok).count(), 10);
         let first: String = group[..60].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             first,
             "5e0000000100e897b69a010000050000000000000006000000000000000700000000000000080808080808080808080808080808081009000a000000"
         );
-        let last: String = group[group.len() - 88..].iter().map(|byte| format!("{byte:02x}")).collect();
+        let last: String = group[group.len() - 129..].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             last,
             "9a0100000100000000000000030000000000000002ff03673a780200000002616c02626f1e0000000700e897b69a01000001\
-             0000000000000004000000000000000103673a780e0000000800e897b69a0100000102616c00"
+             0000000000000004000000000000000103673a780e0000000800e897b69a0100000102616c00\
+             250000000900e897b69a01000001000000000000000300000000000000010000000000000003673a78"
         );
     }
 

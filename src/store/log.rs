@@ -216,6 +216,15 @@ impl<D: Disk> Log<D> {
         Ok((log, recovered))
     }
 
+    /// Makes an empty directory into a log whose first group will be `first`: what came before is elsewhere.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn begin(disk: &mut D, first: u64, segment_bytes: u64) -> io::Result<()> {
+        let salt = disk.salt();
+        disk.create(&segment_name(first, salt), segment_bytes.max(HEADER_BYTES as u64)).map(drop)
+    }
+
     /// Hands every group after `after`, in order, to `take` with its number, number of entries and body.
     ///
     /// # Errors

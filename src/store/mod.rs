@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod attempts;
+pub mod backup;
 pub mod cursor;
 pub mod dedup;
 pub mod disk;
@@ -10,9 +11,11 @@ pub mod disk_real;
 pub mod engine;
 pub mod engine_memory;
 pub mod entry;
+pub mod export;
 pub mod history;
 pub mod hold;
 pub mod job;
+pub mod keeper;
 pub mod level;
 pub mod log;
 pub mod outbox;
@@ -21,6 +24,7 @@ pub mod projector;
 pub mod reader;
 pub mod record;
 pub mod recovery;
+pub mod restore;
 pub mod retention;
 pub mod rows;
 pub mod schema;

@@ -1172,7 +1172,7 @@ impl<D: Disk> Sequencer<D> {
     }
 
     fn begin_epoch(&mut self, cold: &mut impl Cold) -> Result<(), LogError> {
-        let entry = self.state.epoch_entry(self.settings.started_ms);
+        let entry = self.state.epoch_entry(self.settings.started_ms, 0);
         self.accept(&entry, Moment::default());
         let number = self.log.write(self.open.entries_count, &self.open.body)?;
         self.log.sync()?;
