@@ -291,7 +291,10 @@ mod tests {
         engine
     }
 
-    fn read(bytes: &[u8]) -> Result<(Extent, Vec<(Keyspace, Vec<u8>, Vec<u8>)>), BackupError> {
+    /// Table, key, value.
+    type OwnedRow = (Keyspace, Vec<u8>, Vec<u8>);
+
+    fn read(bytes: &[u8]) -> Result<(Extent, Vec<OwnedRow>), BackupError> {
         let mut reader = Reader::new(bytes)?;
         let mut rows = Vec::new();
         while reader.next_block()? {

@@ -413,7 +413,7 @@ impl<R: Rows> History<R> {
     }
 
     /// The newest message. What retention has deleted is not walked over: the search ends at the floor.
-    fn newest(&self, conv: Conv, floor: u64) -> Result<Option<(R::Bytes, R::Bytes)>, EngineError> {
+    fn newest(&self, conv: Conv, floor: u64) -> Result<Option<KeyAndValue<R::Bytes>>, EngineError> {
         let (first, last) = (schema::msg_key(conv, floor), schema::msg_key(conv, u64::MAX));
         self.view.range(Keyspace::Msg, &first, &last).next_back().transpose()
     }
@@ -430,6 +430,9 @@ impl<R: Rows> History<R> {
         Ok(MessageHeader::decode(&bytes)?.0.count)
     }
 }
+
+/// A row.
+type KeyAndValue<B> = (B, B);
 
 /// A conversation as its rows say.
 #[derive(Clone, Copy, Debug, Default)]
