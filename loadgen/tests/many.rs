@@ -33,7 +33,8 @@ fn idle_holds_sessions_and_answers_pings() {
 fn idle_names_who_does_not_stand() {
     let place = Place::new();
     let start = format!("{} --reactors 1 --limits-connections-max 20", place.command());
-    let more = ["-n", "40", "--warm-up", "0", "--seconds", "0", "--max-user-bytes", "0"];
+    // A few at a time: of forty who come at once, none is let in.
+    let more = ["-n", "40", "--opening", "4", "--warm-up", "0", "--seconds", "0", "--max-user-bytes", "0"];
     let (output, report) = place.loadgen("idle", &start, place.port, &more);
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     let held = report["held"]["held"].as_u64().unwrap_or(0);
