@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate::verify::What;
 use tidegate::wire::envelope::{Encoding, SENT_DUPLICATE, ServerFrame, ServerFrames, deliver_flags};
 use tidegate::wire::frame::{self, FrameEnd, HEADER_BYTES_MAX, Opcode, Sender};
 use tidegate::wire::mask;
@@ -181,7 +182,8 @@ impl Client {
         let seat = &mut self.seats[at];
         seat.submitted += 1;
         let origin = Origin { sender: self.index, number: seat.submitted, intended_ns };
-        let message = Outgoing { conv: Arc::clone(&seat.name), ..Outgoing::new("", &origin.payload(hub.run, payload_bytes)) };
+        let payload = origin.payload(hub.run, payload_bytes);
+        let message = Outgoing { conv: Arc::clone(&seat.name), ..Outgoing::new("", &payload) };
         let mut cmid = [0; 16];
         cmid[..4].copy_from_slice(&self.index.to_le_bytes());
         cmid[4..8].copy_from_slice(&conv.to_le_bytes());
@@ -190,6 +192,11 @@ impl Client {
         hub.stats.submitted(intended_ns, hub.now_ns);
         match self.machine.send(Cmid(cmid), message) {
             Ok(ticket) => {
+                hub.ledger.note(self.index, &seat.name, || What::Send {
+                    number: u64::from(origin.number),
+                    cmid: cmid.iter().map(|byte| format!("{byte:02x}")).collect(),
+                    sum: tidegate::verify::sum(&payload),
+                });
                 let seat = u32::try_from(at).expect("few seats");
                 self.pending.push_back(Pending { ticket, seat, number: origin.number, intended_ns });
             }
@@ -379,6 +386,8 @@ impl Client {
                 Ok(sent) => {
                     let origin = Origin { sender: self.index, number: pending.number, intended_ns: pending.intended_ns };
                     hub.ledger.acknowledged(seat.conv, sent.seq, origin);
+                    let (number, seq) = (u64::from(pending.number), sent.seq);
+                    hub.ledger.note(self.index, &seat.name, || What::Sent { number, seq });
                     hub.stats.acknowledged(pending.intended_ns, hub.now_ns);
                     if !sent.duplicate {
                         seat.follow(hub.ledger, self.index, sent.seq);
@@ -412,6 +421,8 @@ impl Client {
                     }
                     seat.have = seat.have.max(message.seq);
                     hub.ledger.received(seat.conv, message.seq, origin);
+                    let (seq, payload) = (message.seq, &message.payload);
+                    hub.ledger.note(self.index, &seat.name, || What::Got { seq, sum: tidegate::verify::sum(payload) });
                     hub.stats.counts.received += 1;
                 }
                 Event::Break { conv, from, to } => {

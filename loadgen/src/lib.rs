@@ -17,6 +17,7 @@ pub mod hold;
 pub mod light;
 pub mod machine;
 pub mod network;
+pub mod notes;
 pub mod pace;
 pub mod page;
 pub mod random;

@@ -19,6 +19,7 @@ use loadgen::scenario::Load;
 use loadgen::subject::{Minter, Process, Started, Target};
 use loadgen::verify::PAYLOAD_BYTES_MIN;
 use tidegate::io::descriptors::Descriptors;
+use tidegate::verify::Verdict;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,6 +30,15 @@ fn main() -> ExitCode {
         Scenario::Page { run, other, html } => {
             return match compare(&run, other.as_deref(), &html) {
                 Ok(()) => ExitCode::SUCCESS,
+                Err(reason) => fail(&reason),
+            };
+        }
+        Scenario::Verify(args) => {
+            return match args.run() {
+                Ok((verdict, is_clean)) => {
+                    print!("{verdict}");
+                    ExitCode::from(if is_clean && verdict.total().is_clean() { 0 } else { EXIT_LEDGER })
+                }
                 Err(reason) => fail(&reason),
             };
         }
@@ -118,6 +128,8 @@ enum Scenario {
     Crash(CrashArgs),
     /// Everybody is cut off at once and comes back.
     Storm(StormArgs),
+    /// Join ledgers with what the gateway holds: what is lost, duplicate, reordered or late. With --canary, of a load made for it.
+    Verify(VerifyArgs),
     /// Run the scenario of a TOML file: `scenario = "chat"`, and the flags as keys.
     File {
         /// The file.
@@ -223,6 +235,9 @@ struct Common {
     /// Seconds that everything may take to arrive in the end.
     #[arg(long, default_value_t = 30.0)]
     drain: f64,
+    /// Write down what happens to every device, for `verify`.
+    #[arg(long, value_name = "FILE")]
+    ledger_out: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -259,6 +274,27 @@ struct ChatArgs {
     /// Fail if the gateway ever has more than so many MiB resident.
     #[arg(long, value_name = "MIB")]
     max_rss: Option<f64>,
+}
+
+#[derive(Clone, Debug, Args)]
+struct VerifyArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Ledgers to judge.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    ledger: Vec<PathBuf>,
+    /// First put a gateway that runs under a small load for so many seconds, and judge its ledger, which is written to --ledger-out.
+    #[arg(long, value_name = "SECONDS", requires = "ledger_out")]
+    canary: Option<f64>,
+    /// Messages per second of the canary.
+    #[arg(long, default_value_t = 20.0)]
+    rate: f64,
+    /// Compare with this export instead of what the gateway on --data-dir holds.
+    #[arg(long, value_name = "FILE")]
+    export: Option<PathBuf>,
+    /// Milliseconds from which on an acknowledgement or a delivery counts as late.
+    #[arg(long, value_name = "MS", default_value_t = 10_000)]
+    late_ms: u64,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -412,7 +448,7 @@ impl Line {
             Scenario::Peak(args) => ("peak", &args.common),
             Scenario::Crash(args) => ("crash", &args.common),
             Scenario::Storm(args) => ("storm", &args.common),
-            Scenario::File { .. } | Scenario::Page { .. } => {
+            Scenario::File { .. } | Scenario::Page { .. } | Scenario::Verify(_) => {
                 return Err("a file names chat, group, slow, half-open, idle, echo, peak, crash or storm".to_owned());
             }
         };
@@ -445,7 +481,7 @@ impl Line {
                 run.stage(args.rate, seconds(1.0), seconds(5.0), seconds(common.drain))?;
                 run.storm(args.rate, seconds(args.wait))
             }),
-            Scenario::Idle(_) | Scenario::Echo(_) | Scenario::File { .. } | Scenario::Page { .. } => {
+            Scenario::Idle(_) | Scenario::Echo(_) | Scenario::File { .. } | Scenario::Page { .. } | Scenario::Verify(_) => {
                 return Err("this is no scenario of messages".to_owned());
             }
         }?;
@@ -595,6 +631,32 @@ impl EchoArgs {
     }
 }
 
+impl VerifyArgs {
+    /// The verdict, and whether the canary itself saw nothing wrong on the wire.
+    fn run(&self) -> Result<(Verdict, bool), String> {
+        let mut ledgers = self.ledger.clone();
+        let mut is_clean = true;
+        if let Some(seconds) = self.canary {
+            let seconds = Duration::from_secs_f64(seconds);
+            let report = self.common.bench(None, false)?.run("canary", self.common.load(0.0), |run| {
+                run.stage(self.rate, Duration::ZERO, seconds, Duration::from_secs_f64(self.common.drain)).map(drop)
+            })?;
+            BAR.finish_and_clear();
+            is_clean = report.findings.is_empty();
+            if !is_clean {
+                print!("{}", report.text());
+            }
+            ledgers.extend(self.common.ledger_out.clone());
+        }
+        if ledgers.is_empty() {
+            return Err("nothing to judge: name ledgers with --ledger, or make one with --canary".to_owned());
+        }
+        let settings = tidegate::config::Settings { data_dir: self.common.aim.data_dir.clone(), ..Default::default() };
+        let verdict = tidegate::keep::audit(&ledgers, self.export.as_deref(), self.late_ms, &settings);
+        verdict.map(|verdict| (verdict, is_clean)).map_err(|error| error.reason)
+    }
+}
+
 impl ChatArgs {
     fn stage(&self, run: &mut Run<'_>) -> Result<Stage, String> {
         let seconds = Duration::from_secs_f64;
@@ -642,6 +704,7 @@ impl Common {
             back_off: (Duration::from_millis(self.back_off_ms), Duration::from_millis(self.back_off_max_ms)),
             audit: self.audit || is_audit,
             drain: Duration::from_secs_f64(self.drain),
+            ledger_out: self.ledger_out.clone(),
             // The process changes with every kill.
             process: if is_audit { None } else { self.aim.process(started) },
             progress: show,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate_client::Settings;
@@ -9,6 +10,7 @@ use tidegate_client::Settings;
 use crate::client::Client;
 use crate::half_open;
 use crate::network::Sockets;
+use crate::notes::Notes;
 use crate::pace::nanos;
 use crate::random::Random;
 use crate::report::{Crash, Report, Sample, Stage, Storm};
@@ -41,6 +43,8 @@ pub struct Bench {
     pub audit: bool,
     /// How long everything may take to arrive in the end.
     pub drain: Duration,
+    /// Where to write down what happens to every device.
+    pub ledger_out: Option<PathBuf>,
     /// The gateway's process, if it is known.
     pub process: Option<Process>,
     /// Hears how it goes, once a second.
@@ -85,7 +89,12 @@ impl Bench {
         self.make_groups(&plan)?;
         let own_before = Process::own().usage().unwrap_or_default();
         let run = Random::new(load.seed ^ unix_ms()).bits();
-        let shared = Shared::new(load, plan, self.target.request(true), self.workers, self.ramp_per_s, run);
+        let notes = self
+            .ledger_out
+            .as_deref()
+            .map(|path| Notes::create(path, run).map_err(|error| format!("cannot write the ledger {}: {error}", path.display())));
+        let notes = notes.transpose()?;
+        let shared = Shared::new(load, plan, self.target.request(true), self.workers, self.ramp_per_s, run, notes);
         let mut report = Report { scenario: scenario.to_owned(), ..Report::default() };
         report.size = [
             ("connections", shared.load.connections),
@@ -132,6 +141,7 @@ impl Bench {
             failed.map_or(Ok((run.report, seats)), Err)
         })?;
         report.findings = shared.ledger.close(&seats);
+        shared.ledger.finish_notes().map_err(|error| format!("cannot write the ledger: {error}"))?;
         if let Some(process) = self.process {
             // The gateway hears of closed connections a moment later.
             std::thread::sleep(Duration::from_secs(2));

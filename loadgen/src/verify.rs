@@ -13,6 +13,9 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use tidegate::verify::What;
+
+use crate::notes::Notes;
 
 /// Smallest payload: the origin alone.
 pub const PAYLOAD_BYTES_MIN: usize = 32;
@@ -123,6 +126,7 @@ impl fmt::Display for Findings {
 pub struct Ledger {
     books: Vec<Mutex<Book>>,
     findings: Mutex<Findings>,
+    notes: Option<Notes>,
 }
 
 /// One conversation: what stands at `seq` 1, 2, 3, …, packed; 0 is not known yet.
@@ -144,7 +148,28 @@ impl Ledger {
     /// Empty books for so many conversations.
     #[must_use]
     pub fn new(conversations: usize) -> Self {
-        Self { books: (0..conversations).map(|_| Mutex::default()).collect(), findings: Mutex::default() }
+        Self { books: (0..conversations).map(|_| Mutex::default()).collect(), findings: Mutex::default(), notes: None }
+    }
+
+    /// Writes down what happens, for a later `verify`.
+    #[must_use]
+    pub fn with_notes(self, notes: Option<Notes>) -> Self {
+        Self { notes, ..self }
+    }
+
+    /// Something happened to a device; `what` is worked out only if it is written down.
+    pub fn note(&self, device: u32, conv: &str, what: impl FnOnce() -> What) {
+        if let Some(notes) = &self.notes {
+            notes.note(device, conv, what());
+        }
+    }
+
+    /// Writes down the rest.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn finish_notes(&self) -> std::io::Result<()> {
+        self.notes.as_ref().map_or(Ok(()), Notes::finish)
     }
 
     /// A sender was told that its message stands at `seq`.

@@ -11,6 +11,7 @@ use tidegate_client::Closed;
 
 use crate::client::{Client, Hub, Want};
 use crate::network::{Ending, Network, Ready};
+use crate::notes::Notes;
 use crate::pace::{Pace, nanos};
 use crate::random::Random;
 use crate::scenario::{Load, Plan, Tempo};
@@ -74,10 +75,18 @@ pub struct Board {
 impl Shared {
     /// For a run that has not begun.
     #[must_use]
-    pub fn new(load: Load, plan: Plan, request: Vec<u8>, workers: usize, ramp_per_s: f64, run: u64) -> Self {
+    pub fn new(
+        load: Load,
+        plan: Plan,
+        request: Vec<u8>,
+        workers: usize,
+        ramp_per_s: f64,
+        run: u64,
+        notes: Option<Notes>,
+    ) -> Self {
         Self {
             origin: Instant::now(),
-            ledger: Ledger::new(plan.conversations.len()),
+            ledger: Ledger::new(plan.conversations.len()).with_notes(notes),
             plan,
             load,
             run,
