@@ -8,6 +8,7 @@ use std::net::TcpStream;
 
 use support::eventually;
 use support::gateway::Gateway;
+use support::peer::{Peer, status, upgrade};
 use support::raw::{ENCODINGS, Next, Raw};
 use tidegate::wire::envelope::{Encoding, ServerFrame, page_flags};
 
@@ -33,6 +34,28 @@ fn a_full_node_says_when_to_come_back() {
     drop(first);
     eventually("room", || (gateway.metric("tidegate_connections_open") == 1.0).then_some(()));
     Raw::connect(&gateway, Encoding::Json, "cy", "1");
+}
+
+/// More come at once than there is room for: as many as fit are let in, and only the rest is turned away.
+#[test]
+fn a_crowd_is_let_in_as_far_as_there_is_room() {
+    let gateway = Gateway::with(&[("reactors", "1"), ("limits.connections_max", "2"), ("protocol.hello_ms", "60000")]);
+    let mut crowd: Vec<Peer> = (0..5).map(|_| Peer::connect(gateway.listen)).collect();
+    eventually("all of them", || (gateway.metric("tidegate_connections_open") == 5.0).then_some(()));
+    for peer in &mut crowd {
+        peer.write(upgrade("tidegate.v1", "").as_bytes());
+        assert_eq!(status(&peer.read_head()), 101);
+    }
+    for peer in &mut crowd[2..] {
+        // A GOAWAY before the close.
+        let end = peer.read_all();
+        assert_eq!((end[0], end.windows(2).any(|two| two == 4503_u16.to_be_bytes())), (0x82, true), "{end:x?}");
+    }
+    eventually("the rest", || (gateway.metric("tidegate_upgrades_turned_away_total") == 3.0).then_some(()));
+    eventually("two are left", || (gateway.metric("tidegate_connections_open") == 2.0).then_some(()));
+    drop(crowd);
+    eventually("room", || (gateway.metric("tidegate_connections_open") == 0.0).then_some(()));
+    let _both = [("al", "1"), ("bo", "2")].map(|(user, device)| Raw::connect(&gateway, Encoding::Binary, user, device));
 }
 
 /// Once its tokens are spent a reactor accepts as fast as they come back; nobody is lost.

@@ -43,7 +43,7 @@ impl Shard {
         let is_short = self.pool.queued_bytes > self.rules.queued_bytes_max / 8 * 7;
         let (cause, goaway) = match &self.drain {
             Some(drain) => (CloseCause::Drain, if drain.close_code == 1012 { GOAWAY_RESTART } else { GOAWAY_DRAIN }),
-            None if is_short || self.connections.len() > self.rules.connections_max => (CloseCause::Overloaded, GOAWAY_OVERLOAD),
+            None if is_short || self.let_in_count >= self.rules.connections_max => (CloseCause::Overloaded, GOAWAY_OVERLOAD),
             None => return false,
         };
         if is_short || request.encoding.is_none() {
@@ -56,11 +56,25 @@ impl Shard {
         self.pool.push(&mut connection.queue, frame, 0);
         self.pool.release(frame);
         connection.encoding = request.encoding;
-        connection.state = State::WaitHello;
+        self.let_in(id, State::WaitHello);
         let (delay_ms, spread_ms) = (GOAWAY_DELAY_MS, GOAWAY_SPREAD_MS);
         self.push_server(id, &ServerFrame::Goaway { code: goaway, delay_ms, spread_ms, grace_ms: 0, target: "".into() });
         self.close(id, 4503, cause);
         true
+    }
+
+    /// The upgrade is answered: frames follow.
+    pub(super) fn let_in(&mut self, id: ConnectionId, state: State) {
+        self.connections.get_mut(id).expect("looked up by the caller").state = state;
+        self.let_in_count += 1;
+    }
+
+    /// A connection begins to end; called before its state says so. Asked for again, it says nothing.
+    pub(super) fn step_out(&mut self, id: ConnectionId) {
+        self.end_handshake(id);
+        if self.connections.get(id).is_some_and(|connection| connection.state.is_let_in()) {
+            self.let_in_count -= 1;
+        }
     }
 
     /// A connection is through with its handshake, or ends. Asked for twice, the second time says nothing.

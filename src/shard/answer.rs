@@ -140,11 +140,11 @@ impl Shard {
 
     /// From here on what comes is dropped, what is queued still leaves, and nothing more is queued.
     pub(super) fn begin_closing(&mut self, id: ConnectionId, cause: CloseCause) {
+        self.step_out(id);
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
         connection.state = State::Closing;
         connection.flags &= !flags::PAUSED;
         self.cold[id.index as usize].cause.get_or_insert(cause);
-        self.end_handshake(id);
         self.detach_session(id);
         self.schedule(id, CLOSE_MS, Kind::Close);
         self.touch(id);

@@ -151,6 +151,8 @@ pub struct Shard {
     refusals: Bucket,
     /// Connections with [`flags::HANDSHAKE`].
     handshakes_open: u32,
+    /// Connections that were let in and are not leaving: see [`State::is_let_in`].
+    let_in_count: usize,
     now: Moment,
     /// Plain counts, published by the reactor once a turn.
     pub counters: ReactorCounters,
@@ -219,6 +221,7 @@ impl Shard {
             accepts: Bucket::full(rate, now_ms),
             refusals: Bucket::full(admission::refusal_rate(rate), now_ms),
             handshakes_open: 0,
+            let_in_count: 0,
             now,
             counters: ReactorCounters::default(),
             latencies: Latencies::default(),
@@ -267,7 +270,7 @@ impl Shard {
             self.cold[id.index as usize].cause.get_or_insert(CloseCause::ClientGone);
         }
         // What is queued (an answer, a close frame) still leaves; then FIN.
-        self.end_handshake(id);
+        self.step_out(id);
         self.detach_session(id);
         let connection = self.connections.get_mut(id).expect("looked up above");
         connection.state = State::Closing;
@@ -300,7 +303,7 @@ impl Shard {
 
     /// Last word of the driver: the slot is free.
     pub fn handle_closed(&mut self, id: ConnectionId, stashes: &mut Stashes) {
-        self.end_handshake(id);
+        self.step_out(id);
         let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
         self.pool.clear(&mut connection.queue);
         connection.receive.stop(stashes);
@@ -411,14 +414,15 @@ impl Shard {
 
     /// Ends a connection without a word on the wire.
     fn abort(&mut self, id: ConnectionId, cause: CloseCause) {
-        let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
+        let Some(connection) = self.connections.get(id) else { return self.stale() };
         if connection.state == State::Finished {
             return;
         }
+        self.step_out(id);
+        let connection = self.connections.get_mut(id).expect("looked up above");
         connection.state = State::Finished;
         self.pool.clear(&mut connection.queue);
         self.cold[id.index as usize].cause.get_or_insert(cause);
-        self.end_handshake(id);
         self.detach_session(id);
         self.commands.push_back(Command::Close(id, Close::Abort));
     }
@@ -466,6 +470,13 @@ enum State {
     Closing,
     /// The driver was told to close.
     Finished,
+}
+
+impl State {
+    /// Past the upgrade, and not on the way out.
+    fn is_let_in(self) -> bool {
+        !matches!(self, Self::Upgrade | Self::Closing | Self::Finished)
+    }
 }
 
 mod flags {

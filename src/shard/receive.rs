@@ -97,10 +97,10 @@ impl Shard {
         self.pool.release(frame);
         connection.encoding = request.encoding;
         if self.rules.echo {
-            connection.state = State::Echo;
+            self.let_in(id, State::Echo);
             self.end_handshake(id);
         } else {
-            connection.state = State::WaitHello;
+            self.let_in(id, State::WaitHello);
             if let Some(bearer) = request.bearer {
                 self.cold[id.index as usize].extra.get_or_insert_default().bearer = Some(bearer.to_owned());
             }
