@@ -14,7 +14,8 @@ pub const WATCH_USERS_MAX: usize = 200;
 /// Bytes of one protocol frame, header included, unless configured otherwise. Full: ERROR 1005, close 1009.
 pub const FRAME_BYTES_DEFAULT: usize = 128 * 1024;
 
-/// Objects and lists within one another in the value of one key of a JSON frame. Full: ERROR 1001, close 4400. It is the width of a bit stack.
+/// Objects and lists within one another in the value of one key of a JSON frame. Full: ERROR 1001, close 4400. It is the width of a
+/// bit stack.
 pub const JSON_DEPTH_MAX: u32 = 64;
 
 /// Kernel events delivered in one turn of a reactor. Full: the rest waits for the next turn.

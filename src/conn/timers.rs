@@ -290,8 +290,9 @@ fn silence(last: u32, now: u32) -> Option<u32> {
 /// interval, also when all connected at once, and stay so, since later ones are a whole interval apart.
 #[must_use]
 pub fn first_ping_ticks(index: u32, ping_ticks: u32) -> u32 {
-    // Multiplication by the golden ratio lays consecutive slots evenly over the circle.
-    let phase = u64::from(index.wrapping_mul(0x9E37_79B9));
+    // Multiplication by the golden ratio lays consecutive slots evenly over the circle, and the first not at its beginning: a node with
+    // few connections pings none of them at once.
+    let phase = u64::from(index.wrapping_add(1).wrapping_mul(0x9E37_79B9));
     u32::try_from((phase * u64::from(ping_ticks)) >> 32).expect("below ping_ticks") + 1
 }
 
@@ -457,9 +458,13 @@ mod tests {
         assert_eq!(liveness.silent(0, 15), None);
         liveness.settle(0);
         liveness.touch(0, 20);
-        let mut reported = 0;
-        liveness.scan(30, 300, 1, |_| reported += 1);
-        assert_eq!((first_ping_ticks(0, 300), reported), (1, 1));
+        let first = first_ping_ticks(0, 300);
+        let mut reported = |now| {
+            let mut count = 0;
+            liveness.scan(now, 300, 1, |_| count += 1);
+            count
+        };
+        assert_eq!((reported(20 + first - 1), reported(20 + first), first < 300), (0, 1, true));
     }
 
     /// A hundred thousand connections of one moment ping evenly over thirty seconds: no tick is off by more than five of 333.
