@@ -556,8 +556,9 @@ mod tests {
     use crate::config::Secret;
     use crate::ids::{Cmid, RosterId, SessionRef};
     use crate::io::epoll::Epoll;
+    use crate::io::socket::Listener;
     use crate::mail::{Event, PageReply, Reached, SendMail, Sender};
-    use crate::mailbox::{lane, reactor_lanes, spares};
+    use crate::mailbox::{LaneReceiver, Post, lane, reactor_lanes, spares};
     use crate::observe::counters::CloseCause;
     use crate::session::auth::Verifier;
     use crate::session::rate::Rate;
@@ -652,6 +653,38 @@ mod tests {
         assert_eq!(submits.len(), 16);
     }
 
+    /// A reactor of one core, with the other ends of its lanes.
+    struct Made {
+        reactor: Reactor<Epoll>,
+        post: Post,
+        block: Arc<ReactorBlock>,
+        _others: (LaneReceiver<Submit>, std::sync::mpsc::Receiver<Report>),
+    }
+
+    fn made(listener: Option<Listener>) -> Made {
+        let waker = Waker::for_driver().unwrap();
+        let (post, inbox) = reactor_lanes(&waker);
+        let (submit, submitted) = lane(8, &Waker::for_thread());
+        let (reports, reported) = std::sync::mpsc::channel();
+        let clock = Clock::new();
+        let secret = Secret::new(vec![7; 32]).unwrap();
+        let shard = Shard::new(ReactorId(0), Arc::new(rules()), Arc::new(Verifier::new(&secret, 0)), clock.now());
+        let block = Arc::new(ReactorBlock::default());
+        let parts = Parts {
+            id: ReactorId(0),
+            inbox,
+            waker: waker.clone(),
+            outbox: Outbox { submit, credit: Credit::new(1), peers: Vec::new(), spare_groups: spares(1).0 },
+            clock,
+            block: Arc::clone(&block),
+            histograms: ReactorHistograms::new().0,
+            reports,
+            table: None,
+        };
+        let reactor = Reactor::new(Epoll::new(8, listener, waker).unwrap(), shard, 1 << 20, parts);
+        Made { reactor, post, block, _others: (submitted, reported) }
+    }
+
     /// The defect of the test below: bytes that no parser would stumble over.
     pub fn panic_if_asked(bytes: &[u8]) {
         assert!(bytes != DEFECT, "a defect of the test");
@@ -663,29 +696,11 @@ mod tests {
     /// same core alone.
     #[test]
     fn a_panic_leaves_the_others_alone() {
-        use crate::io::socket::Listener;
         use std::io::{ErrorKind, Read, Write};
         use std::net::TcpStream;
-        let waker = Waker::for_driver().unwrap();
-        let (_post, inbox) = reactor_lanes(&waker);
-        let (submit, _submitted) = lane(8, &Waker::for_thread());
-        let clock = Clock::new();
-        let secret = Secret::new(vec![7; 32]).unwrap();
-        let shard = Shard::new(ReactorId(0), Arc::new(rules()), Arc::new(Verifier::new(&secret, 0)), clock.now());
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), 8).unwrap();
         let address = listener.local_address().unwrap();
-        let parts = Parts {
-            id: ReactorId(0),
-            inbox,
-            waker: waker.clone(),
-            outbox: Outbox { submit, credit: Credit::new(1), peers: Vec::new(), spare_groups: spares(1).0 },
-            clock,
-            block: Arc::new(ReactorBlock::default()),
-            histograms: ReactorHistograms::new().0,
-            reports: std::sync::mpsc::channel().0,
-            table: None,
-        };
-        let mut reactor = Reactor::new(Epoll::new(8, Some(listener), waker).unwrap(), shard, 1 << 20, parts);
+        let Made { mut reactor, .. } = made(Some(listener));
         let mut turn = || {
             let Reactor { driver, hands, .. } = &mut reactor;
             driver.accept(true);
@@ -771,26 +786,7 @@ mod tests {
     /// The gauges of the lanes say what waited when a turn began to take its mail.
     #[test]
     fn lanes_show_what_waited() {
-        let waker = Waker::for_driver().unwrap();
-        let (post, inbox) = reactor_lanes(&waker);
-        let (submit, _submitted) = lane(8, &Waker::for_thread());
-        let clock = Clock::new();
-        let secret = Secret::new(vec![7; 32]).unwrap();
-        let shard = Shard::new(ReactorId(0), Arc::new(rules()), Arc::new(Verifier::new(&secret, 0)), clock.now());
-        let (reports, _reported) = std::sync::mpsc::channel();
-        let block = Arc::new(ReactorBlock::default());
-        let parts = Parts {
-            id: ReactorId(0),
-            inbox,
-            waker: waker.clone(),
-            outbox: Outbox { submit, credit: Credit::new(1), peers: Vec::new(), spare_groups: spares(1).0 },
-            clock,
-            block: Arc::clone(&block),
-            histograms: ReactorHistograms::new().0,
-            reports,
-            table: None,
-        };
-        let mut reactor = Reactor::new(Epoll::new(8, None, waker).unwrap(), shard, 1 << 20, parts);
+        let Made { mut reactor, post, block, .. } = made(None);
         let stranger = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
         let page = || PageReply { session: stranger, rid: 1, result: Err(ErrorCode::Internal), reached: Reached::Nothing };
         (0..3).for_each(|_| post.group.try_send(Group::default()).unwrap());

@@ -1,14 +1,13 @@
 //! One test for each way in which WebSocket servers have been attacked, against the real binary. `docs/threat-model.md` lists them beside
 //! the tables of `tests/support/malformed.rs` and the fuzz targets.
 //!
-//! Each test ends with [`ends_well`].
+//! Each test ends with [`Gateway::ends_well`].
 
 #[path = "support/malformed.rs"]
 #[allow(dead_code, reason = "the table is for others")]
 mod malformed;
 mod support;
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -54,7 +53,7 @@ fn a_decompression_bomb_is_refused_by_its_header() {
     drop(al.socket.get_mut().write_all(&bomb));
     assert_eq!(al.closed(), Some(1002));
     assert!(gateway.resident_bytes() < before + 32 * 1024 * 1024, "something was inflated");
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// A Close frame with a body of every length there is: none and 2 to 125 bytes are echoed with their code, 1 and more than 125 are broken
@@ -81,7 +80,7 @@ fn close_frames_of_every_length_are_answered() {
         peer.write(&[&[0x88][..], lengths, &[0; 6]].concat());
         assert_eq!(peer.closed(), Some(1002), "{lengths:x?}");
     }
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// What stands behind the upgrade in the same packet is frames: a HELLO is welcomed, another request is no frame. Without an upgrade nothing
@@ -106,7 +105,7 @@ fn bytes_behind_the_upgrade_are_frames() {
     let mut peer = Peer::connect(gateway.listen);
     peer.write(&[&refused[..], &request[..]].concat());
     assert_eq!(one_answer(&peer.read_all()), 404);
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// Requests that two readers could cut at different places get one answer and the end; what is hidden in them is never answered.
@@ -143,7 +142,7 @@ fn a_smuggled_request_is_never_answered() {
         let answer = peer.read_all();
         assert_eq!(one_answer(&answer), 400, "{lines:?}: {}", String::from_utf8_lossy(&answer));
     }
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// However an upgrade fails (refused, cut off, reset, half closed, in one piece or many), nothing of it is left: no connection, no
@@ -191,7 +190,7 @@ fn failed_upgrades_leave_nothing_behind() {
     }
     let grown = gateway.resident_bytes().saturating_sub(before);
     assert!(grown < 8 * 1024 * 1024, "{grown} bytes for {} failed upgrades", ROUNDS * endings.len());
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// Slowloris: thousands of connections that send one byte per second of a request head cost at most 2 KiB each before they are
@@ -206,7 +205,7 @@ fn a_slow_flood_costs_little_and_stops_nobody() {
     ];
     let mut gateway = Gateway::with(&settings);
     drop(Raw::connect(&gateway, Encoding::Binary, "al", "1"));
-    let empty = proportional_bytes(&gateway);
+    let empty = gateway.proportional_bytes();
     let head = upgrade("tidegate.v1", &"X-Pad: yyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(20)).into_bytes();
     let mut slow: Vec<TcpStream> = (0..SLOW).map(|_| TcpStream::connect(gateway.listen).expect("the gateway accepts")).collect();
     let mut at = 0;
@@ -221,7 +220,7 @@ fn a_slow_flood_costs_little_and_stops_nobody() {
         std::thread::sleep(Duration::from_secs(1));
     }
     assert_eq!(gateway.metric("tidegate_handshakes_open"), SLOW as f64);
-    let grown = proportional_bytes(&gateway).saturating_sub(empty);
+    let grown = gateway.proportional_bytes().saturating_sub(empty);
     let each = grown as f64 / SLOW as f64;
     println!("{SLOW} slow connections: {grown} bytes, {each:.0} each; the bound is {PREAUTH_BYTES_MAX}");
     assert!(each <= PREAUTH_BYTES_MAX, "{each:.0} bytes each");
@@ -229,7 +228,7 @@ fn a_slow_flood_costs_little_and_stops_nobody() {
     let mut answer = Vec::new();
     drop(slow[0].read_to_end(&mut answer));
     assert_eq!(one_answer(&answer), 408);
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// Floods of the smallest frames there are (empty pings, empty fragments, one-byte fragments, pongs) are work, not memory: they are taken in
@@ -256,35 +255,13 @@ fn floods_of_tiny_frames_hold_nothing() {
     let grown = gateway.resident_bytes().saturating_sub(before);
     assert!(grown < 32 * 1024 * 1024, "{grown} bytes");
     drop(peers);
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// The status of the one response that `bytes` are.
 fn one_answer(bytes: &[u8]) -> u16 {
     // Which also holds its length against what came: a second response would be too much.
     status(bytes)
-}
-
-/// The process lives, serves, has caught no panic, and ends with 0 when asked.
-fn ends_well(gateway: &mut Gateway) {
-    assert!(gateway.is_running());
-    let mut stranger = Raw::connect(gateway, Encoding::Binary, "zoe", "1");
-    stranger.say("d:zoe:zoe", "is anybody there?");
-    assert_eq!(gateway.metric("tidegate_panics_total"), 0.0);
-    drop(stranger);
-    gateway.terminate();
-    assert_eq!(gateway.wait().code(), Some(0), "{}", gateway.log());
-    assert!(!gateway.log().contains("panic"), "{}", gateway.log());
-}
-
-/// Memory of the process, shared pages by share, without pages of files.
-fn proportional_bytes(gateway: &Gateway) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", gateway.pid())).expect("it runs");
-    let kib = |name: &str| -> u64 {
-        let line = text.lines().find(|line| line.starts_with(name)).expect("Linux says it");
-        line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
-    };
-    (kib("Pss:") - kib("Pss_File:")) * 1024
 }
 
 /// Connections of the slow flood; with their two ends they fit two tables of 20,000 descriptors.

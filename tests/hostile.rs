@@ -1,7 +1,7 @@
 //! Peers that break every rule, against the real binary: each gets the answer the documents promise, nobody else notices, memory
 //! stays within its bounds, and the process is as good afterwards as before.
 //!
-//! Each test ends with [`ends_well`]: no panic was caught, a stranger is still served, and SIGTERM ends the process with 0.
+//! Each test ends with [`Gateway::ends_well`]: no panic was caught, a stranger is still served, and SIGTERM ends the process with 0.
 
 #[path = "support/malformed.rs"]
 mod malformed;
@@ -34,7 +34,7 @@ fn every_malformed_input_is_answered() {
     }
     eprintln!("{count} cases answered");
     assert!(count > 100);
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// What could still become good is waited for, but not for ever: 408 before the upgrade, 4408 after it.
@@ -45,7 +45,7 @@ fn what_never_comes_is_given_up() {
         let expected = if case.on == On::Connect { Expected::Status(408) } else { Expected::Close(4408) };
         assert_eq!(answer(&gateway, &case), expected, "{}", case.name);
     }
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// A request head that comes byte by byte ends with 408, however lively the trickle.
@@ -56,7 +56,7 @@ fn a_dribbled_head_is_given_up() {
     peer.write(&request("none", "")[..60]);
     peer.dribble(|| b"x".to_vec());
     assert_eq!(status(&peer.read_all()), 408);
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// A message that comes byte by byte, or in empty fragments, or with pings in between, ends with 1008; HELLO so with 4408.
@@ -78,7 +78,7 @@ fn a_dribbled_message_is_given_up() {
     peer.write(&frame(0x01, b"{"));
     peer.dribble(|| [frame(0x89, b"still here"), frame(0x00, b" ")].concat());
     assert_eq!(peer.closed(), Some(1008));
-    ends_well(&mut gateway);
+    gateway.ends_well();
 
     let mut gateway = Gateway::with(&[("protocol.hello_ms", "1000")]);
     let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
@@ -88,7 +88,7 @@ fn a_dribbled_message_is_given_up() {
     let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
     peer.dribble(|| frame(0x89, b"no HELLO"));
     assert_eq!(peer.closed(), Some(4408));
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// Who asks and asks and never reads is cut off as a slow reader; what waits for it stays within its own share, and the sender of
@@ -116,7 +116,7 @@ fn a_receiver_that_never_reads_is_cut_off() {
         (gateway.metric(r#"tidegate_closes_total{cause="slow_reader"}"#) >= 1.0).then_some(())
     });
     bo.say(DIRECT, "after");
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// Too large in every way: the answer comes as soon as the size is known, and the largest that is allowed passes.
@@ -163,7 +163,7 @@ fn what_is_too_large_is_refused() {
     put(&mut al, &frame(0x01, b"{"));
     put(&mut al, &frame(0x00, b"").repeat(FRAGMENTS_PER_MESSAGE_MAX as usize));
     assert_eq!(al.closed(), Some(1009));
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// 2,000 peers that each send most of a large message and stop: memory stays under the bound of all stashes, whoever finds no room is
@@ -223,7 +223,7 @@ fn unfinished_messages_stay_within_their_bound() {
     assert_eq!(gateway.metric("tidegate_stash_bytes"), 0.0);
     assert!(gateway.metric(r#"tidegate_closes_total{cause="overloaded"}"#) >= f64::from(told));
     eprintln!("{told} told 4503; resident {} MiB afterwards", gateway.resident_bytes() >> 20);
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// Tokens that are forged, bent or too early are 2001 and 4401, whatever else they say; HELLO with a bad name is 1002.
@@ -291,7 +291,7 @@ fn a_bad_hello_is_named() {
     let mut al = Raw::open(&gateway, Encoding::Binary);
     al.hello(&token, "1");
     assert_eq!(al.welcome().user, "al");
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// Binary frames with wrong fields, lengths that lie, lists that are too long and names that are not UTF-8.
@@ -361,7 +361,7 @@ fn a_bad_binary_envelope_is_named() {
     (0..512).for_each(|_| pong(&mut al));
     al.put_bytes(cursors(256, 256));
     al.say(DIRECT, "still here");
-    ends_well(&mut gateway);
+    gateway.ends_well();
 }
 
 /// JSON that is none, too deep, of the wrong types, or says a thing in two ways.
@@ -441,21 +441,7 @@ fn a_bad_json_envelope_is_named() {
     assert_eq!(other.closed(), Some(1007));
     al.put_message(Message::text(cursors(256)));
     al.say(DIRECT, "still here");
-    ends_well(&mut gateway);
-}
-
-/// The process lives, serves, has caught no panic, and ends with 0 when asked.
-fn ends_well(gateway: &mut Gateway) {
-    assert!(gateway.is_running());
-    let mut stranger = Raw::connect(gateway, Encoding::Binary, "zoe", "1");
-    stranger.say("d:zoe:zoe", "is anybody there?");
-    assert_eq!(gateway.metric("tidegate_panics_total"), 0.0);
-    drop(stranger);
-    gateway.terminate();
-    let status = gateway.wait();
-    assert_eq!(status.code(), Some(0));
-    let log = gateway.log();
-    assert!(!log.contains("panic"), "{log}");
+    gateway.ends_well();
 }
 
 /// Sends one case, and reads to the end what comes back.

@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -21,7 +20,7 @@ fn an_idle_session_costs_at_most_the_contract() {
     let descriptors = Descriptors::for_connections(SESSIONS as u64).expect("Linux says the limit");
     assert!(descriptors.suffice(), "{descriptors}");
     let gateway = Gateway::start();
-    let empty = proportional_bytes(&gateway);
+    let empty = gateway.proportional_bytes();
     let mut sessions = Vec::with_capacity(SESSIONS);
     while sessions.len() < SESSIONS {
         // Many at once, so that handshakes overlap as they do after an outage.
@@ -33,7 +32,7 @@ fn an_idle_session_costs_at_most_the_contract() {
     // At rest: what ten thousand handshakes used in passing is given back within seconds, as pools are trimmed.
     let mut grown = u64::MAX;
     for _ in 0..RESTS {
-        grown = grown.min(proportional_bytes(&gateway) - empty);
+        grown = grown.min(gateway.proportional_bytes() - empty);
         if grown as f64 / SESSIONS as f64 <= SESSION_BYTES_MAX {
             break;
         }
@@ -97,17 +96,6 @@ fn wait_for_welcome(stream: &mut TcpStream) {
         assert!(matches!(answer, Ok(Some(ServerFrame::Welcome(_)))), "{answer:?}");
         return;
     }
-}
-
-/// Memory of the process, shared pages by share, without pages of files: the share of the binary's own pages doubles when another
-/// gateway that ran beside this one ends.
-fn proportional_bytes(gateway: &Gateway) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", gateway.pid())).expect("it runs");
-    let kib = |name: &str| -> u64 {
-        let line = text.lines().find(|line| line.starts_with(name)).expect("Linux says it");
-        line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
-    };
-    (kib("Pss:") - kib("Pss_File:")) * 1024
 }
 
 /// Sessions held: with their two ends they fit two tables of 20,000 descriptors.

@@ -352,3 +352,17 @@ pub fn cmid() -> Cmid {
     bytes[4..8].copy_from_slice(&COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
     Cmid(bytes)
 }
+
+impl Gateway {
+    /// The process lives, serves, has caught no panic, and ends with 0 when asked.
+    pub fn ends_well(&mut self) {
+        assert!(self.is_running());
+        let mut stranger = Raw::connect(self, Encoding::Binary, "zoe", "1");
+        stranger.say("d:zoe:zoe", "is anybody there?");
+        assert_eq!(self.metric("tidegate_panics_total"), 0.0);
+        drop(stranger);
+        self.terminate();
+        assert_eq!(self.wait().code(), Some(0), "{}", self.log());
+        assert!(!self.log().contains("panic"), "{}", self.log());
+    }
+}
