@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 
@@ -38,6 +38,7 @@ struct Memory {
 /// A checkpoint under way: see [`Engine::begin_checkpoint`].
 #[derive(Debug)]
 pub struct Checkpoint {
+    begun: Instant,
     position: Position,
     turns: [u64; Keyspace::ALL.len()],
 }
@@ -170,13 +171,12 @@ impl Engine {
             return self.sync(position);
         }
         let checkpoint = self.begin_checkpoint()?;
-        for _ in 0..FLUSH_WAITS_MAX {
+        loop {
             if let Some(position) = self.finish_checkpoint(&checkpoint)? {
                 return Ok(position);
             }
             std::thread::sleep(FLUSH_WAIT);
         }
-        Err(late())
     }
 
     /// Sets the memory of all tables aside, to be flushed while writing goes on. Nobody may write meanwhile.
@@ -192,20 +192,33 @@ impl Engine {
         for index in 0..self.tables.len() {
             self.set_aside(index)?;
         }
-        Ok(Checkpoint { position, turns: std::array::from_fn(|index| self.memory[index].turns.load(Ordering::Relaxed)) })
+        Ok(Checkpoint {
+            begun: Instant::now(),
+            position,
+            turns: std::array::from_fn(|index| self.memory[index].turns.load(Ordering::Relaxed)),
+        })
     }
 
     /// `None` while something of what was set aside is not in a table yet. Then syncs, and returns the position that no longer rests on
     /// the engine's journal.
     ///
     /// # Errors
-    /// [`EngineError`].
+    /// [`EngineError`], also when the tables are not there after a minute.
     pub fn finish_checkpoint(&self, checkpoint: &Checkpoint) -> Result<Option<Position>, EngineError> {
         let is_flushed = self.tables.iter().zip(&*self.memory).zip(checkpoint.turns).all(|((table, memory), turns)| {
             let since = memory.turns.load(Ordering::Relaxed) - turns;
             table.sealed_memtable_count() as u64 <= since
         });
-        if is_flushed { self.sync(checkpoint.position).map(Some) } else { Ok(None) }
+        if is_flushed {
+            return self.sync(checkpoint.position).map(Some);
+        }
+        if checkpoint.begun.elapsed() > FLUSH_MAX {
+            return Err(EngineError::Failed {
+                operation: "flushing",
+                reason: "a table was not written within a minute".to_owned(),
+            });
+        }
+        Ok(None)
     }
 
     fn set_aside(&self, index: usize) -> Result<(), EngineError> {
@@ -280,11 +293,6 @@ impl Rows for View<'_> {
         self.snapshot.get(self.engine.table(keyspace), key).map_err(failed("reading"))
     }
 
-    fn last(&self, keyspace: Keyspace, prefix: &[u8]) -> Option<Row<Slice>> {
-        let row = self.snapshot.prefix(self.engine.table(keyspace), prefix).next_back();
-        row.map(|row| row.into_inner().map_err(failed("reading")))
-    }
-
     fn prefix(&self, keyspace: Keyspace, prefix: &[u8]) -> impl Iterator<Item = Row<Slice>> {
         let rows = self.snapshot.prefix(self.engine.table(keyspace), prefix);
         rows.map(|row| row.into_inner().map_err(failed("reading")))
@@ -296,11 +304,6 @@ impl Rows for View<'_> {
     }
 }
 
-/// A minute has passed since tables were set aside.
-pub fn late() -> EngineError {
-    EngineError::Failed { operation: "flushing", reason: "a table was not written within a minute".to_owned() }
-}
-
 fn failed(operation: &'static str) -> impl Fn(fjall::Error) -> EngineError {
     move |error| EngineError::Failed { operation, reason: error.to_string() }
 }
@@ -309,8 +312,8 @@ fn failed(operation: &'static str) -> impl Fn(fjall::Error) -> EngineError {
 const MEMTABLE_BYTES_MAX: u64 = 16 << 20;
 /// The engine's own journal. With the log's segment it bounds the worst restart.
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
-/// How long a checkpoint waits for one table: a minute in all.
-const FLUSH_WAITS_MAX: u32 = 6_000;
+/// How long the tables of a checkpoint may take to reach the disk.
+const FLUSH_MAX: Duration = Duration::from_secs(60);
 const FLUSH_WAIT: Duration = Duration::from_millis(10);
 /// Threads for flushing and compaction. The first of several hands every compaction back to the queue while another is busy with one,
 /// so that two of them cost a core as long as a compaction takes.

@@ -77,13 +77,6 @@ impl<'e> Rows for &'e MemoryEngine {
         Ok(self.tables[keyspace.index()].get(key).map(|value| &value[..]))
     }
 
-    fn last(&self, keyspace: Keyspace, prefix: &[u8]) -> Option<Row<&'e [u8]>> {
-        let mut after = prefix.to_vec();
-        after.resize(KEY_BYTES_MAX, 0xFF);
-        let row = self.tables[keyspace.index()].range(prefix.to_vec()..=after).next_back();
-        row.map(|(key, value)| Ok((&key[..], &value[..])))
-    }
-
     fn prefix(&self, keyspace: Keyspace, prefix: &[u8]) -> impl Iterator<Item = Row<&'e [u8]>> {
         let rows = self.tables[keyspace.index()].range(prefix.to_vec()..);
         let prefix = prefix.to_vec();
@@ -121,9 +114,6 @@ fn apply(tables: &mut [Table], batch: &Batch) {
     }
 }
 
-/// Longer than every key.
-const KEY_BYTES_MAX: usize = 64;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +141,7 @@ mod tests {
             let engine = engine.crash(kept);
             assert_eq!(engine.position().unwrap().group, 1 + kept as u64);
             assert_eq!((&engine).get(Keyspace::Cursor, b"b").unwrap().is_some(), kept > 0);
-            let (_, highest) = (&engine).last(Keyspace::Cursor, b"a").unwrap().unwrap();
+            let highest = (&engine).get(Keyspace::Cursor, b"a").unwrap().unwrap();
             assert_eq!(record::Cursor::decode(highest).unwrap().seq, 5);
             assert_eq!(engine.rows(Keyspace::Cursor).count(), 1 + usize::from(kept > 0));
         }

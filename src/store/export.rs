@@ -113,8 +113,7 @@ fn conversation(
     out: &mut impl Write,
 ) -> Result<u64, BackupError> {
     let floor = head.floor.max(1);
-    let (first, last) = (schema::msg_key(conv, floor), schema::msg_key(conv, u64::MAX));
-    let newest = view.range(Keyspace::Msg, &first, &last).next_back().transpose()?;
+    let newest = view.newest(conv, floor).transpose()?;
     let newest = newest.and_then(|(key, _)| schema::msg_seq(&key)).unwrap_or(head.head);
     let history = head.flags & record::head_flags::HISTORY != 0;
     line(
@@ -130,14 +129,12 @@ fn conversation(
         let (user, joined, muted) = (member.user, member.joined, member.muted != 0);
         line(out, &json!({ "member": { "conv": head.conv, "user": user, "joined": joined, "role": role, "muted": muted } }))?;
     }
-    if range.from > range.to {
+    let from = range.from.max(floor);
+    if from > range.to {
         return Ok(0);
     }
     let mut count = 0;
-    let (first, last) = (schema::msg_key(conv, range.from.max(floor)), schema::msg_key(conv, range.to));
-    if first > last {
-        return Ok(0);
-    }
+    let (first, last) = (schema::msg_key(conv, from), schema::msg_key(conv, range.to));
     for row in view.range(Keyspace::Msg, &first, &last) {
         let (key, value) = row?;
         let (header, payload) = MessageHeader::decode(&value).map_err(bad)?;

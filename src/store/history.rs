@@ -109,7 +109,7 @@ impl<R: Rows> History<R> {
         if head.conv != id {
             return Err(JobFault::Mismatch);
         }
-        let last = self.newest(conv, head.floor).map_err(engine)?;
+        let last = self.view.newest(conv, head.floor).transpose().map_err(engine)?;
         let (seq, count) = match &last {
             Some((key, value)) => {
                 let (header, _) = MessageHeader::decode(value).map_err(mismatch)?;
@@ -404,18 +404,12 @@ impl<R: Rows> History<R> {
             changed: head.changed,
             flags: head.flags,
         };
-        if let Some((key, value)) = self.newest(conv, head.floor)? {
+        if let Some((key, value)) = self.view.newest(conv, head.floor).transpose()? {
             let (header, _) = MessageHeader::decode(&value)?;
             let seq = schema::msg_seq(&key).ok_or(record::BadValue)?;
             (state.head, state.head_mid, state.count) = (seq, header.mid, header.count);
         }
         Ok(Some(state))
-    }
-
-    /// The newest message. What retention has deleted is not walked over: the search ends at the floor.
-    fn newest(&self, conv: Conv, floor: u64) -> Result<Option<KeyAndValue<R::Bytes>>, EngineError> {
-        let (first, last) = (schema::msg_key(conv, floor), schema::msg_key(conv, u64::MAX));
-        self.view.range(Keyspace::Msg, &first, &last).next_back().transpose()
     }
 
     /// How many not QUIET messages the conversation holds up to and with `seq`.
@@ -430,9 +424,6 @@ impl<R: Rows> History<R> {
         Ok(MessageHeader::decode(&bytes)?.0.count)
     }
 }
-
-/// A row.
-type KeyAndValue<B> = (B, B);
 
 /// A conversation as its rows say.
 #[derive(Clone, Copy, Debug, Default)]

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::engine::{self, Checkpoint, Engine, EngineError};
+use super::engine::{Checkpoint, Engine, EngineError};
 use super::job::{Progress, Projection};
 use super::schema::Batch;
 use crate::mailbox::{LaneReceiver, NoMail, SpareSender};
@@ -35,7 +35,7 @@ pub fn run(
     let mut unsynced = false;
     let mut synced_at = Instant::now();
     let mut looked_at: Option<Instant> = None;
-    let mut under_way: Option<(Checkpoint, Instant)> = None;
+    let mut under_way: Option<Checkpoint> = None;
     loop {
         if looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
             progress.engine_holds(engine.cache_bytes(), engine.tables_bytes());
@@ -59,15 +59,13 @@ pub fn run(
                 return Ok(());
             }
         }
-        if let Some((checkpoint, since)) = &under_way {
+        if let Some(checkpoint) = &under_way {
             if let Some(position) = engine.finish_checkpoint(checkpoint)? {
                 progress.checkpoint(position.group);
                 under_way = None;
-            } else if since.elapsed() > CHECKPOINT_PATIENCE {
-                return Err(engine::late());
             }
         } else if written_bytes >= checkpoints.flush_bytes {
-            under_way = Some((engine.begin_checkpoint()?, Instant::now()));
+            under_way = Some(engine.begin_checkpoint()?);
             written_bytes = 0;
             (unsynced, synced_at) = (false, Instant::now());
         }
@@ -78,8 +76,6 @@ pub fn run(
     }
 }
 
-/// How long what a checkpoint set aside may take to reach the disk.
-const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a wait for groups lasts before the clock is looked at.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How often the engine's memory is looked at.

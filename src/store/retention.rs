@@ -149,12 +149,12 @@ impl<R: Rows> History<R> {
         now_ms: u64,
     ) -> Result<(Option<Raise>, usize), JobFault> {
         let floor = head.floor.max(1);
-        let (first, last) = (schema::msg_key(conv, floor), schema::msg_key(conv, u64::MAX));
-        let newest = self.rows().range(Keyspace::Msg, &first, &last).next_back().transpose().map_err(|_| JobFault::Engine)?;
+        let newest = self.rows().newest(conv, floor).transpose().map_err(|_| JobFault::Engine)?;
         let Some((key, _)) = newest else { return Ok((None, 0)) };
         let newest = schema::msg_seq(&key).ok_or(JobFault::Mismatch)?;
         let mut raise = None;
         let mut retired = 0;
+        let (first, last) = (schema::msg_key(conv, floor), schema::msg_key(conv, newest));
         for row in self.rows().range(Keyspace::Msg, &first, &last).take(most) {
             let (key, value) = row.map_err(|_| JobFault::Engine)?;
             let seq = schema::msg_seq(&key).ok_or(JobFault::Mismatch)?;

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use super::engine::EngineError;
 use super::record::{Position, Value};
-use super::schema::{Keyspace, META_POSITION};
+use super::schema::{self, Conv, Keyspace, META_POSITION};
 
 /// A key and its value, or why they cannot be read.
 pub type Row<B> = Result<(B, B), EngineError>;
@@ -20,17 +20,17 @@ pub trait Rows {
     /// [`EngineError`].
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError>;
 
-    /// The row with the highest key that begins with `prefix`.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    fn last(&self, keyspace: Keyspace, prefix: &[u8]) -> Option<Row<Self::Bytes>>;
-
     /// The rows whose keys begin with `prefix`, in order.
     fn prefix(&self, keyspace: Keyspace, prefix: &[u8]) -> impl Iterator<Item = Row<Self::Bytes>>;
 
     /// The rows from key `first` to key `last`, both included, from either end.
     fn range(&self, keyspace: Keyspace, first: &[u8], last: &[u8]) -> impl DoubleEndedIterator<Item = Row<Self::Bytes>>;
+
+    /// The newest message of a conversation. What retention has deleted is not walked over: the search ends at `floor`.
+    fn newest(&self, conv: Conv, floor: u64) -> Option<Row<Self::Bytes>> {
+        let (first, last) = (schema::msg_key(conv, floor), schema::msg_key(conv, u64::MAX));
+        self.range(Keyspace::Msg, &first, &last).next_back()
+    }
 
     /// The position that belongs to these rows.
     ///
