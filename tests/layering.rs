@@ -53,7 +53,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("crc32c", &["store/backup", "store/log", "store/log/", "verify"]),
     ("crossbeam_channel", &["io/queue"]),
     ("fjall", &["store/engine"]),
-    ("getrandom", &["config/secret", "gateway"]),
+    ("getrandom", &["config/secret", "gateway", "gateway/store"]),
     ("hdrhistogram", &["observe/histogram"]),
     ("httparse", &["wire/upgrade"]),
     ("io_uring", &["io/uring", "io/uring/"]),
@@ -77,6 +77,7 @@ const DOORS: &[(&str, &[&str])] = &[
         &[
             "admin/",
             "gateway",
+            "gateway/",
             "main",
             "observe/log",
             "observe/trace",
