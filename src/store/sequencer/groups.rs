@@ -1,10 +1,11 @@
 //! Who is a member of what and may do what: groups, large conversations, devices and bans.
 
-use super::{Attach, Change, Conv, Entry, Event, MemberDone, MemberMail, MemberRefusal, Moment, Operation, Sequencer};
+use super::{Attach, Conv, Event, MemberDone, MemberRefusal, Moment, Sequencer};
 use crate::ids::{Role, RosterId};
 use crate::limits::{BANS_MAX, NOTICE_MEMBERS_PER_TURN_MAX};
-use crate::mail::{Kicked, UserChange, UserMail};
+use crate::mail::{Kicked, MemberMail, UserChange, UserMail};
 use crate::store::disk::Disk;
+use crate::store::entry::{Change, Entry, Operation};
 use crate::store::record::head_flags;
 use crate::wire::envelope::ErrorCode;
 use crate::wire::message::Text;

@@ -1,0 +1,116 @@
+//! Bounds: a full disk, an engine that is behind, a core that takes nothing.
+
+use super::*;
+use crate::mail::{MemberChange, MemberMail};
+use crate::store::disk_memory::Faults;
+
+/// The projector falls behind by more than its bound: SEND is refused until half of it is written.
+#[test]
+fn a_backlog_refuses_messages_until_below_half() {
+    let (_, mut world, mut sequencer) = started();
+    world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
+    settle(&mut sequencer, &mut world);
+    world.told();
+    let max = PROJECT_BYTES_MAX as u64;
+    let progress = Arc::clone(&world.progress);
+    let mut told = |cmid: u8, flags| {
+        world.submits.push_back(send(0, u32::from(cmid), "d:al:bo", cmid, flags));
+        sequencer.turn(&mut world).unwrap();
+        world.told().remove(0)
+    };
+    progress.handed_over(max + 1);
+    assert_eq!(told(2, 0), "0 failed 2 5002");
+    progress.written(1, max / 4);
+    assert_eq!(told(2, 0), "0 failed 2 5002");
+    progress.written(1, max / 2);
+    assert_eq!(told(2, 0), "0 sent 2 seq 2 flags 0");
+}
+
+/// The projector falls behind by more than half: submissions wait in their lane, and nothing is refused, until it is below half. If it
+/// writes nothing in the meantime, it is stuck: then they are refused.
+#[test]
+fn half_a_backlog_lets_submissions_wait() {
+    let (_, mut world, mut sequencer) = started();
+    world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
+    settle(&mut sequencer, &mut world);
+    world.told();
+    let half = PROJECT_BYTES_MAX as u64 / 2;
+    let progress = Arc::clone(&world.progress);
+    progress.handed_over(half + 1);
+    world.submits.push_back(send(0, 2, "d:al:bo", 2, 0));
+    for group in 2..=4 {
+        world.pass(900);
+        progress.written(group, 0);
+        let turn = sequencer.turn(&mut world).unwrap();
+        assert_eq!((world.told(), turn.is_busy, turn.wake_in), (vec![], false, LANE_RETRY_EVERY));
+    }
+    progress.written(5, half);
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told()[0], "0 sent 2 seq 2 flags 0");
+
+    progress.handed_over(half + 1);
+    world.submits.push_back(send(0, 3, "d:al:bo", 3, 0));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), [""; 0]);
+    world.pass(2000);
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["0 failed 3 5002"]);
+}
+
+/// Too little space: messages and changes of members are refused, the rest goes on; messages are taken again when there is room.
+#[test]
+fn too_little_space_refuses_messages_only() {
+    let (disk, mut world, mut sequencer) = started();
+    world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
+    settle(&mut sequencer, &mut world);
+    disk.set_faults(Faults { free_bytes: Some(1000), ..Faults::default() });
+    world.pass(1000);
+    sequencer.turn(&mut world).unwrap();
+    world.told();
+    let (reply, answer) = std::sync::mpsc::sync_channel(1);
+    let change = MemberChange::Create(vec!["al".into()]);
+    world.submits.push_back(Submit::Member(MemberMail { conv: "g:x".into(), change, data: Body::new(), reply }));
+    world.submits.push_back(send(0, 2, "d:al:bo", 2, 0));
+    world.submits.push_back(Submit::Read { from: sender(1, 3), conv: "d:al:bo".into(), seq: 1 });
+    settle(&mut sequencer, &mut world);
+    assert_eq!(world.told(), ["0 failed 2 5003", "1 ok 3 1"]);
+    assert_eq!(answer.try_recv(), Ok(Err(MemberRefusal::ReadOnly)));
+    disk.set_faults(Faults::default());
+    world.pass(1000);
+    sequencer.turn(&mut world).unwrap();
+    world.submits.push_back(send(0, 4, "d:al:bo", 2, 0));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told()[0], "0 sent 4 seq 2 flags 0");
+}
+
+/// What waits for an engine that is too far behind may be tried again; what it cannot read is a defect.
+#[test]
+fn an_engine_behind_is_not_an_engine_broken() {
+    for (fault, code) in [(JobFault::Behind, 5002), (JobFault::Engine, 5001)] {
+        let (_, mut world, mut sequencer) = started();
+        world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
+        sequencer.turn(&mut world).unwrap();
+        assert_eq!(world.jobs.len(), 1);
+        world.answers.push_back(Answer::Loaded { conv: "d:al:bo".into(), result: Err(fault) });
+        sequencer.turn(&mut world).unwrap();
+        assert_eq!(world.told(), [format!("0 failed 1 {code}")]);
+    }
+}
+
+/// A core that takes no mail: results wait for it, deliveries too up to the bound; nothing of it stops the others.
+#[test]
+fn a_core_that_takes_nothing_stops_nobody() {
+    let (_, mut world, mut sequencer) = started();
+    world.groups_max = 0;
+    for cmid in 1..=3 {
+        world.submits.push_back(send(0, u32::from(cmid), "d:al:bo", cmid, 0));
+        settle(&mut sequencer, &mut world);
+    }
+    assert!(world.told().is_empty());
+    assert!(!sequencer.is_drained());
+    assert_eq!(sequencer.turn(&mut world).unwrap().wake_in, LANE_RETRY_EVERY);
+    world.groups_max = usize::MAX;
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told().len(), 6);
+    assert!(sequencer.is_drained());
+}
