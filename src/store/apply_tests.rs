@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::super::entry::entries;
 use super::super::model::Engine;
 use super::*;
+use crate::mail::MemberChange;
 
 const STORE: record::Store = record::Store { shard: 0, shards: 1, dedup_s: 86_400, hash_key: [7; 16] };
 const NOW_MS: u64 = 1_764_000_000_000;
