@@ -364,6 +364,23 @@ const _: () = assert!(RING_BUFFERS_MAX as usize * RING_BUFFER_BYTES <= RING_STAS
 /// Connections waiting to be accepted, per reactor; the kernel may cap it (`net.core.somaxconn`).
 pub const LISTEN_BACKLOG: u32 = 4_096;
 
+/// Bytes of one TLS record on the wire, its header included (RFC 5246 6.2.3: 2^14 + 2048 and five). Longer: an alert, and the connection
+/// ends.
+pub const TLS_RECORD_BYTES_MAX: usize = 16_384 + 2_048 + 5;
+
+/// Bytes of a TLS handshake that wait for its rest or its turn; a chain of client certificates fits. Full: the connection ends.
+pub const TLS_HANDSHAKE_BYTES_MAX: usize = 32 * 1024;
+
+/// Bytes of one connection that are sealed into TLS records at once, about. More waits in its queue as it is, where it is shared with
+/// other receivers.
+pub const TLS_SEALED_BYTES_MAX: usize = 64 * 1024;
+
+/// Steps of TLS handshakes made in one turn of a reactor, and the time after which no further one is begun: a full handshake costs some
+/// hundred microseconds, with RSA a millisecond. Full: the rest in the next turn, after the events of all others.
+pub const TLS_STEPS_PER_TURN_MAX: usize = 32;
+/// See [`TLS_STEPS_PER_TURN_MAX`].
+pub const TLS_STEPS_TIME_MAX: Duration = Duration::from_millis(1);
+
 /// Nanoseconds of rest between two sweeps of notices over a large conversation.
 pub const NOTICE_EVERY_NS: u64 = 1_000_000_000;
 

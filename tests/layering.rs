@@ -63,6 +63,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("mio", &["io/epoll"]),
     ("prometheus_client", &["observe/metrics"]),
     ("rkyv", &["store/record"]),
+    ("rustls", &["wire/tls", "wire/tls/"]),
     ("serde", &["admin/", "session/auth", "wire/envelope/scan"]),
     ("serde_json", &["admin/", "ctl", "store/export", "verify", "wire/envelope/scan"]),
     ("sha1", &["wire/upgrade"]),
@@ -89,6 +90,7 @@ const DOORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("tracing_subscriber", &["observe/log"]),
+    ("webpki", &["wire/tls/keys"]),
 ];
 
 /// Imports point downwards: a file names only lower floors, its own folder, and its neighbours.

@@ -10,6 +10,8 @@ pub mod envelope;
 pub mod frame;
 pub mod mask;
 pub mod message;
+#[cfg(feature = "gateway")]
+pub mod tls;
 pub mod upgrade;
 pub mod utf8;
 pub mod violation;
