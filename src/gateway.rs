@@ -19,6 +19,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
 use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
 use crate::config::value::{DriverChoice, PrivateFds};
@@ -43,6 +45,7 @@ use crate::session::auth::Verifier;
 use crate::session::rate::Rate;
 use crate::shard::{self, Rules, Shard};
 use crate::store::schema::Hashes;
+use crate::wire::tls::Keys;
 
 pub use self::confined::{Confined, confine};
 pub use self::store::at_rest;
@@ -50,6 +53,7 @@ use self::store::{Store, levels};
 
 mod confined;
 mod store;
+mod tls;
 
 /// What one start was asked beyond its settings.
 pub struct Options {
@@ -72,6 +76,8 @@ pub struct Options {
 pub struct Ready {
     /// For clients.
     pub listen: SocketAddr,
+    /// For clients with TLS, if there is such a listener.
+    pub tls: Option<SocketAddr>,
     /// For operators.
     pub admin: SocketAddr,
 }
@@ -117,6 +123,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     watch_signals(&events_in)?;
     let (posts, inboxes): (Vec<_>, Vec<_>) = wakers.iter().map(mailbox::reactor_lanes).unzip();
 
+    let keys = settings.tls.listen.map(|_| tls::load(&settings, None)).transpose()?;
     let (store, source) = Store::start(&settings, options.accept_loss, clock, &posts, &events_in)?;
     let mut rules = rules(&settings, options.echo, cores, connections_per_reactor, store.hash_key)?;
     if settings.protocol.dedup_s > store.dedup_s {
@@ -129,6 +136,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         rules.dedup_s = kept;
     }
     let rules = Arc::new(rules);
+    let mut tls = settings.tls.listen.zip(keys);
     let verifier = Arc::new(Verifier::new(&options.secret, settings.auth.leeway_s));
     let mut blocks = Vec::new();
     let mut sources = vec![source];
@@ -161,13 +169,18 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
             rules: rules.clone(),
             verifier: verifier.clone(),
             listen,
+            tls: tls.clone(),
             connections: connections_per_reactor,
             kernel,
             last_bell,
         };
         spawn_reactor(start, parts, &events_in)?;
         // The first one resolves port 0; the others join its group.
-        listen = wait_for_listener(&reports, &events)?;
+        let bound = wait_for_listener(&reports, &events)?;
+        listen = bound.0;
+        if let (Some((address, _)), Some(real)) = (&mut tls, bound.1) {
+            *address = real;
+        }
         health.reactor_accepts();
     }
     let may_demo = options.secret_is_ours && listen.ip().is_loopback() && settings.admin.listen.ip().is_loopback();
@@ -192,16 +205,23 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     };
     let admin = Admin::start(settings.admin.listen, sources)
         .map_err(|error| Fatal::new(Exit::AddressInUse, format!("admin.listen {}: {error}", settings.admin.listen)))?;
-    (options.on_ready)(&Ready { listen, admin: admin.addr() });
-    tracing::info!(%listen, admin = %admin.addr(), reactors = cores, driver = kernel.name(), "ready");
+    let tls_listen = tls.as_ref().map(|(address, _)| *address);
+    (options.on_ready)(&Ready { listen, admin: admin.addr(), tls: tls_listen });
+    tracing::info!(%listen, admin = %admin.addr(), tls = tls_listen.map(tracing::field::display), reactors = cores, driver = kernel.name(), "ready");
 
-    let reason = events.recv().expect("the signal thread holds a sender");
-    let ended = match reason {
-        Occurrence::Signal(signal) => {
-            health.drain();
-            drain(&settings, signal, &posts, &reports, &events)
+    let mut keys = tls.map(|(_, keys)| keys);
+    let ended = loop {
+        match events.recv().expect("the signal thread holds a sender") {
+            Occurrence::Reload => match tls::reload(&settings, keys.as_mut(), &posts) {
+                Ok(()) => tracing::info!("certificates were read again"),
+                Err(reason) => tracing::error!(reason, "certificates stay as they were"),
+            },
+            Occurrence::Signal(signal) => {
+                health.drain();
+                break drain(&settings, signal, &posts, &reports, &events);
+            }
+            Occurrence::Fatal(fatal) => break Err(fatal),
         }
-        Occurrence::Fatal(fatal) => Err(fatal),
     };
     // A store that failed has nothing to finish, and its thread is gone.
     if ended.as_ref().is_err_and(|fatal| fatal.exit == Exit::StorageFailed) {
@@ -223,6 +243,8 @@ fn idle_layout(socket: usize) -> [(&'static str, usize); 6] {
 enum Occurrence {
     /// SIGTERM or SIGINT.
     Signal(Signal),
+    /// SIGHUP.
+    Reload,
     /// A thread cannot go on.
     Fatal(Fatal),
 }
@@ -246,8 +268,8 @@ fn drain(
 ) -> Result<(), Fatal> {
     let lead_ms = if signal == Signal::Interrupt { 0 } else { settings.drain.lead_ms };
     tracing::info!(lead_ms, window_ms = settings.drain.window_ms, "draining; a second signal cuts it short");
-    if let Ok(occurrence) = events.recv_timeout(Duration::from_millis(u64::from(lead_ms))) {
-        return Err(cut_short(occurrence));
+    if let Some(fatal) = cut_short(events, Duration::from_millis(u64::from(lead_ms))) {
+        return Err(fatal);
     }
     for post in posts {
         let window_ms = settings.drain.window_ms;
@@ -263,9 +285,8 @@ fn drain(
             Ok(Report::Failed { reason, .. }) => return Err(Fatal::new(Exit::Failed, reason)),
             Ok(Report::Ready { .. } | Report::Bound { .. }) | Err(_) => {}
         }
-        match events.try_recv() {
-            Ok(occurrence) => return Err(cut_short(occurrence)),
-            Err(_) => continue,
+        if let Some(fatal) = cut_short(events, Duration::ZERO) {
+            return Err(fatal);
         }
     }
     if left > 0 {
@@ -274,22 +295,33 @@ fn drain(
     Ok(())
 }
 
-fn cut_short(occurrence: Occurrence) -> Fatal {
-    match occurrence {
-        Occurrence::Signal(_) => Fatal::new(Exit::Aborted, "a second signal cut the drain short; clients were cut off"),
-        Occurrence::Fatal(fatal) => fatal,
+/// What ends a wait of at most `patience`; whoever starts or ends reads no certificates again.
+fn cut_short(events: &Receiver<Occurrence>, patience: Duration) -> Option<Fatal> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()? {
+            Occurrence::Reload => {}
+            Occurrence::Signal(_) => {
+                return Some(Fatal::new(Exit::Aborted, "a second signal cut the drain short; clients were cut off"));
+            }
+            Occurrence::Fatal(fatal) => return Some(fatal),
+        }
     }
 }
 
-/// SIGTERM and SIGINT become events.
+/// SIGTERM, SIGINT and SIGHUP become events.
 fn watch_signals(events: &mpsc::Sender<Occurrence>) -> Result<(), Fatal> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|error| Fatal::new(Exit::Failed, format!("catching signals: {error}")))?;
     let events = events.clone();
     spawn("signals", move || {
         for number in signals.forever() {
-            let signal = if number == signal_hook::consts::SIGINT { Signal::Interrupt } else { Signal::Terminate };
-            if events.send(Occurrence::Signal(signal)).is_err() {
+            let occurrence = match number {
+                SIGHUP => Occurrence::Reload,
+                SIGINT => Occurrence::Signal(Signal::Interrupt),
+                _ => Occurrence::Signal(Signal::Terminate),
+            };
+            if events.send(occurrence).is_err() {
                 return;
             }
         }
@@ -302,6 +334,8 @@ struct Start {
     rules: Arc<Rules>,
     verifier: Arc<Verifier>,
     listen: SocketAddr,
+    /// The listener for TLS, and what it begins with.
+    tls: Option<(SocketAddr, Keys)>,
     connections: usize,
     kernel: Kernel,
     /// The last descriptor to keep in a table of its own; `None`: it shares the process's.
@@ -394,23 +428,25 @@ fn run_reactor(start: &Start, parts: Parts) -> Result<(), Fatal> {
     if pin::pin_current_thread(usize::from(id.0)).is_none() {
         tracing::warn!(reactor = id.0, "not pinned to a core: the process may not choose its cores");
     }
-    let listener = Listener::bind(start.listen, limits::LISTEN_BACKLOG).map_err(|error| {
-        Fatal::new(Exit::AddressInUse, format!("listen {}: {error}; is another gateway running?", start.listen))
-    })?;
     let failed = |error: std::io::Error| Fatal::new(Exit::Failed, format!("reactor {}: {error}", id.0));
-    listener.set_client_options(USER_TIMEOUT).map_err(failed)?;
-    let address = listener.local_address().map_err(failed)?;
-    let shard = Shard::new(id, start.rules.clone(), start.verifier.clone(), parts.clock.now());
+    let (listener, address) = bind("listen", start.listen)?;
+    let tls = start.tls.as_ref().map(|(address, _)| bind("tls.listen", *address)).transpose()?;
+    let mut shard = Shard::new(id, start.rules.clone(), start.verifier.clone(), parts.clock.now());
+    if let Some((_, keys)) = &start.tls {
+        shard.set_keys(keys.clone());
+    }
     let waker = parts.waker.clone();
-    let bound = Report::Bound { address };
+    let bound = Report::Bound { address, tls: tls.as_ref().map(|(_, address)| *address) };
+    // In the order of their doors.
+    let listeners = [Some(listener), tls.map(|(listener, _)| listener)].into_iter().flatten();
     match start.kernel {
         Kernel::Epoll => {
-            let driver = Epoll::new(start.connections, Some(listener), waker).map_err(failed)?;
+            let driver = Epoll::new(start.connections, listeners, waker).map_err(failed)?;
             drop(parts.reports.send(bound));
             Reactor::new(driver, shard, limits::STASH_BYTES_MAX, parts).run()
         }
         Kernel::Uring(sizes) => {
-            let driver = Uring::new(sizes, Some(listener), waker).map_err(failed)?;
+            let driver = Uring::new(sizes, listeners, waker).map_err(failed)?;
             drop(parts.reports.send(bound));
             Reactor::new(driver, shard, limits::STASH_BYTES_MAX, parts).run()
         }
@@ -418,15 +454,30 @@ fn run_reactor(start: &Start, parts: Parts) -> Result<(), Fatal> {
     .map_err(failed)
 }
 
-fn wait_for_listener(reports: &Receiver<Report>, events: &Receiver<Occurrence>) -> Result<SocketAddr, Fatal> {
+/// A listener at the address that the setting `key` names, with what its connections inherit; and where it really is.
+fn bind(key: &str, address: SocketAddr) -> Result<(Listener, SocketAddr), Fatal> {
+    let bound = || -> std::io::Result<_> {
+        let listener = Listener::bind(address, limits::LISTEN_BACKLOG)?;
+        listener.set_client_options(USER_TIMEOUT)?;
+        let real = listener.local_address()?;
+        Ok((listener, real))
+    };
+    bound().map_err(|error| Fatal::new(Exit::AddressInUse, format!("{key} {address}: {error}; is another gateway running?")))
+}
+
+/// Where the first reactor listens, without TLS and with it.
+fn wait_for_listener(
+    reports: &Receiver<Report>,
+    events: &Receiver<Occurrence>,
+) -> Result<(SocketAddr, Option<SocketAddr>), Fatal> {
     loop {
         match reports.recv_timeout(Duration::from_millis(50)) {
-            Ok(Report::Bound { address }) => return Ok(address),
+            Ok(Report::Bound { address, tls }) => return Ok((address, tls)),
             Ok(_) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(Fatal::new(Exit::Failed, "no reactor is left")),
         }
-        if let Ok(occurrence) = events.try_recv() {
-            return Err(cut_short(occurrence));
+        if let Some(fatal) = cut_short(events, Duration::ZERO) {
+            return Err(fatal);
         }
     }
 }
@@ -512,7 +563,7 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         path: settings.path.clone(),
         // Nothing configured: on loopback the pages of this machine may connect, elsewhere no page may.
         origins: (!settings.origins.is_empty()).then(|| settings.origins.clone()),
-        loopback: settings.listen.ip().is_loopback(),
+        loopback: settings.listen.ip().is_loopback() && settings.tls.listen.is_none_or(|listen| listen.ip().is_loopback()),
         echo,
         level: levels(settings).least(),
         connections_max: connections,
@@ -540,6 +591,7 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         stall_ms: bounds.write_stall_ms,
         accept_rate: Rate { per_second: bounds.accept_per_s, burst: bounds.accept_burst },
         handshakes_max: bounds.handshakes_max,
+        tls_waiting_max: settings.tls.handshakes_waiting_max as usize,
         sampling: Sampling { every: settings.log.trace_every },
         drain_grace_ms: drain.window_ms.min(DRAIN_GRACE_MS),
         hashes: Hashes::new(key),

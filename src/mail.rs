@@ -11,6 +11,7 @@ use crate::ids::{Cmid, Mid, ReactorId, Role, RosterId, SessionRef};
 use crate::limits::{SPARE_EVENTS_MAX, SPARE_TARGETS_MAX};
 use crate::wire::envelope::{Encoding, ErrorCode, Trace, send_flags};
 use crate::wire::message::{Body, Text};
+use crate::wire::tls::Keys;
 
 /// Reactors, admin and readers to the store thread.
 #[derive(Debug)]
@@ -824,6 +825,8 @@ pub enum Control {
         /// How many were closed.
         reply: std::sync::mpsc::SyncSender<u32>,
     },
+    /// Certificates for the handshakes that begin from now on.
+    Keys(Keys),
     /// Send back a copy of the histograms.
     Snapshot,
 }
@@ -856,6 +859,8 @@ pub enum Report {
     Bound {
         /// Its address; a port that was 0 is the real one.
         address: std::net::SocketAddr,
+        /// That of TLS, if there is one.
+        tls: Option<std::net::SocketAddr>,
     },
     /// The reactor turns.
     Ready {

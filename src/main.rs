@@ -127,7 +127,7 @@ struct ServeArgs {
     /// Go on with a log that is damaged in the middle. What is lost is told, and all clients start over.
     #[arg(long)]
     accept_loss: bool,
-    /// Once ready, write {"listen":"ADDR:PORT","admin":"ADDR:PORT","pid":N} to this file, whole or not at all.
+    /// Once ready, write {"listen":"ADDR:PORT","admin":"ADDR:PORT","pid":N} (and "tls" if there is such a listener) to this file, whole or not at all.
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     #[command(flatten)]
@@ -334,9 +334,10 @@ fn mint(secret: &Secret, user: &str, device: Option<&str>, ttl: Duration) -> Opt
 
 /// Replaces the file as a whole, so that whoever waits for it never reads half of it.
 fn tell_ready(path: &Path, ready: &Ready) -> io::Result<()> {
-    let Ready { listen, admin } = ready;
+    let Ready { listen, admin, tls } = ready;
+    let tls = tls.map_or_else(String::new, |tls| format!("\"tls\":\"{tls}\","));
     let draft = path.with_added_extension(format!("{}.draft", std::process::id()));
-    fs::write(&draft, format!("{{\"listen\":\"{listen}\",\"admin\":\"{admin}\",\"pid\":{}}}\n", std::process::id()))?;
+    fs::write(&draft, format!("{{\"listen\":\"{listen}\",{tls}\"admin\":\"{admin}\",\"pid\":{}}}\n", std::process::id()))?;
     fs::rename(&draft, path)
 }
 

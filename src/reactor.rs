@@ -18,7 +18,7 @@ use crate::clock::{Clock, Moment};
 use crate::conn::carry::Stashes;
 use crate::conn::send_queue::Batch;
 use crate::ids::{ConnectionId, ReactorId};
-use crate::io::driver::{Backlog, Driver, Flow, Sent, Sink};
+use crate::io::driver::{Backlog, Door, Driver, Flow, Sent, Sink};
 use crate::io::socket::Socket;
 use crate::io::uring::Uring;
 use crate::io::wake::Waker;
@@ -145,6 +145,7 @@ impl<D: Driver> Reactor<D> {
             turned?;
             let begun = self.hands.tell_time();
             let more_mail = self.take_mail();
+            self.hands.shake_hands();
             self.hands.shard.handle_time(self.hands.now, &mut self.hands.outbox);
             self.hands.flush(&mut self.driver);
             self.hands.trim();
@@ -220,6 +221,7 @@ impl<D: Driver> Reactor<D> {
                     let closed = sessions.iter().filter(|session| hands.shard.kick(now, **session)).count();
                     let _ = reply.try_send(u32::try_from(closed).unwrap_or(u32::MAX));
                 }
+                Control::Keys(keys) => hands.shard.set_keys(keys),
                 Control::Snapshot => {}
             }
         }
@@ -280,6 +282,7 @@ impl<D: Driver> Reactor<D> {
         counters.driver_leaked_slots_count = driver.leaked_slots_count;
         let (connections, sessions) = (hands.shard.connections_count() as u64, hands.shard.sessions_count() as u64);
         let handshakes = u64::from(hands.shard.handshakes_open());
+        let waiting = hands.shard.handshakes_waiting() as u64;
         let (queued, stashed) = (hands.shard.queued_bytes(), hands.stashes.used_bytes() as u64);
         let (detached, held) = (hands.shard.detached_count() as u64, hands.shard.held_bytes());
         let arena_chunks = hands.shard.arena_chunks_count();
@@ -287,6 +290,7 @@ impl<D: Driver> Reactor<D> {
         counters.connections_open = connections;
         counters.sessions_open = sessions;
         counters.handshakes_open = handshakes;
+        counters.tls_waiting_open = waiting;
         counters.queued_bytes = queued;
         counters.sessions_detached_open = detached;
         counters.held_bytes = held;
@@ -374,6 +378,36 @@ impl Hands {
         }
     }
 
+    /// Goes on with the TLS handshakes that have waited longest, for a slice of the turn.
+    fn shake_hands(&mut self) {
+        if self.shard.handshakes_waiting() == 0 {
+            return;
+        }
+        let begun = self.clock.now();
+        for _ in 0..limits::TLS_STEPS_PER_TURN_MAX {
+            let Some(id) = self.shard.poll_handshake() else { return };
+            self.guarded(id, |shard, now, stashes, outbox| shard.handle_handshake(now, id, stashes, outbox));
+            if self.clock.now().since(begun) >= limits::TLS_STEPS_TIME_MAX {
+                return;
+            }
+        }
+    }
+
+    /// Handles bytes of one connection; a panic ends that connection alone.
+    fn guarded<T>(
+        &mut self,
+        id: ConnectionId,
+        handle: impl FnOnce(&mut Shard, Moment, &mut Stashes, &mut Outbox) -> T,
+    ) -> Option<T> {
+        let Self { shard, stashes, outbox, now, .. } = self;
+        let handled = catch_unwind(AssertUnwindSafe(|| handle(shard, *now, stashes, outbox)));
+        if handled.is_err() {
+            self.log_panic(id);
+            self.shard.handle_panic(id);
+        }
+        handled.ok()
+    }
+
     /// Sends what waits, then does what the shard asked of the driver.
     fn flush<D: Driver>(&mut self, driver: &mut D) {
         // Whoever becomes dirty meanwhile (its budget is spent, or it caught up) is served next turn.
@@ -435,7 +469,7 @@ impl Hands {
 }
 
 impl<D: Driver> Sink<D> for Hands {
-    fn accepted(&mut self, driver: &mut D, socket: Socket) {
+    fn accepted(&mut self, driver: &mut D, socket: Socket, door: Door) {
         self.wake();
         let accepted = self.clock.now();
         let peer: Option<IpAddr> = socket.peer_address().ok().map(|address| address.ip());
@@ -444,6 +478,9 @@ impl<D: Driver> Sink<D> for Hands {
             return self.shard.handle_closed(id, &mut self.stashes);
         }
         self.histograms.accepted(self.clock.now().since(accepted));
+        if door == DOOR_TLS {
+            self.shard.expect_tls(id);
+        }
         if self.is_turning_away {
             self.shard.turn_away_newcomer(id);
         } else if !self.shard.admits(accepted) {
@@ -458,20 +495,15 @@ impl<D: Driver> Sink<D> for Hands {
         self.lends_count = self.lends_count.wrapping_add(1);
         let lent = self.lends_count.is_multiple_of(PARSE_SAMPLED_EVERY).then(|| self.clock.now());
         let messages_count = self.shard.counters.messages_received_count;
-        let Self { shard, stashes, outbox, now, .. } = self;
-        let handled = catch_unwind(AssertUnwindSafe(|| {
+        let handled = self.guarded(id, |shard, now, stashes, outbox| {
             #[cfg(test)]
             tests::panic_if_asked(bytes);
-            shard.handle_bytes(*now, id, bytes, stashes, outbox)
-        }));
+            shard.handle_bytes(now, id, bytes, stashes, outbox)
+        });
         if let Some(lent) = lent.filter(|_| self.shard.counters.messages_received_count > messages_count) {
             self.histograms.parsed(self.clock.now().since(lent));
         }
-        handled.unwrap_or_else(|_| {
-            self.log_panic(id);
-            self.shard.handle_panic(id);
-            Flow::Close
-        })
+        handled.unwrap_or(Flow::Close)
     }
 
     fn eof(&mut self, _driver: &mut D, id: ConnectionId) {
@@ -507,6 +539,9 @@ impl<D: Driver> Sink<D> for Hands {
         }
     }
 }
+
+/// The listener for TLS, behind the one without.
+const DOOR_TLS: Door = Door(1);
 
 /// Lends the vectors of a batch to the driver.
 fn send<D: Driver>(driver: &mut D, id: ConnectionId, shard: &Shard, batch: &Batch) -> Sent {
@@ -602,6 +637,7 @@ mod tests {
             drain_grace_ms: 1_000,
             accept_rate: rate,
             handshakes_max: 8,
+            tls_waiting_max: 8,
             sampling: trace::Sampling { every: 0 },
             hashes: Hashes::new([1; 16]),
         }

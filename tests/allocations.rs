@@ -413,6 +413,7 @@ fn rules() -> Rules {
         drain_grace_ms: 1_000,
         accept_rate: unlimited,
         handshakes_max: 128,
+        tls_waiting_max: 64,
         sampling: Sampling { every: 0 },
         hashes: Hashes::new([1; 16]),
     }

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tidegate::ids::ConnectionId;
-use tidegate::io::driver::{Close, Driver, Flow, Sent, Sink};
+use tidegate::io::driver::{Close, Door, Driver, Flow, Sent, Sink};
 use tidegate::io::epoll::Epoll;
 use tidegate::io::socket::{Listener, Socket};
 use tidegate::io::uring::{Sizes, Uring};
@@ -112,7 +112,7 @@ impl Core {
 }
 
 impl<D: Driver> Sink<D> for Core {
-    fn accepted(&mut self, driver: &mut D, socket: Socket) {
+    fn accepted(&mut self, driver: &mut D, socket: Socket, _: Door) {
         let fresh = ConnectionId { index: u32::try_from(self.by_id.len()).unwrap(), generation: 0 };
         let id = self.vacant.pop().unwrap_or(fresh);
         if self.duplicate {

@@ -289,6 +289,7 @@ impl Fixed {
             drain_grace_ms: 1_000,
             accept_rate: Rate { per_second: 0, burst: 0 },
             handshakes_max: 8,
+            tls_waiting_max: 64,
             sampling: Sampling { every: 0 },
             hashes: Hashes::new([3; 16]),
         };

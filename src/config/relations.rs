@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::settings::Settings;
+use super::value::ClientCertificates;
 
 /// Settings that do not go together.
 #[derive(Debug)]
@@ -57,7 +58,15 @@ pub fn is_loopback(address: SocketAddr) -> bool {
 /// Who may come in.
 fn doors(settings: &Settings) -> Vec<Conflict> {
     let has_secret = settings.auth.secret.is_some() || settings.auth.secret_file.is_some();
-    let mut found = Vec::new();
+    let mut found = tls(settings);
+    if let Some(listen) = settings.tls.listen.filter(|&listen| !is_loopback(listen) && !has_secret) {
+        found.push(Conflict {
+            keys: &["tls.listen", "auth.secret_file", "auth.secret"],
+            found: format!("tls.listen is {listen}, which other machines can reach, and no secret is configured"),
+            allowed: "a loopback address, or any address with a secret of your own".to_owned(),
+            remedy: "make one with `head -c 32 /dev/urandom | base64 > secret` and set auth.secret_file".to_owned(),
+        });
+    }
     if !is_loopback(settings.listen) && !has_secret {
         found.push(Conflict {
             keys: &["listen", "auth.secret_file", "auth.secret"],
@@ -91,6 +100,50 @@ fn doors(settings: &Settings) -> Vec<Conflict> {
             found: format!("admin.listen {} and listen {} are the same door", settings.admin.listen, settings.listen),
             allowed: "two ports".to_owned(),
             remedy: "change the port of one".to_owned(),
+        });
+    }
+    found
+}
+
+/// The listener for TLS, and what it needs.
+fn tls(settings: &Settings) -> Vec<Conflict> {
+    let tls = &settings.tls;
+    let Some(listen) = tls.listen else { return Vec::new() };
+    let mut found = Vec::new();
+    for (keys, other) in [(&["tls.listen", "listen"], settings.listen), (&["tls.listen", "admin.listen"], settings.admin.listen)]
+    {
+        if overlap(listen, other) {
+            found.push(Conflict {
+                keys,
+                found: format!("tls.listen {listen} and {} {other} are the same door", keys[1]),
+                allowed: "two ports".to_owned(),
+                remedy: "change the port of one".to_owned(),
+            });
+        }
+    }
+    if tls.certificates.is_empty() {
+        found.push(Conflict {
+            keys: &["tls.listen", "tls.certificates"],
+            found: "tls.listen is set and tls.certificates names no file".to_owned(),
+            allowed: "at least one certificate".to_owned(),
+            remedy: "name the files in tls.certificates, and their keys in tls.keys".to_owned(),
+        });
+    }
+    if !tls.keys.is_empty() && tls.keys.len() != tls.certificates.len() {
+        found.push(Conflict {
+            keys: &["tls.keys", "tls.certificates"],
+            found: format!("tls.keys names {} files, tls.certificates {}", tls.keys.len(), tls.certificates.len()),
+            allowed: "one key for each certificate, in the same order; or none, if each is in the file of its certificate"
+                .to_owned(),
+            remedy: "name as many".to_owned(),
+        });
+    }
+    if tls.client_certificates != ClientCertificates::Off && tls.client_ca_file.is_none() {
+        found.push(Conflict {
+            keys: &["tls.client_certificates", "tls.client_ca_file"],
+            found: format!("tls.client_certificates is {:?} and tls.client_ca_file is not set", tls.client_certificates.word()),
+            allowed: "\"off\", or a file with the certificates that sign those of clients".to_owned(),
+            remedy: "set tls.client_ca_file".to_owned(),
         });
     }
     found
@@ -233,6 +286,32 @@ mod tests {
                 "limits.queue_bytes_hard = 2097152\nlimits.queue_bytes_max = 1048576",
                 "t.toml:2:26: limits.queue_bytes_max is 1048576, too small",
                 "one connection",
+            ),
+            ("[tls]\nlisten = \"127.0.0.1:8443\"", "t.toml:2:10: tls.listen is set and tls.certificates", "tls.keys"),
+            (
+                "[tls]\nlisten = \"127.0.0.1:8080\"\ncertificates = [\"c\"]",
+                "t.toml:2:10: tls.listen 127.0.0.1:8080 and listen 127.0.0.1:8080 are the same door",
+                "port",
+            ),
+            (
+                "[tls]\nlisten = \"127.0.0.1:8081\"\ncertificates = [\"c\"]",
+                "t.toml:2:10: tls.listen 127.0.0.1:8081 and admin.listen 127.0.0.1:8081 are the same door",
+                "port",
+            ),
+            (
+                "[tls]\nlisten = \"127.0.0.1:8443\"\ncertificates = [\"c\", \"d\"]\nkeys = [\"k\"]",
+                "t.toml:4:8: tls.keys names 1 files, tls.certificates 2",
+                "as many",
+            ),
+            (
+                "[tls]\nlisten = \"127.0.0.1:8443\"\ncertificates = [\"c\"]\nclient_certificates = \"required\"",
+                "t.toml:4:23: tls.client_certificates is \"required\" and tls.client_ca_file",
+                "client_ca_file",
+            ),
+            (
+                "[tls]\nlisten = \"0.0.0.0:443\"\ncertificates = [\"c\"]",
+                "t.toml:2:10: tls.listen is 0.0.0.0:443, which",
+                "set auth.secret_file",
             ),
             ("store.segment_bytes = 131072", "t.toml:1:23: store.segment_bytes is 131072, too small", "one file"),
         ];

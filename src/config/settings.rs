@@ -6,7 +6,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::value::{DriverChoice, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, RoleChoice, Secret, Value};
+use super::value::{
+    ClientCertificates, DriverChoice, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, RoleChoice, Secret, TlsVersion,
+    Value,
+};
 use crate::limits;
 
 /// What a value must satisfy beyond its type.
@@ -257,6 +260,25 @@ settings! {
     [uring: UringSettings, "What concerns the io_uring driver alone."]
     /// Silence after which a connection that talked goes back to the cheaper way of waiting, in milliseconds. 0: never.
     park_after_ms: u32 = 10_000, Rule::Between(0, HOUR_MS), Start;
+
+    [tls: TlsSettings, "TLS in front of the same service, beside `listen`. The files are read again on SIGHUP."]
+    /// Where clients connect with TLS (`wss://`). Absent: nowhere.
+    listen: Option<SocketAddr> = None, Rule::Any, Start;
+    /// Files with certificates (PEM), each with those between it and a root behind it. A client gets the one that is for the name it
+    /// asks for; who asks for none, or for another, gets the first.
+    certificates: Vec<String> = Vec::new(), Rule::Any, Live;
+    /// Files with their private keys (PEM, not encrypted), in the same order. Empty: each key is in the file of its certificate.
+    keys: Vec<String> = Vec::new(), Rule::Any, Live;
+    /// The oldest version of TLS that is spoken.
+    version_min: TlsVersion = TlsVersion::Tls12, Rule::Any, Live;
+    /// Whether clients are asked for a certificate of their own.
+    client_certificates: ClientCertificates = ClientCertificates::Off, Rule::Any, Live;
+    /// File with the certificates (PEM) that may sign those of clients.
+    client_ca_file: Option<PathBuf> = None, Rule::Any, Live;
+    /// How long tickets are made under one key, in seconds. A client resumes with one that is up to twice as old.
+    ticket_rotate_s: u32 = 21_600, Rule::Between(1, 21_600), Live;
+    /// Handshakes of one reactor that wait for their turn. Beyond it newcomers are refused before anything is computed for them.
+    handshakes_waiting_max: u32 = 256, Rule::Between(1, 1_000_000), Start;
 
     [store: StoreSettings, "How messages are kept."]
     /// What an acknowledgement means: 2 synced to disk, 1 written, 0 in memory.

@@ -268,6 +268,28 @@ words! {
 }
 
 words! {
+    /// The oldest version of TLS.
+    TlsVersion {
+        /// RFC 5246.
+        Tls12 = "1.2",
+        /// RFC 8446.
+        Tls13 = "1.3",
+    }
+}
+
+words! {
+    /// Whether clients are asked for certificates.
+    ClientCertificates {
+        /// They are not.
+        Off = "off",
+        /// Who shows one must show a good one.
+        Optional = "optional",
+        /// Who shows none is refused.
+        Required = "required",
+    }
+}
+
+words! {
     /// The least important lines that are still written.
     LogLevel {
         /// What needs an operator.

@@ -183,7 +183,7 @@ impl SendPool {
     }
 
     /// Lays out the front of the queue: heads and frames up to [`GATHERED_FRAME_BYTES_MAX`] are copied into `batch.scratch`, longer
-    /// frames stay where they are. At most [`crate::limits::WRITE_BYTES_MAX`] bytes and `WRITE_SEGMENTS_MAX` segments.
+    /// frames stay where they are. At most as many bytes as the batch takes, and `WRITE_SEGMENTS_MAX` segments.
     pub fn gather(&self, queue: &SendQueue, encoding: Encoding, batch: &mut Batch) {
         batch.clear();
         let mut node = queue.head;
@@ -284,15 +284,29 @@ impl SendPool {
 }
 
 /// One gathered write, reused for every flush of a core.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
     scratch: Vec<u8>,
     /// What leaves, in order.
     pub segments: Vec<Segment>,
     bytes: usize,
+    bytes_max: usize,
+}
+
+impl Default for Batch {
+    /// For [`crate::limits::WRITE_BYTES_MAX`].
+    fn default() -> Self {
+        Self::of(crate::limits::WRITE_BYTES_MAX)
+    }
 }
 
 impl Batch {
+    /// For about `bytes_max`: the frame that reaches it is still taken, up to as many bytes again.
+    #[must_use]
+    pub fn of(bytes_max: usize) -> Self {
+        Self { scratch: Vec::new(), segments: Vec::new(), bytes: 0, bytes_max }
+    }
+
     /// Bytes laid out.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -306,7 +320,7 @@ impl Batch {
     }
 
     fn has_room(&self) -> bool {
-        self.bytes < crate::limits::WRITE_BYTES_MAX && self.segments.len() + 2 <= crate::limits::WRITE_SEGMENTS_MAX
+        self.bytes < self.bytes_max && self.segments.len() + 2 <= crate::limits::WRITE_SEGMENTS_MAX
     }
 
     fn copy(&mut self, bytes: &[u8]) {
@@ -320,7 +334,7 @@ impl Batch {
     }
 
     fn refer(&mut self, index: u32, start: usize, end: usize) {
-        let end = end.min(start + crate::limits::WRITE_BYTES_MAX);
+        let end = end.min(start + self.bytes_max);
         self.bytes += end - start;
         self.segments.push(Segment::Frame { index, start, end });
     }

@@ -47,15 +47,15 @@ pub trait Driver: Sized {
     /// Ends a connection; [`Sink::closed`] follows, in this turn or a later one.
     fn close(&mut self, connection: ConnectionId, how: Close);
 
-    /// Whether new connections are taken from the listener.
+    /// Whether new connections are taken from the listeners.
     fn accept(&mut self, on: bool);
 
-    /// How full the queue of the listener is; `None`: there is none, or it cannot be asked.
+    /// How full the fullest queue of the listeners is; `None`: there is none, or it cannot be asked.
     fn backlog(&self) -> Option<Backlog> {
         None
     }
 
-    /// Whether the listener belongs to its group: out of it, newcomers go to the other listeners of the port and are not taken here.
+    /// Whether the listeners belong to their groups: out of them, newcomers go to the other listeners of the port and are not taken here.
     ///
     /// # Errors
     /// The kernel's.
@@ -74,6 +74,10 @@ pub trait Driver: Sized {
     fn counters(&self) -> DriverCounters;
 }
 
+/// Which listener a connection came through: its place among those the driver was given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Door(pub usize);
+
 /// The queue of connections that the kernel has set up and nobody has accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Backlog {
@@ -89,12 +93,19 @@ impl Backlog {
     pub fn is_half_full(self) -> bool {
         self.waiting > self.length / 2
     }
+
+    /// The fuller one of two.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        let is_fuller = u64::from(self.waiting) * u64::from(other.length) >= u64::from(other.waiting) * u64::from(self.length);
+        if is_fuller { self } else { other }
+    }
 }
 
 /// What a driver tells the core. Every method may call the driver back; the driver queues and never recurses.
 pub trait Sink<D: Driver> {
     /// A connection was accepted; the sink attaches it or drops it. It is close-on-exec.
-    fn accepted(&mut self, driver: &mut D, socket: Socket);
+    fn accepted(&mut self, driver: &mut D, socket: Socket, door: Door);
     /// Bytes arrived, in order. The slice is lent for the call.
     fn bytes(&mut self, driver: &mut D, connection: ConnectionId, bytes: &mut [u8]) -> Flow;
     /// The peer will send nothing more.

@@ -8,7 +8,7 @@
 //!   and FIN may come as one edge, so after that one reads until 0. See [`is_drained`].
 //! - A spent budget: the connection goes on the ready list and the next turn does not sleep.
 //! - A paused connection: its bytes stay in the kernel, and `UNREAD` says whether resuming has anything to do.
-//! - Newcomers: `newcomers` stays set while the accept queue may hold more.
+//! - Newcomers: `has_newcomers` stays set while the accept queue of a listener may hold more.
 //!
 //! Closing takes two steps, so that nothing the core still holds on its stack is pulled away, and so that `closed` is the last word:
 //!
@@ -30,7 +30,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::ids::ConnectionId;
-use crate::io::driver::{Backlog, Close, Driver, DriverCounters, Flow, Sent, Sink};
+use crate::io::driver::{Backlog, Close, Door, Driver, DriverCounters, Flow, Sent, Sink};
 use crate::io::socket::{Listener, Socket, is_passing};
 use crate::io::wake::Waker;
 use crate::limits;
@@ -58,20 +58,21 @@ pub struct Epoll {
 }
 
 impl Epoll {
-    /// A driver for up to `connections`, whose slots are reserved now, fed by `listener` if there is one.
+    /// A driver for up to `connections`, whose slots are reserved now, fed by `listeners`.
     ///
     /// # Errors
     /// The kernel's, for want of descriptors or memory.
     ///
     /// # Panics
     /// If `waker` is not one for a driver.
-    pub fn new(connections: usize, listener: Option<Listener>, waker: Waker) -> io::Result<Self> {
+    pub fn new(connections: usize, listeners: impl IntoIterator<Item = Listener>, waker: Waker) -> io::Result<Self> {
         let poll = Poll::new()?;
         let bell = waker.descriptor().expect("a waker for a driver").as_raw_fd();
         poll.registry().register(&mut SourceFd(&bell), WAKER, Interest::READABLE)?;
-        if let Some(listener) = &listener {
-            let fd = listener.as_fd().as_raw_fd();
-            poll.registry().register(&mut SourceFd(&fd), LISTENER, Interest::READABLE)?;
+        let doors: Vec<_> = listeners.into_iter().map(|listener| Entrance { listener, has_newcomers: true }).collect();
+        for (number, door) in doors.iter().enumerate() {
+            let fd = door.listener.as_fd().as_raw_fd();
+            poll.registry().register(&mut SourceFd(&fd), Token(LISTENERS + number), Interest::READABLE)?;
         }
         Ok(Self {
             poll,
@@ -82,7 +83,7 @@ impl Epoll {
             closing: Vec::new(),
             lingering: VecDeque::new(),
             ended: Vec::new(),
-            accepting: Accepting::new(listener),
+            accepting: Accepting::new(doors),
             waker,
             counters: DriverCounters::default(),
         })
@@ -180,14 +181,16 @@ impl Driver for Epoll {
     }
 
     fn backlog(&self) -> Option<Backlog> {
-        self.accepting.listener.as_ref()?.backlog().ok()
+        self.accepting.doors.iter().filter_map(|door| door.listener.backlog().ok()).reduce(Backlog::max)
     }
 
     fn listen(&mut self, on: bool) -> io::Result<()> {
-        let Some(listener) = &self.accepting.listener else { return Ok(()) };
         self.accepting.absent = !on;
-        self.accepting.newcomers = on;
-        if on { listener.come_back(limits::LISTEN_BACKLOG) } else { listener.leave() }
+        for door in &mut self.accepting.doors {
+            door.has_newcomers = on;
+            if on { door.listener.come_back(limits::LISTEN_BACKLOG)? } else { door.listener.leave()? }
+        }
+        Ok(())
     }
 
     fn waker(&self) -> Waker {
@@ -220,7 +223,7 @@ impl Epoll {
         match event.token() {
             // Being awake was all it asked for.
             WAKER => {}
-            LISTENER => self.accepting.newcomers = true,
+            Token(token) if token >= LISTENERS => self.accepting.doors[token - LISTENERS].has_newcomers = true,
             token => self.handle_connection(connection_of(token), event, buffer, sink),
         }
     }
@@ -343,17 +346,14 @@ impl Epoll {
         }
         self.accepting.retry_at = None;
         for _ in 0..limits::ACCEPTS_PER_TURN_MAX {
-            if !self.accepting.wanted() {
-                return;
-            }
-            let Some(listener) = &self.accepting.listener else { return };
+            let Some((door, entrance)) = self.accepting.next() else { return };
             self.counters.system_calls_count += 1;
-            match listener.accept() {
+            match entrance.listener.accept() {
                 Ok(socket) => {
                     self.accepting.retry = limits::ACCEPT_RETRY_MIN;
-                    sink.accepted(self, socket);
+                    sink.accepted(self, socket, door);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.accepting.newcomers = false,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => entrance.has_newcomers = false,
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     self.counters.accept_errors_count += 1;
@@ -511,14 +511,22 @@ fn is_drained(count: usize, room: usize, read_closed: bool) -> bool {
     count < room && !read_closed
 }
 
+/// A listener.
+#[derive(Debug)]
+struct Entrance {
+    listener: Listener,
+    /// The accept queue may hold connections that no edge will announce again.
+    has_newcomers: bool,
+}
+
 #[derive(Debug)]
 struct Accepting {
-    listener: Option<Listener>,
+    doors: Vec<Entrance>,
+    /// Whose turn it is.
+    turn: usize,
     on: bool,
     /// Out of the group of listeners.
     absent: bool,
-    /// The accept queue may hold connections that no edge will announce again.
-    newcomers: bool,
     /// Not before this, for want of descriptors or memory.
     retry_at: Option<Instant>,
     /// The next wait.
@@ -526,12 +534,23 @@ struct Accepting {
 }
 
 impl Accepting {
-    fn new(listener: Option<Listener>) -> Self {
-        Self { listener, on: true, absent: false, newcomers: true, retry_at: None, retry: limits::ACCEPT_RETRY_MIN }
+    fn new(doors: Vec<Entrance>) -> Self {
+        Self { doors, turn: 0, on: true, absent: false, retry_at: None, retry: limits::ACCEPT_RETRY_MIN }
     }
 
     fn wanted(&self) -> bool {
-        self.on && !self.absent && self.newcomers && self.listener.is_some()
+        self.on && !self.absent && self.doors.iter().any(|door| door.has_newcomers)
+    }
+
+    /// The next door at which somebody may stand; each has its turn.
+    fn next(&mut self) -> Option<(Door, &mut Entrance)> {
+        if !self.wanted() {
+            return None;
+        }
+        let count = self.doors.len();
+        let at = (1..=count).map(|step| (self.turn + step) % count).find(|&at| self.doors[at].has_newcomers)?;
+        self.turn = at;
+        Some((Door(at), &mut self.doors[at]))
     }
 
     fn back_off(&mut self) -> Duration {
@@ -554,4 +573,5 @@ fn connection_of(token: Token) -> ConnectionId {
 
 const _: () = assert!(usize::BITS == 64, "a token holds slot and generation");
 const WAKER: Token = Token(u32::MAX as usize);
-const LISTENER: Token = Token(usize::MAX);
+/// The first listener; above all connections, whose generation has fewer bits.
+const LISTENERS: usize = (u32::MAX as usize) << 32;

@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 use io_uring::{cqueue, opcode, squeue, types};
 
 use crate::ids::ConnectionId;
-use crate::io::driver::{Backlog, Close, Driver, DriverCounters, Flow, Sent, Sink};
+use crate::io::driver::{Backlog, Close, Door, Driver, DriverCounters, Flow, Sent, Sink};
 use crate::io::socket::{Listener, Socket, is_passing};
 use crate::io::wake::Waker;
 use crate::limits;
@@ -144,14 +144,14 @@ impl Sizes {
 }
 
 impl Uring {
-    /// A driver fed by `listener` if there is one. To be called on the thread that will turn it.
+    /// A driver fed by `listeners`. To be called on the thread that will turn it.
     ///
     /// # Errors
     /// The kernel's: too old, forbidden, or out of descriptors or memory.
     ///
     /// # Panics
     /// If `waker` is not one for a driver.
-    pub fn new(sizes: Sizes, listener: Option<Listener>, waker: Waker) -> io::Result<Self> {
+    pub fn new(sizes: Sizes, listeners: impl IntoIterator<Item = Listener>, waker: Waker) -> io::Result<Self> {
         assert!(waker.descriptor().is_some(), "a waker for a driver");
         let ring = Ring::new(sizes.submissions, sizes.completions)?;
         let buffers = Buffers::new(&ring, sizes.buffers_first, sizes.buffers_max)?;
@@ -172,7 +172,7 @@ impl Uring {
             ended: Vec::new(),
             quitting: VecDeque::new(),
             quiet: Vec::new(),
-            accepting: Accepting::new(listener),
+            accepting: Accepting::new(listeners.into_iter().collect()),
             listens: false,
             waker,
             sizes,
@@ -291,7 +291,7 @@ impl Driver for Uring {
     }
 
     fn backlog(&self) -> Option<Backlog> {
-        self.accepting.listener.as_ref()?.backlog().ok()
+        self.accepting.doors.iter().filter_map(|door| door.listener.backlog().ok()).reduce(Backlog::max)
     }
 
     fn peer_address(&self, connection: ConnectionId) -> Option<SocketAddr> {
@@ -300,10 +300,12 @@ impl Driver for Uring {
     }
 
     fn listen(&mut self, on: bool) -> io::Result<()> {
-        let Some(listener) = &self.accepting.listener else { return Ok(()) };
-        // Leaving ends the poll that is armed.
+        // Leaving ends the polls that are armed.
         self.accepting.absent = !on;
-        if on { listener.come_back(limits::LISTEN_BACKLOG) } else { listener.leave() }
+        for door in &self.accepting.doors {
+            if on { door.listener.come_back(limits::LISTEN_BACKLOG)? } else { door.listener.leave()? }
+        }
+        Ok(())
     }
 
     fn waker(&self) -> Waker {
@@ -382,11 +384,12 @@ impl Uring {
             return;
         }
         self.accepting.retry_at = None;
-        if let Some(listener) = &self.accepting.listener {
-            self.accepting.armed = true;
-            let poll = opcode::PollAdd::new(types::Fd(listener.as_fd().as_raw_fd()), POLL_IN).build();
+        for (index, door) in (0..).zip(&mut self.accepting.doors).filter(|(_, door)| !door.armed) {
+            door.armed = true;
+            let poll = opcode::PollAdd::new(types::Fd(door.listener.as_fd().as_raw_fd()), POLL_IN).build();
+            let name = ConnectionId { index, generation: 0 };
             // SAFETY: the entry names no memory, and the listener stays open as long as the ring.
-            unsafe { self.ring.push(poll.user_data(user_data(Operation::Accept, nobody))) };
+            unsafe { self.ring.push(poll.user_data(user_data(Operation::Accept, name))) };
         }
     }
 
@@ -395,7 +398,7 @@ impl Uring {
         let (result, more) = (completion.result(), cqueue::more(completion.flags()));
         match Operation::of(completion.user_data()) {
             Operation::Bell => self.listens = more,
-            Operation::Accept => self.handle_newcomers(result, sink),
+            Operation::Accept => self.handle_newcomers(Door(connection.index as usize), result, sink),
             Operation::Poll => self.handle_poll(connection, result, more, room, sink),
             Operation::Receive => self.handle_receive(connection, completion, room, sink),
             Operation::Send => self.handle_send(connection, result, sink),
@@ -824,20 +827,22 @@ impl Uring {
 
 /// Accepting.
 impl Uring {
-    /// Newcomers wait, or did: the poll on the listener ends with one event, and the next begins with a look at the queue. They are
+    /// Newcomers wait, or did: the poll on a listener ends with one event, and the next begins with a look at the queue. They are
     /// taken one by one, because the core may say "no more" after each; what a multishot accept had taken by then could not be put back.
-    fn handle_newcomers<S: Sink<Self>>(&mut self, result: i32, sink: &mut S) {
-        self.accepting.armed = false;
+    fn handle_newcomers<S: Sink<Self>>(&mut self, door: Door, result: i32, sink: &mut S) {
+        self.accepting.doors[door.0].armed = false;
         if result < 0 {
             return self.accept_failed(io::Error::from_raw_os_error(-result), sink);
         }
         for _ in 0..limits::ACCEPTS_PER_TURN_MAX {
-            let Some(listener) = self.accepting.listener.as_ref().filter(|_| self.accepting.wanted()) else { return };
+            if !self.accepting.wanted() {
+                return;
+            }
             self.counters.system_calls_count += 1;
-            match listener.accept() {
+            match self.accepting.doors[door.0].listener.accept() {
                 Ok(socket) => {
                     self.accepting.retry = limits::ACCEPT_RETRY_MIN;
-                    sink.accepted(self, socket);
+                    sink.accepted(self, socket, door);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if is_passing(&error) => {}
@@ -853,14 +858,20 @@ impl Uring {
     }
 }
 
+/// A listener.
+#[derive(Debug)]
+struct Entrance {
+    listener: Listener,
+    /// The kernel has the entry.
+    armed: bool,
+}
+
 #[derive(Debug)]
 struct Accepting {
-    listener: Option<Listener>,
+    doors: Vec<Entrance>,
     on: bool,
     /// Out of the group of listeners.
     absent: bool,
-    /// The kernel has the entry.
-    armed: bool,
     /// Not before this, for want of descriptors or memory.
     retry_at: Option<Instant>,
     /// The next wait.
@@ -868,12 +879,13 @@ struct Accepting {
 }
 
 impl Accepting {
-    fn new(listener: Option<Listener>) -> Self {
-        Self { listener, on: true, absent: false, armed: false, retry_at: None, retry: limits::ACCEPT_RETRY_MIN }
+    fn new(listeners: Vec<Listener>) -> Self {
+        let doors = listeners.into_iter().map(|listener| Entrance { listener, armed: false }).collect();
+        Self { doors, on: true, absent: false, retry_at: None, retry: limits::ACCEPT_RETRY_MIN }
     }
 
     fn wanted(&self) -> bool {
-        self.on && !self.absent && !self.armed && self.listener.is_some()
+        self.on && !self.absent && self.doors.iter().any(|door| !door.armed)
     }
 
     fn back_off(&mut self) -> Duration {
@@ -909,7 +921,7 @@ mod tests {
     struct Panics;
 
     impl Sink<Uring> for Panics {
-        fn accepted(&mut self, driver: &mut Uring, socket: Socket) {
+        fn accepted(&mut self, driver: &mut Uring, socket: Socket, _: Door) {
             driver.attach(ConnectionId { index: 0, generation: 0 }, socket).unwrap();
         }
 

@@ -125,6 +125,8 @@ counters! {
     connections_open: Gauge = "Open connections.",
     sessions_open: Gauge = "Sessions in the table, those being opened or closed included.",
     handshakes_open: Gauge = "Connections that are not past their HELLO.",
+    tls_open: Gauge = "Open connections with TLS, those in their handshake included.",
+    tls_waiting_open: Gauge = "TLS handshakes that wait for their turn.",
     sessions_detached_open: Gauge = "Sessions that wait for their client to come back.",
     queued_bytes: Gauge = "Bytes waiting to be sent.",
     held_bytes: Gauge = "Bytes of deliveries that are not acknowledged, shared ones counted once per session.",
@@ -186,6 +188,7 @@ counters! {
     driver_leaked_slots_count: Counter = "Slots given up because the kernel did not return their operations (io_uring).",
     ;
     upgrades_refused_count["status"; REFUSAL_STATUSES] = "Upgrade requests refused with plain HTTP, by status.",
+    tls_handshakes_count["result"; HANDSHAKE_NAMES] = "TLS handshakes that ended, by result; the two that succeeded are full and resumed.",
     closes_count["cause"; CAUSE_NAMES] = "Connections ended, by cause.",
     violations_count["rule"; VIOLATION_NAMES] = "Broken rules of RFC 6455, by rule.",
     requests_count["frame"; REQUEST_NAMES] = "Protocol frames received, by type.",
@@ -214,6 +217,11 @@ impl ReactorCounters {
             _ => 9,
         };
         self.upgrades_refused_count[at] += 1;
+    }
+
+    /// Counts the end of a TLS handshake.
+    pub fn count_handshake(&mut self, result: Handshake) {
+        self.tls_handshakes_count[result as usize] += 1;
     }
 
     /// Counts the end of a connection.
@@ -268,6 +276,26 @@ counters! {
     submissions_count["kind"; SUBMISSION_NAMES] = "Submissions taken from the lane, by kind.",
 }
 
+/// How a TLS handshake ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Handshake {
+    /// With certificates and signatures.
+    Full,
+    /// From a ticket.
+    Resumed,
+    /// Not TLS, a broken rule, or nothing in common.
+    Failed,
+    /// Too many waited; nothing was computed for it.
+    Refused,
+    /// Not over in time.
+    Timeout,
+    /// The client went, or the connection ended for a reason of its own.
+    Left,
+}
+
+const HANDSHAKE_NAMES: [&str; 6] = ["full", "resumed", "failed", "refused", "timeout", "left"];
+
 macro_rules! causes {
     ($($variant:ident, $name:literal, $code:expr, $sentence:literal;)*) => {
         /// Why a connection ended. Every connection that was accepted ends with exactly one.
@@ -303,7 +331,8 @@ causes! {
     ClientClosed, "client_closed", None, "The client sent a Close frame.";
     ClientGone, "client_gone", None, "The client or the network ended the connection without a Close frame (FIN or RST).";
     UpgradeRefused, "upgrade_refused", None, "The request was refused with plain HTTP.";
-    UpgradeTimeout, "upgrade_timeout", None, "The request head was not complete in time (408).";
+    UpgradeTimeout, "upgrade_timeout", None, "The TLS handshake or the request head was not complete in time (408).";
+    TlsFailed, "tls_failed", None, "What came was not TLS, or broke a rule of it.";
     HelloTimeout, "hello_timeout", Some(4408), "No HELLO came in time.";
     ProtocolViolation, "protocol_violation", Some(1002), "A rule of RFC 6455 was broken.";
     ProtocolError, "protocol_error", Some(4400), "A message of the protocol was malformed or out of place.";

@@ -12,6 +12,7 @@
 //!  transmit.rs ◄──── send queue ◄──── answer.rs ◄─────────────┘ ◄───── mail.rs: one commit group, pages, peers
 //!                        ▲
 //!                    timing.rs: deadlines, liveness, drain      resume.rs: sessions without a connection, and on the move
+//!                    secure.rs: between the bytes and all of this, for connections with TLS
 //! ```
 
 mod admission;
@@ -21,6 +22,7 @@ mod mail;
 mod receive;
 mod request;
 mod resume;
+mod secure;
 mod timing;
 mod transmit;
 
@@ -103,6 +105,7 @@ pub struct Rules {
     pub drain_grace_ms: u32,
     pub accept_rate: Rate,
     pub handshakes_max: u32,
+    pub tls_waiting_max: usize,
     pub sampling: Sampling,
     /// Keyed by 128 bits from the system's generator, new at every start: session ids come from it, names are compared by it.
     pub hashes: Hashes,
@@ -151,6 +154,8 @@ pub struct Shard {
     refusals: Bucket,
     /// Connections with [`flags::HANDSHAKE`].
     handshakes_open: u32,
+    /// Connections with [`flags::TLS`].
+    tls: secure::Tls,
     /// Connections that were let in and are not leaving: see [`State::is_let_in`].
     let_in_count: usize,
     now: Moment,
@@ -221,6 +226,7 @@ impl Shard {
             accepts: Bucket::full(rate, now_ms),
             refusals: Bucket::full(admission::refusal_rate(rate), now_ms),
             handshakes_open: 0,
+            tls: secure::Tls::default(),
             let_in_count: 0,
             now,
             counters: ReactorCounters::default(),
@@ -307,6 +313,7 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
         self.pool.clear(&mut connection.queue);
         connection.receive.stop(stashes);
+        self.forget_tls(id);
         self.detach_session(id);
         let cold = std::mem::take(&mut self.cold[id.index as usize]);
         let cause = cold.cause.unwrap_or(CloseCause::ClientGone);
@@ -329,7 +336,7 @@ impl Shard {
     /// Whether there is work that needs no event: the next wait must not sleep.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !self.dirty.is_empty() || !self.commands.is_empty()
+        !self.dirty.is_empty() || !self.commands.is_empty() || self.handshakes_waiting() > 0
     }
 
     /// Open connections.
@@ -422,6 +429,7 @@ impl Shard {
         let connection = self.connections.get_mut(id).expect("looked up above");
         connection.state = State::Finished;
         self.pool.clear(&mut connection.queue);
+        self.clear_records(id);
         self.cold[id.index as usize].cause.get_or_insert(cause);
         self.detach_session(id);
         self.commands.push_back(Command::Close(id, Close::Abort));
@@ -443,7 +451,7 @@ struct Connection {
     message_tick: u32,
     state: State,
     encoding: Option<Encoding>,
-    flags: u8,
+    flags: u16,
 }
 
 const _: () = assert!(size_of::<Connection>() <= 60);
@@ -481,21 +489,23 @@ impl State {
 
 mod flags {
     /// On the dirty list.
-    pub const DIRTY: u8 = 1;
+    pub const DIRTY: u16 = 1;
     /// A send is with the kernel, or it said "not now".
-    pub const SENDING: u8 = 2;
+    pub const SENDING: u16 = 2;
     /// Reading is paused because too much waits to be sent.
-    pub const PAUSED: u8 = 4;
+    pub const PAUSED: u16 = 4;
     /// A ping was sent since the last byte came.
-    pub const PINGED: u8 = 8;
+    pub const PINGED: u16 = 8;
     /// The kernel took bytes since the stall clock was last looked at.
-    pub const PROGRESS: u8 = 16;
+    pub const PROGRESS: u16 = 16;
     /// The stall clock runs.
-    pub const STALLING: u8 = 32;
+    pub const STALLING: u16 = 32;
     /// The clock of an unfinished message runs.
-    pub const MESSAGE_CLOCK: u8 = 64;
+    pub const MESSAGE_CLOCK: u16 = 64;
     /// Not yet past its HELLO.
-    pub const HANDSHAKE: u8 = 128;
+    pub const HANDSHAKE: u16 = 128;
+    /// Speaks TLS; see `secure.rs`.
+    pub const TLS: u16 = 256;
 }
 
 /// The cold line of a connection, a parallel array: 32 bytes.

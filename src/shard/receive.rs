@@ -36,16 +36,26 @@ impl Shard {
         connection.flags &= !flags::PINGED;
         self.liveness.touch(id.index, now.tick());
         self.counters.bytes_received_count += bytes.len() as u64;
-        match connection.state {
-            State::Upgrade => self.receive_head(id, bytes, stashes, outlet),
-            State::Failing | State::Closing | State::Finished => {}
-            _ => self.receive_frames(id, bytes, stashes, outlet),
+        // Whatever a balancer says in the clear before the client's own first byte belongs here, before it is known to be TLS or HTTP.
+        if connection.flags & flags::TLS == 0 {
+            self.receive_plain(id, bytes, stashes, outlet);
+        } else {
+            self.receive_records(id, bytes, stashes, outlet);
         }
         match self.connections.get(id) {
             Some(connection) if connection.state == State::Finished => Flow::Close,
             Some(connection) if connection.flags & flags::PAUSED != 0 => Flow::Pause,
             Some(_) => Flow::Continue,
             None => Flow::Close,
+        }
+    }
+
+    /// Bytes of HTTP or WebSocket, as they came or out of TLS.
+    pub(super) fn receive_plain(&mut self, id: ConnectionId, bytes: &mut [u8], stashes: &mut Stashes, outlet: &mut impl Outlet) {
+        match self.connections.get(id).map(|connection| connection.state) {
+            None | Some(State::Failing | State::Closing | State::Finished) => {}
+            Some(State::Upgrade) => self.receive_head(id, bytes, stashes, outlet),
+            Some(_) => self.receive_frames(id, bytes, stashes, outlet),
         }
     }
 
@@ -112,6 +122,9 @@ impl Shard {
 
     /// Answers with plain HTTP and ends the connection.
     pub(super) fn refuse_upgrade(&mut self, id: ConnectionId, refusal: Refusal, cause: CloseCause) {
+        if !self.can_speak(id) {
+            return self.refuse_handshake(id, cause);
+        }
         self.counters.count_upgrade_refused(refusal.status());
         let retry_after_s = matches!(refusal, Refusal::Overloaded | Refusal::RateLimited).then_some(RETRY_AFTER_S);
         let frame = self.pool.build(Wrap::Raw, |out| refusal.write(retry_after_s, out));

@@ -86,13 +86,15 @@ impl Shard {
 
     /// The close handshake took too long.
     fn give_up(&mut self, id: ConnectionId) {
+        let has_records = self.has_records(id);
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
         if connection.state != State::Closing {
             return;
         }
         connection.state = State::Finished;
-        let how = if connection.queue.is_empty() { Close::Graceful } else { Close::Abort };
+        let how = if connection.queue.is_empty() && !has_records { Close::Graceful } else { Close::Abort };
         self.pool.clear(&mut connection.queue);
+        self.clear_records(id);
         self.commands.push_back(Command::Close(id, how));
     }
 

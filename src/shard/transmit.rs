@@ -29,6 +29,13 @@ impl Shard {
         if connection.flags & flags::SENDING != 0 || connection.state == State::Finished {
             return false;
         }
+        if connection.flags & flags::TLS != 0 {
+            let has_more = self.gather_records(id, batch);
+            if !has_more {
+                self.finish_if_done(id);
+            }
+            return has_more;
+        }
         if connection.queue.is_empty() {
             self.finish_if_done(id);
             return false;
@@ -59,7 +66,12 @@ impl Shard {
             }
         }
         self.counters.bytes_sent_count += taken as u64;
-        self.pool.advance(&mut connection.queue, connection.encoding.unwrap_or(Encoding::Binary), taken);
+        if connection.flags & flags::TLS == 0 {
+            self.pool.advance(&mut connection.queue, connection.encoding.unwrap_or(Encoding::Binary), taken);
+        } else {
+            self.advance_records(id, taken);
+        }
+        let connection = self.connections.get_mut(id).expect("looked up above");
         let soft = self.rules.queue_soft_bytes;
         if connection.flags & flags::PAUSED != 0 && connection.queue.bytes() <= soft / 2 {
             connection.flags &= !flags::PAUSED;

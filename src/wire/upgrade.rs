@@ -101,6 +101,8 @@ pub enum Refusal {
     RateLimited,
     /// No room for another connection; `Retry-After` says when.
     Overloaded,
+    /// HTTP in the clear where TLS is spoken.
+    NotTls,
 }
 
 /// Judges a whole request head, up to and with its blank line.
@@ -319,6 +321,7 @@ impl Refusal {
             Self::HeadTimeout => ("head_timeout", 408, "The request head took too long; send it at once."),
             Self::RateLimited => ("rate_limited", 429, "Too many attempts; wait as long as Retry-After says."),
             Self::Overloaded => ("overloaded", 503, "No room for another connection; wait as long as Retry-After says."),
+            Self::NotTls => ("not_tls", 400, "TLS is spoken on this port; use wss:// instead of ws://."),
         }
     }
 }

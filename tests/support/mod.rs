@@ -6,6 +6,7 @@ pub mod gateway;
 pub mod ledger;
 pub mod peer;
 pub mod raw;
+pub mod secure;
 
 use std::time::{Duration, Instant};
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Sizes, Uring};
 use crate::ids::ConnectionId;
-use crate::io::driver::{Close, Driver, Flow, Sent, Sink};
+use crate::io::driver::{Close, Door, Driver, Flow, Sent, Sink};
 use crate::io::socket::{Listener, Socket};
 use crate::io::wake::Waker;
 use crate::limits;
@@ -65,7 +65,7 @@ struct Probe {
 }
 
 impl Sink<Uring> for Probe {
-    fn accepted(&mut self, driver: &mut Uring, socket: Socket) {
+    fn accepted(&mut self, driver: &mut Uring, socket: Socket, _: Door) {
         let connection = ConnectionId { index: 0, generation: 0 };
         self.connection = Some(connection);
         self.failure = driver.attach(connection, socket).err();
