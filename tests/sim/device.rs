@@ -245,14 +245,14 @@ impl Device {
                     ));
                 }
                 if deliver.flags & deliver_flags::REPLAY == 0 {
-                    let last = self.last_seq.entry((*deliver.conv).into()).or_default();
-                    if deliver.seq <= *last {
-                        return Err(format!(
-                            "device {}: {} {} was delivered after {last}",
-                            self.number, deliver.conv, deliver.seq
-                        ));
+                    match self.last_seq.get_mut(&*deliver.conv) {
+                        Some(last) if deliver.seq <= *last => {
+                            let (number, conv, seq) = (self.number, &deliver.conv, deliver.seq);
+                            return Err(format!("device {number}: {conv} {seq} was delivered after {last}"));
+                        }
+                        Some(last) => *last = deliver.seq,
+                        None => drop(self.last_seq.insert((*deliver.conv).into(), deliver.seq)),
                     }
-                    *last = deliver.seq;
                 }
             }
             if let ServerFrame::Welcome(welcome) = &frame {
@@ -261,16 +261,16 @@ impl Device {
                 // A new session counts from 1; one that goes on counts from what HELLO said.
                 self.acknowledged = if welcome.resumed == 0 { 0 } else { self.acknowledged };
             }
-            match frame {
+            match &frame {
                 // The answer to a WATCH, which the machine knows nothing of.
-                ServerFrame::Ok { rid, .. } if rid >= OWN_RID => {}
-                ServerFrame::Error { rid, code, .. } if rid >= OWN_RID => {
-                    if !matches!(code, 4001 | 4002 | 5001 | 5002 | 5006) {
+                ServerFrame::Ok { rid, .. } if *rid >= OWN_RID => {}
+                ServerFrame::Error { rid, code, .. } if *rid >= OWN_RID => {
+                    if !matches!(*code, 4001 | 4002 | 5001 | 5002 | 5006) {
                         return Err(format!("device {}: WATCH was refused with {code}", self.number));
                     }
-                    self.watch_due |= rid == self.watch_rid;
+                    self.watch_due |= *rid == self.watch_rid;
                 }
-                frame => self.machine.handle_frame(time(now), &frame),
+                _ => self.machine.handle_frame(time(now), &frame),
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The truth: what clients said, what they were told, and what is stored. Whatever does not fit together is a finding.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 
 use tidegate::ids::{Cmid, ConversationKind, conversation_kind};
@@ -13,16 +14,19 @@ use crate::rude::RUDE;
 
 pub type Conv = Arc<str>;
 
+/// What is looked up for every delivery. Its order is arbitrary, and the same in every run.
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+
 /// Something that must not be.
 pub type Finding = String;
 
 #[derive(Debug, Default)]
 pub struct Ledger {
-    pub said: BTreeMap<Cmid, Said>,
-    /// What any client was told of a place in a conversation, by SENT, DELIVER or PAGE.
-    places: BTreeMap<(Conv, u64), Cmid>,
-    /// READs, by user and conversation.
-    reads: BTreeMap<(Arc<str>, Conv), Read>,
+    pub said: Map<Cmid, Said>,
+    /// What any client was told of a place in a conversation, by SENT, DELIVER or PAGE; by conversation, from seq 1 on.
+    places: Map<Conv, Vec<Option<Cmid>>>,
+    /// What users did, by user and conversation.
+    parts: Map<Arc<str>, Map<Conv, Part>>,
     /// Who was, at some time, not allowed to write. What was said then and refused without a word that arrived may come again later.
     pub removed: BTreeSet<(Conv, Arc<str>)>,
     /// What arrives now was said by a process that is gone.
@@ -44,8 +48,12 @@ pub struct Said {
     pub acknowledged: Option<u64>,
 }
 
+/// What a user did in a conversation.
 #[derive(Debug, Default)]
-struct Read {
+struct Part {
+    /// How many messages were said and not answered by SENT.
+    unanswered_count: usize,
+    /// The highest READ.
     asked: u64,
     /// Confirmed by OK in this life of the process, with the time.
     confirmed: Vec<(u64, u64)>,
@@ -72,6 +80,7 @@ pub struct StoredMessage {
 
 impl Ledger {
     pub fn says(&mut self, cmid: Cmid, said: Said) {
+        self.part(&said.user, &said.conv).unanswered_count += 1;
         assert!(self.said.insert(cmid, said).is_none(), "cmids of the simulation are new");
     }
 
@@ -86,10 +95,11 @@ impl Ledger {
         {
             return Err(format!("{cmid:?} was acknowledged as {before} and as {seq}"));
         }
-        said.acknowledged = Some(seq);
+        let is_first = said.acknowledged.replace(seq).is_none();
         self.acknowledged_count += 1;
         self.duplicates_count += u64::from(duplicate);
-        let conv = said.conv.clone();
+        let (user, conv) = (said.user.clone(), said.conv.clone());
+        self.part(&user, &conv).unanswered_count -= usize::from(is_first);
         self.place(&conv, seq, cmid, "SENT")
     }
 
@@ -110,21 +120,38 @@ impl Ledger {
     }
 
     fn place(&mut self, conv: &Conv, seq: u64, cmid: Cmid, by: &str) -> Result<(), Finding> {
-        let stands = *self.places.entry((conv.clone(), seq)).or_insert(cmid);
+        let index = place_index(seq).ok_or_else(|| format!("{conv} {seq}: {cmid:?} has no place, by {by}"))?;
+        let places = entry(&mut self.places, conv);
+        if places.len() <= index {
+            places.resize(index + 1, None);
+        }
+        let stands = *places[index].get_or_insert(cmid);
         if stands != cmid {
             return Err(format!("{conv} {seq} was {stands:?} and is {cmid:?} by {by}"));
         }
         Ok(())
     }
 
+    fn placed(&self, conv: &str, seq: u64) -> Option<Cmid> {
+        *self.places.get(conv)?.get(place_index(seq)?)?
+    }
+
+    fn part(&mut self, user: &Arc<str>, conv: &Conv) -> &mut Part {
+        entry(entry(&mut self.parts, user), conv)
+    }
+
+    fn part_of(&self, user: &str, conv: &str) -> Option<&Part> {
+        self.parts.get(user)?.get(conv)
+    }
+
     pub fn asks_read(&mut self, user: &Arc<str>, conv: &Conv, seq: u64) {
-        let read = self.reads.entry((user.clone(), conv.clone())).or_default();
-        read.asked = read.asked.max(seq);
+        let part = self.part(user, conv);
+        part.asked = part.asked.max(seq);
     }
 
     pub fn confirms_read(&mut self, now: u64, user: &Arc<str>, conv: &Conv, seq: u64) {
         if !self.is_of_dead {
-            self.reads.entry((user.clone(), conv.clone())).or_default().confirmed.push((now, seq));
+            self.part(user, conv).confirmed.push((now, seq));
         }
     }
 
@@ -133,26 +160,21 @@ impl Ledger {
     /// # Errors
     /// The finding.
     pub fn receipt(&self, conv: &Conv, user: &Arc<str>, read: u64) -> Result<(), Finding> {
-        let asked = self.reads.get(&(user.clone(), conv.clone())).map_or(0, |read| read.asked);
-        if read <= asked {
+        let part = self.part_of(user, conv);
+        let asked = part.map_or(0, |part| part.asked);
+        // The sender may not have heard yet that it is stored.
+        if read <= asked || part.is_some_and(|part| part.unanswered_count > 0) {
             return Ok(());
         }
-        let wrote =
-            self.places.get(&(conv.clone(), read)).and_then(|cmid| self.said.get(cmid)).is_some_and(|said| said.user == *user);
-        // The sender may not have heard yet that it is stored.
-        let may_have = self.said.values().any(|said| said.user == *user && said.conv == *conv && said.acknowledged.is_none());
-        if wrote || may_have {
-            Ok(())
-        } else {
-            Err(format!("{user} has read {conv} up to {read} by RECEIPT, and asked for {asked}"))
-        }
+        let wrote = self.placed(conv, read).and_then(|cmid| self.said.get(&cmid)).is_some_and(|said| said.user == *user);
+        if wrote { Ok(()) } else { Err(format!("{user} has read {conv} up to {read} by RECEIPT, and asked for {asked}")) }
     }
 
     /// The process ended without a word at `now`: what was confirmed shortly before may be gone.
     pub fn crashed(&mut self, now: u64) {
-        for read in self.reads.values_mut() {
-            let firm = read.confirmed.drain(..).filter(|(at, _)| at + READ_FIRM_NS < now).map(|(_, seq)| seq).max();
-            read.firm = read.firm.max(firm.unwrap_or(0));
+        for part in self.parts.values_mut().flat_map(Map::values_mut) {
+            let firm = part.confirmed.drain(..).filter(|(at, _)| at + READ_FIRM_NS < now).map(|(_, seq)| seq).max();
+            part.firm = part.firm.max(firm.unwrap_or(0));
         }
     }
 
@@ -161,8 +183,10 @@ impl Ledger {
     /// # Errors
     /// The finding.
     pub fn judge(&self, stored: &BTreeMap<String, Stored>) -> Result<(), Finding> {
-        for ((conv, seq), cmid) in &self.places {
-            let found = stored.get(&**conv).and_then(|stored| stored.messages.get(usize::try_from(*seq - 1).expect("small")));
+        let told = self.places.iter().flat_map(|(conv, cmids)| (1..).zip(cmids).map(move |(seq, cmid)| (conv, seq, cmid)));
+        for (conv, seq, cmid) in told {
+            let Some(cmid) = cmid else { continue };
+            let found = stored.get(&**conv).and_then(|stored| stored.messages.get(place_index(seq)?));
             match found {
                 Some(message) if message.cmid == *cmid => {}
                 Some(message) => return Err(format!("{conv} {seq}: {cmid:?} was told, {:?} is stored", message.cmid)),
@@ -220,14 +244,27 @@ impl Ledger {
             return Err(format!("{user} in {conv}: unread is {unread}, should be {expected} above {seen}"));
         }
         let own = stored.messages.iter().filter(|message| *message.from == **user).map(|message| message.seq).max().unwrap_or(0);
-        let asked = self.reads.get(&(user.clone(), conv.clone()));
-        let confirmed = asked.map_or(0, |asked| asked.confirmed.iter().map(|(_, seq)| *seq).max().unwrap_or(0).max(asked.firm));
-        let highest = asked.map_or(0, |asked| asked.asked).max(own);
+        let part = self.part_of(user, conv);
+        let confirmed = part.map_or(0, |part| part.confirmed.iter().map(|(_, seq)| *seq).max().unwrap_or(0).max(part.firm));
+        let highest = part.map_or(0, |part| part.asked).max(own);
         if read < own.max(confirmed) || read > highest {
             return Err(format!("{user} in {conv}: read is {read}; own {own}, confirmed {confirmed}, asked or own {highest}"));
         }
         Ok(())
     }
+}
+
+/// The value of a key, made if it is not there. Keys are cloned for new ones alone.
+fn entry<'m, V: Default>(map: &'m mut Map<Arc<str>, V>, key: &Arc<str>) -> &'m mut V {
+    if !map.contains_key(key) {
+        map.insert(key.clone(), V::default());
+    }
+    map.get_mut(key).expect("just inserted")
+}
+
+/// Where a seq stands among places, which begin with seq 1.
+fn place_index(seq: u64) -> Option<usize> {
+    usize::try_from(seq.checked_sub(1)?).ok().filter(|index| *index < PLACES_MAX)
 }
 
 /// All conversations, as the rows have them.
@@ -285,3 +322,5 @@ fn cmid_of(payload: &[u8]) -> Option<Cmid> {
 
 /// READ is on disk with the next commit, within a second; a slow disk may need a while for it.
 const READ_FIRM_NS: u64 = 5 * SECOND;
+/// Seqs of a conversation that a run of a minute cannot reach.
+const PLACES_MAX: usize = 1 << 20;

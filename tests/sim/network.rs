@@ -199,7 +199,7 @@ impl Link {
             due.device.push(self.client_pauses_until);
             return Vec::new();
         }
-        let mut bytes = Vec::new();
+        let mut bytes = self.down.take(now).unwrap_or_default();
         while let Some(piece) = self.down.take(now) {
             bytes.extend_from_slice(&piece);
         }

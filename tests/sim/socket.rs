@@ -19,11 +19,14 @@ pub enum Arrival {
 #[derive(Debug, Default)]
 pub struct Incoming {
     bytes: Vec<u8>,
+    /// So many of them were taken.
+    taken: usize,
     is_upgraded: bool,
 }
 
 impl Incoming {
     pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..std::mem::take(&mut self.taken));
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -35,7 +38,7 @@ impl Incoming {
         if !self.is_upgraded {
             return self.next_head();
         }
-        let bytes = &self.bytes[..];
+        let bytes = &self.bytes[self.taken..];
         if bytes.len() < 2 {
             return Ok(None);
         }
@@ -57,7 +60,7 @@ impl Incoming {
             return Ok(None);
         }
         let payload = bytes[header..header + length].to_vec();
-        self.bytes.drain(..header + length);
+        self.taken += header + length;
         match first & 0x0F {
             1 | 2 => Ok(Some(Arrival::Message(payload))),
             8 => Ok(Some(Arrival::Close((payload.len() >= 2).then(|| u16::from_be_bytes([payload[0], payload[1]]))))),
@@ -68,6 +71,7 @@ impl Incoming {
     }
 
     fn next_head(&mut self) -> Result<Option<Arrival>, String> {
+        assert_eq!(self.taken, 0, "the head comes first");
         let Some(end) = self.bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
         let head = String::from_utf8(self.bytes.drain(..end + 4).collect()).map_err(|_| "a head that is not text")?;
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or("a head without status")?;
