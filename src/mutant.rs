@@ -53,6 +53,8 @@ mutants! {
     HoldNotKept,
     /// The store holds nothing after a failed SEND.
     StoreHoldNotKept,
+    /// A RELEASE that this core refused is forgotten.
+    ReleaseForgotten,
     /// What is parked comes out in the wrong order.
     OrderSwapped,
     /// What waited for a conversation to be loaded is not carried out.

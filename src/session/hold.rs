@@ -4,6 +4,9 @@
 //! message that failed, and ends when that one comes again, when it is answered for good, or when a SEND carries RELEASE. From then on
 //! what follows it may pass at once: should it fail again here, the hold begins again before the next is read; should the store
 //! refuse it, the store holds what is behind it (`store/hold.rs`).
+//!
+//! The store ends its own hold by the same rules, so it must see RELEASE. A SEND that carried it and was refused here leaves it owed:
+//! whatever is mailed next to that conversation carries it instead.
 
 use crate::ids::Cmid;
 use crate::mutant::{self, Mutant};
@@ -18,8 +21,11 @@ pub struct Holds {
 #[derive(Debug)]
 struct Held {
     conv: Text,
-    failed: Cmid,
+    /// The message that is waited for. `None`: nothing is held, and RELEASE is owed.
+    failed: Option<Cmid>,
     by: By,
+    /// The store has not seen a RELEASE that ended an earlier hold.
+    owes_release: bool,
 }
 
 /// Who refused the message.
@@ -36,6 +42,8 @@ pub enum By {
 pub enum Verdict {
     /// Go on.
     Pass,
+    /// Go on, with RELEASE.
+    Release,
     /// ERROR 4003.
     Held,
 }
@@ -45,11 +53,11 @@ impl Holds {
     pub fn check(&mut self, conv: &str, cmid: Cmid, release: bool) -> Verdict {
         let found = self.held.iter().enumerate().find(|(_, held)| &*held.conv == conv);
         let Some((place, held)) = found else { return Verdict::Pass };
-        if mutant::on(Mutant::HoldNotKept) || release || held.failed == cmid {
-            self.held.swap_remove(place);
-            return Verdict::Pass;
+        let is_free = release || held.failed.is_none_or(|failed| failed == cmid);
+        if !is_free && !mutant::on(Mutant::HoldNotKept) {
+            return Verdict::Held;
         }
-        Verdict::Held
+        if self.held.swap_remove(place).owes_release { Verdict::Release } else { Verdict::Pass }
     }
 
     /// A SEND failed retryably: its conversation is held. `false`: too many conversations are held (ERROR 4004).
@@ -57,21 +65,40 @@ impl Holds {
     /// What the store refuses is older than what this core has refused since, and takes its place.
     pub fn hold(&mut self, conv: &str, cmid: Cmid, by: By) -> bool {
         if let Some(held) = self.held.iter_mut().find(|held| &*held.conv == conv) {
-            if by == By::Store && held.by == By::Core {
-                (held.failed, held.by) = (cmid, by);
+            if held.failed.is_none() || (by == By::Store && held.by == By::Core) {
+                (held.failed, held.by) = (Some(cmid), by);
             }
             return true;
         }
-        if self.held.len() == CONVERSATIONS_MAX {
-            return false;
+        self.push(conv, Some(cmid), by, false)
+    }
+
+    /// A SEND that carried RELEASE was refused here, after [`Holds::hold`] or [`Holds::settle`] if it asked for one.
+    pub fn owe_release(&mut self, conv: &str) {
+        if mutant::on(Mutant::ReleaseForgotten) {
+            return;
         }
-        self.held.push(Held { conv: Text::copy_from(conv), failed: cmid, by });
-        true
+        match self.held.iter_mut().find(|held| &*held.conv == conv) {
+            Some(held) => held.owes_release = true,
+            // The hold it ended has left room.
+            None => drop(self.push(conv, None, By::Core, true)),
+        }
     }
 
     /// A SEND was answered for good (SENT, or an error that is not retryable).
     pub fn settle(&mut self, cmid: Cmid) {
-        self.held.retain(|held| held.failed != cmid);
+        for held in self.held.iter_mut().filter(|held| held.failed == Some(cmid)) {
+            held.failed = None;
+        }
+        self.held.retain(|held| held.failed.is_some() || held.owes_release);
+    }
+
+    fn push(&mut self, conv: &str, failed: Option<Cmid>, by: By, owes_release: bool) -> bool {
+        let has_room = self.held.len() < CONVERSATIONS_MAX;
+        if has_room {
+            self.held.push(Held { conv: Text::copy_from(conv), failed, by, owes_release });
+        }
+        has_room
     }
 
     /// Whether nothing is held.
@@ -119,6 +146,34 @@ mod tests {
         assert_eq!(holds.check("g:a", third, false), Verdict::Held);
         assert_eq!(holds.check("g:a", second, false), Verdict::Held);
         assert_eq!(holds.check("g:a", first, false), Verdict::Pass);
+        assert!(holds.is_empty());
+    }
+
+    /// A SEND with RELEASE is refused here: its repeat, or whatever comes next, takes RELEASE to the store, once. So it does if the
+    /// store names an earlier message meanwhile, or if it is answered for good.
+    #[test]
+    fn a_release_that_was_refused_is_owed_to_the_store() {
+        let [first, second, third] = [1, 2, 3].map(|number| Cmid([number; 16]));
+        let mut holds = Holds::default();
+        assert!(holds.hold("g:a", first, By::Store));
+        assert_eq!(holds.check("g:a", second, true), Verdict::Pass);
+        assert!(holds.hold("g:a", second, By::Core));
+        holds.owe_release("g:a");
+        assert_eq!(holds.check("g:a", third, false), Verdict::Held);
+        assert!(holds.hold("g:a", first, By::Store));
+        assert_eq!(holds.check("g:a", second, false), Verdict::Held);
+        assert_eq!(holds.check("g:a", first, false), Verdict::Release);
+        assert_eq!(holds.check("g:a", second, false), Verdict::Pass);
+
+        assert_eq!(holds.check("g:b", first, true), Verdict::Pass);
+        holds.owe_release("g:b");
+        assert_eq!(holds.check("g:b", second, false), Verdict::Release, "nothing is held");
+        assert!(holds.is_empty());
+
+        assert!(holds.hold("g:c", first, By::Core));
+        holds.owe_release("g:c");
+        holds.settle(first);
+        assert_eq!(holds.check("g:c", second, false), Verdict::Release);
         assert!(holds.is_empty());
     }
 

@@ -228,13 +228,19 @@ impl Shard {
             return self.fail(id, send.rid, ErrorCode::BadField, "TRANSIENT is never retried");
         }
         let slot = id.index as usize;
+        let mut owed = None;
         if let Some(extra) = &mut self.cold[slot].extra {
             let release = send.flags & send_flags::RELEASE != 0;
-            if extra.holds.check(&send.conv, send.cmid, release) == Verdict::Held {
-                return self.refuse(id, send.rid, ErrorCode::Held, RETRY_HELD_MS, "repeat the failed one first");
+            match extra.holds.check(&send.conv, send.cmid, release) {
+                Verdict::Held => {
+                    return self.refuse(id, send.rid, ErrorCode::Held, RETRY_HELD_MS, "repeat the failed one first");
+                }
+                Verdict::Release => owed = Some(Send { flags: send.flags | send_flags::RELEASE, ..send.clone() }),
+                Verdict::Pass => {}
             }
             self.drop_empty_extra(id);
         }
+        let send = owed.as_ref().unwrap_or(send);
         let Some(named) = self.may_name(id, &send.conv) else {
             return self.refuse_send(id, send, ErrorCode::NotMember, 0);
         };
@@ -325,6 +331,9 @@ impl Shard {
         } else {
             // Without a hold its repeat could come too late, so there must be none.
             self.refuse(id, send.rid, ErrorCode::TooManySubscriptions, 0, "too many conversations are held");
+        }
+        if send.flags & send_flags::RELEASE != 0 {
+            self.cold[id.index as usize].extra.get_or_insert_default().holds.owe_release(&send.conv);
         }
     }
 
