@@ -1,6 +1,7 @@
 //! Bounds: a full disk, an engine that is behind, a core that takes nothing.
 
 use super::*;
+use crate::limits::{GROUP_MEMBERS_MAX, NOTICE_MEMBERS_PER_TURN_MAX};
 use crate::mail::{MemberChange, MemberMail};
 use crate::store::disk_memory::Faults;
 
@@ -113,4 +114,41 @@ fn a_core_that_takes_nothing_stops_nobody() {
     sequencer.turn(&mut world).unwrap();
     assert_eq!(world.told().len(), 6);
     assert!(sequencer.is_drained());
+}
+
+/// A message to a channel of 100,000 members, of whom every hundredth is online: a turn looks up so many of them, what somebody else
+/// sends meanwhile is answered in the turn in which it comes, and everybody who is online hears of it once.
+#[test]
+fn a_channel_of_100_000_members_stalls_nobody() {
+    let (_, mut world, mut sequencer) = started();
+    let names: Vec<Text> = (1..GROUP_MEMBERS_MAX).map(|number| format!("m{number:05}").as_str().into()).collect();
+    let online: Vec<&Text> = names.iter().step_by(100).collect();
+    world.submits.extend((3..).zip(&online).map(|(index, name)| attach(index, name)));
+    let expected: Vec<u32> = std::iter::once(0).chain((3..).take(online.len())).collect();
+    let (reply, answer) = std::sync::mpsc::sync_channel(1);
+    let change = MemberChange::Create(std::iter::once("al".into()).chain(names).collect());
+    world.submits.push_back(Submit::Member(MemberMail { conv: "c:all".into(), change, data: Body::new(), reply }));
+    world.submits.push_back(send(1, 1, "d:bo:cy", 1, 0));
+    settle(&mut sequencer, &mut world);
+    assert_eq!(answer.try_recv().unwrap().unwrap().members.len(), GROUP_MEMBERS_MAX);
+    world.told();
+    world.submits.push_back(send(0, 2, "c:all", 2, 0));
+    let (mut heard, mut turns) = (Vec::new(), 0);
+    loop {
+        turns += 1;
+        let rid = 100 + u32::from(turns);
+        world.submits.push_back(send(1, rid, "d:bo:cy", 100 + turns, 0));
+        let is_busy = sequencer.turn(&mut world).unwrap().is_busy;
+        let events = world.events(0);
+        assert!(events.iter().any(|(event, _)| matches!(event, Event::Sent { rid: of, .. } if *of == rid)), "turn {turns}");
+        let notices = events.into_iter().filter(|(event, _)| matches!(event, Event::Notice { .. }));
+        let told: Vec<u32> = notices.flat_map(|(_, targets)| targets).collect();
+        assert!(told.len() <= NOTICE_MEMBERS_PER_TURN_MAX.div_ceil(100) + 1, "turn {turns}: {} at once", told.len());
+        heard.extend(told);
+        if !is_busy {
+            break;
+        }
+    }
+    assert_eq!(heard, expected);
+    assert_eq!(usize::from(turns), GROUP_MEMBERS_MAX.div_ceil(NOTICE_MEMBERS_PER_TURN_MAX));
 }
