@@ -52,6 +52,7 @@ pub use self::store::at_rest;
 use self::store::{Store, levels};
 
 mod confined;
+mod doors;
 mod store;
 mod tls;
 
@@ -564,6 +565,7 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         // Nothing configured: on loopback the pages of this machine may connect, elsewhere no page may.
         origins: (!settings.origins.is_empty()).then(|| settings.origins.clone()),
         loopback: settings.listen.ip().is_loopback() && settings.tls.listen.is_none_or(|listen| listen.ip().is_loopback()),
+        balancers: doors::balancers(settings),
         echo,
         level: levels(settings).least(),
         connections_max: connections,
@@ -648,6 +650,7 @@ mod tests {
             ("sum by layout", sum(&layout)),
             ("instead of epoll", uring::SLOT_BYTES),
             ("timer", Wheel::TIMER_BYTES),
+            ("address of the client", shard::CLIENT_BYTES),
         ]);
         assert_eq!(rows.len(), expected.len(), "{rows:?}");
         for ((what, bytes), (name, size)) in rows.into_iter().zip(expected) {

@@ -20,6 +20,8 @@ pub mod ids;
 pub mod limits;
 
 #[cfg(feature = "gateway")]
+pub mod address;
+#[cfg(feature = "gateway")]
 pub mod clock;
 #[cfg(feature = "gateway")]
 pub mod mutant;

@@ -44,6 +44,9 @@ pub const UPGRADE_HEAD_BYTES_MAX: usize = 8 * 1024;
 /// Header lines of a request head. Full: HTTP 431 and the connection ends.
 pub const UPGRADE_HEADERS_MAX: usize = 64;
 
+/// Bytes of a PROXY header. Filled by balancers, whose extensions vary; full: the connection ends. Cause: `proxy_header`.
+pub const PROXY_HEADER_BYTES_MAX: usize = 1024;
+
 /// Bytes of one WebSocket message, fragments together: what `max_frame` is by default. Full: close 1009, before anything is
 /// allocated for the part that does not fit. Counter: the violation `message_too_large`.
 pub const MESSAGE_BYTES_MAX: u32 = 128 * 1024;
@@ -264,6 +267,9 @@ pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Steps of followed messages that one turn of a thread notes for the log. Full: later ones of the turn are not written. Counter:
 /// `trace_steps_dropped_count`.
 pub const TRACE_STEPS_PER_TURN_MAX: usize = 64;
+
+/// Answered upgrade requests that one turn of a reactor notes for the log, at level debug. Full: later ones of the turn are not written.
+pub const ARRIVALS_PER_TURN_MAX: usize = 1_024;
 
 /// How long READ positions and cursors wait for a group to ride on before they are written alone.
 pub const RIDE_MAX: Duration = Duration::from_secs(1);

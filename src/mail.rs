@@ -836,7 +836,7 @@ pub enum Control {
 pub struct SessionSeen {
     /// Its connection.
     pub connection: crate::ids::ConnectionId,
-    /// Address of the client, as the kernel knows it.
+    /// Address of the client: as a balancer said, else as the kernel knows it. Port 0: nobody said.
     pub address: Option<std::net::SocketAddr>,
     /// How its frames are encoded.
     pub encoding: Encoding,

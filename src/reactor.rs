@@ -9,7 +9,6 @@
 //! 1011, a crash record is logged, the others go on. A panic in any other phase ends the process.
 
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +27,7 @@ use crate::mailbox::{Credit, Inbox, LaneSender, SpareSender};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
 use crate::observe::trace;
-use crate::shard::{Command, Outlet, Shard};
+use crate::shard::{Arrival, Command, Outlet, Shard};
 
 /// What a reactor is made of; built by the gateway, taken to the reactor's own thread.
 pub struct Parts {
@@ -212,7 +211,7 @@ impl<D: Driver> Reactor<D> {
                 Control::Inspect { sessions, reply } => {
                     let mut seen: Vec<_> = sessions.iter().map(|session| hands.shard.inspect(*session)).collect();
                     for session in seen.iter_mut().flatten() {
-                        session.address = driver.peer_address(session.connection);
+                        session.address = session.address.or_else(|| driver.peer_address(session.connection));
                     }
                     // Whoever asked may have given up.
                     let _ = reply.try_send(seen);
@@ -410,6 +409,7 @@ impl Hands {
 
     /// Sends what waits, then does what the shard asked of the driver.
     fn flush<D: Driver>(&mut self, driver: &mut D) {
+        self.tell_arrivals(driver);
         // Whoever becomes dirty meanwhile (its budget is spent, or it caught up) is served next turn.
         for _ in 0..self.shard.dirty_count() {
             let Some(id) = self.shard.poll_dirty() else { break };
@@ -454,6 +454,23 @@ impl Hands {
         }
     }
 
+    /// A line per answered upgrade request, while its connection still has an address.
+    fn tell_arrivals<D: Driver>(&mut self, driver: &D) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return self.shard.arrivals.clear();
+        }
+        let arrivals = std::mem::take(&mut self.shard.arrivals);
+        for Arrival { connection, refusal } in &arrivals {
+            let address =
+                self.shard.client(*connection).or_else(|| driver.peer_address(*connection)).map(tracing::field::display);
+            let (reactor, slot) = (self.id.0, connection.index);
+            match refusal {
+                None => tracing::debug!(reactor, slot, address, "upgraded"),
+                Some(refusal) => tracing::debug!(reactor, slot, address, refusal = refusal.name(), "upgrade refused"),
+            }
+        }
+    }
+
     fn log_panic(&mut self, id: ConnectionId) {
         tracing::error!(
             reactor = self.id.0,
@@ -472,10 +489,10 @@ impl<D: Driver> Sink<D> for Hands {
     fn accepted(&mut self, driver: &mut D, socket: Socket, door: Door) {
         self.wake();
         let accepted = self.clock.now();
-        let peer: Option<IpAddr> = socket.peer_address().ok().map(|address| address.ip());
-        let Some(id) = self.shard.handle_accept(accepted, peer) else { return };
+        let Some(id) = self.shard.handle_accept(accepted, socket.peer_address().ok()) else { return };
         if driver.attach(id, socket).is_err() {
-            return self.shard.handle_closed(id, &mut self.stashes);
+            self.shard.handle_closed(id, &mut self.stashes);
+            return;
         }
         self.histograms.accepted(self.clock.now().since(accepted));
         if door == DOOR_TLS {
@@ -529,7 +546,10 @@ impl<D: Driver> Sink<D> for Hands {
     }
 
     fn closed(&mut self, _driver: &mut D, id: ConnectionId) {
-        self.shard.handle_closed(id, &mut self.stashes);
+        let address = self.shard.client(id).map(tracing::field::display);
+        if let Some(cause) = self.shard.handle_closed(id, &mut self.stashes) {
+            tracing::debug!(reactor = self.id.0, slot = id.index, address, cause = cause.name(), "ended");
+        }
     }
 
     fn accept_failed(&mut self, _driver: &mut D, error: io::Error, retry: Duration) {
@@ -609,6 +629,7 @@ mod tests {
             path: "/ws".to_owned(),
             origins: None,
             loopback: true,
+            balancers: crate::shard::Balancers::default(),
             echo: false,
             level: 2,
             connections_max: 8,

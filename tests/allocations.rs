@@ -385,6 +385,7 @@ fn rules() -> Rules {
         path: "/ws".to_owned(),
         origins: None,
         loopback: true,
+        balancers: tidegate::shard::Balancers::default(),
         echo: false,
         level: 2,
         connections_max: 128,

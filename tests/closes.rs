@@ -30,6 +30,11 @@ const WAYS: &[Way] = &[
     Way { cause: "client_gone", settings: &[], provoke: client_gone },
     Way { cause: "upgrade_refused", settings: &[], provoke: upgrade_refused },
     Way { cause: "upgrade_timeout", settings: &[("protocol.upgrade_ms", "200")], provoke: upgrade_timeout },
+    Way {
+        cause: "proxy_header",
+        settings: &[("proxy.protocol", "true"), ("proxy.networks", "127.0.0.1")],
+        provoke: proxy_header,
+    },
     Way { cause: "hello_timeout", settings: &[("protocol.hello_ms", "200")], provoke: hello_timeout },
     Way { cause: "protocol_violation", settings: &[], provoke: protocol_violation },
     Way { cause: "protocol_error", settings: &[], provoke: protocol_error },
@@ -136,6 +141,14 @@ fn answered(mut stream: TcpStream) -> Left {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    (Box::new(()), None)
+}
+
+fn proxy_header(gateway: &Gateway) -> Left {
+    let mut stream = TcpStream::connect(gateway.listen).expect("the gateway listens");
+    stream.write_all(b"GET /ws HTTP/1.1\r\n").expect("a socket");
+    let mut answer = Vec::new();
+    assert!(stream.read_to_end(&mut answer).is_err() || answer.is_empty(), "cut off without a word");
     (Box::new(()), None)
 }
 

@@ -10,7 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use support::gateway::{Gateway, free_address};
+use support::raw::Raw;
 use support::{PATIENCE, eventually};
+use tidegate::wire::envelope::Encoding;
 use tidegate_client::{Event, Events};
 
 /// Two people chat through nginx; their messages are durable, and both sides see them.
@@ -33,6 +35,44 @@ fn chat_through_haproxy_until_the_drain() {
     eventually("no newcomer is sent to a node that drains", || (balancer.request("/ws").0 == 503).then_some(()));
     let sent = al.client.send("d:al:bo", b"still here").expect("the connection lives through the lead of a drain");
     assert_eq!(next_message(&bo.events), (sent.seq, "still here".to_owned()));
+}
+
+/// Behind the real balancers the gateway sees the client: by X-Forwarded-For of nginx and of HAProxy its address, by the PROXY protocol of
+/// HAProxy in both versions its port too. What the client writes into these headers changes nothing.
+#[test]
+fn the_client_is_seen_through_both_balancers() {
+    let from = "127.0.0.8";
+    let (networks, proxy) = (("proxy.networks", from), ("proxy.protocol", "true"));
+    let nginx =
+        |text: String| text.replace("proxy_pass http://gateways;", &format!("proxy_pass http://gateways; proxy_bind {from};"));
+    let haproxy =
+        |more: &'static str| move |text: String| text.replace("port 8081\n", &format!("port 8081 source {from} {more}\n"));
+    let gateway = Gateway::with(&[networks]);
+    for balancer in [Balancer::nginx_with(&gateway, nginx), Balancer::haproxy_with(&gateway, haproxy(""))] {
+        let (own, seen) = seen_through(&gateway, &balancer);
+        assert_eq!(seen, own.ip().to_string());
+    }
+    for more in ["send-proxy", "send-proxy-v2"] {
+        let gateway = Gateway::with(&[networks, proxy]);
+        let balancer = Balancer::haproxy_with(&gateway, haproxy(more));
+        let (own, seen) = seen_through(&gateway, &balancer);
+        assert_eq!(seen, own.to_string(), "{more}");
+        assert!(gateway.metric("tidegate_proxy_headers_total") > 0.0, "{more}");
+    }
+}
+
+/// Opens a session through a balancer: this end's address, and what the operator reads.
+fn seen_through(gateway: &Gateway, balancer: &Balancer) -> (SocketAddr, String) {
+    let stream = TcpStream::connect(balancer.address).expect("the balancer listens");
+    let own = stream.local_addr().expect("a socket");
+    let lies = [("X-Forwarded-For", "6.6.6.6"), ("Forwarded", "for=6.6.6.6")];
+    let mut raw = Raw::open_on(stream, Encoding::Binary, &lies);
+    raw.hello(&gateway.token("al"), "1");
+    raw.welcome();
+    let (code, answer) = gateway.admin("GET", "/v1/connections?user=al", "");
+    assert_eq!(code, 200, "{answer}");
+    let page: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    (own, page["connections"][0]["address"].as_str().expect("an address").to_owned())
 }
 
 /// The unit gives the service nothing it does not need: exposure at most 1.5 of 10 by systemd's own measure.
@@ -102,16 +142,26 @@ struct Balancer {
 
 impl Balancer {
     fn nginx(gateway: &Gateway) -> Self {
+        Self::nginx_with(gateway, |text| text)
+    }
+
+    /// The same with a change of its configuration.
+    fn nginx_with(gateway: &Gateway, change: impl Fn(String) -> String) -> Self {
         let address = free_address();
-        let config = configure(gateway, "nginx.conf", "127.0.0.1:8443", address);
+        let config = configure(gateway, "nginx.conf", "127.0.0.1:8443", address, change);
         Self::start(address, "nginx", "nginx-light", |command| {
             command.arg("-p").arg(gateway.dir()).arg("-c").arg(&config).args(["-g", "daemon off;"])
         })
     }
 
     fn haproxy(gateway: &Gateway) -> Self {
+        Self::haproxy_with(gateway, |text| text)
+    }
+
+    /// The same with a change of its configuration.
+    fn haproxy_with(gateway: &Gateway, change: impl Fn(String) -> String) -> Self {
         let address = free_address();
-        let config = configure(gateway, "haproxy.cfg", "127.0.0.1:8444", address);
+        let config = configure(gateway, "haproxy.cfg", "127.0.0.1:8444", address, change);
         Self::start(address, "haproxy", "haproxy", |command| command.arg("-db").arg("-f").arg(&config))
     }
 
@@ -157,8 +207,8 @@ fn need<T>(program: &str, package: &str, run: impl FnOnce(&mut Command) -> std::
 }
 
 /// Copies an example with the ports of this test.
-fn configure(gateway: &Gateway, name: &str, listen: &str, address: SocketAddr) -> PathBuf {
-    let text = fs::read_to_string(example(name)).expect("in the repository");
+fn configure(gateway: &Gateway, name: &str, listen: &str, address: SocketAddr, change: impl Fn(String) -> String) -> PathBuf {
+    let text = change(fs::read_to_string(example(name)).expect("in the repository"));
     for expected in [listen, "127.0.0.1:8080"] {
         assert!(text.contains(expected), "{name} names {expected}");
     }

@@ -64,6 +64,11 @@ fn fuzz_upgrade() {
 }
 
 #[test]
+fn fuzz_proxy() {
+    fuzz("proxy", targets::proxy, &targets::PROXY_WORDS, Vec::new());
+}
+
+#[test]
 fn fuzz_frame_message() {
     fuzz("frame", targets::frame_message, &targets::FRAME_WORDS, cases(|on| on != On::Connect));
 }

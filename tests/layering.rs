@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u8)] = &[
     ("ids", 0),
     ("limits", 0),
+    ("address", 0),
     ("clock", 0),
     ("table", 0),
     ("mutant", 0),

@@ -261,6 +261,7 @@ impl Fixed {
             path: "/ws".into(),
             origins: None,
             loopback: true,
+            balancers: tidegate::shard::Balancers::default(),
             echo: false,
             level: 2,
             connections_max: 8,

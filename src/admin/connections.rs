@@ -134,7 +134,8 @@ async fn find(shared: &Shared, whom: &Whom) -> Result<(Vec<(DeviceSeen, Option<S
 fn shown(seen: DeviceSeen, link: Option<SessionSeen>) -> Connection {
     let DeviceSeen { session, user, device, platform } = seen;
     let link = link.map(|link| Link {
-        address: link.address.map(|address| address.to_string()),
+        // Port 0: a balancer has named no port.
+        address: link.address.map(|address| if address.port() == 0 { address.ip().to_string() } else { address.to_string() }),
         encoding: if link.encoding == Encoding::Json { "json" } else { "binary" },
         pos: link.pos,
         unacknowledged: link.unacknowledged,

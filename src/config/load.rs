@@ -354,7 +354,7 @@ mod tests {
             ("drain.window = 1", "t.toml:1:7: unknown key drain.window; did you mean drain.window_ms?"),
             (
                 "[stroe]\nlevel = 2",
-                "t.toml:1:2: unknown table [stroe]; allowed: admin, auth, protocol, state, groups, login, limits, reactor, uring, tls, \
+                "t.toml:1:2: unknown table [stroe]; allowed: admin, proxy, auth, protocol, state, groups, login, limits, reactor, uring, tls, \
                 store, retention, drain, log; did you mean [store]?",
             ),
             ("store = 7", "t.toml:1:9: store is a number; allowed: a table; write [store] on a line of its own"),

@@ -94,6 +94,14 @@ fn doors(settings: &Settings) -> Vec<Conflict> {
             remedy: "if only trusted machines can reach it, set admin.allow_remote = true".to_owned(),
         });
     }
+    if settings.proxy.protocol && settings.proxy.networks.is_empty() {
+        found.push(Conflict {
+            keys: &["proxy.protocol", "proxy.networks"],
+            found: "proxy.protocol is true, and proxy.networks names nobody who may use it".to_owned(),
+            allowed: "both, or neither".to_owned(),
+            remedy: "set proxy.networks to the addresses of your balancers".to_owned(),
+        });
+    }
     if overlap(settings.listen, settings.admin.listen) {
         found.push(Conflict {
             keys: &["admin.listen", "listen"],
@@ -274,6 +282,7 @@ mod tests {
             ),
             ("admin.listen = \"10.0.0.1:81\"", "t.toml:1:16: admin.listen is 10.0.0.1:81, which", "admin.allow_remote = true"),
             ("admin.listen = \"127.0.0.1:8080\"", "t.toml:1:16: admin.listen 127.0.0.1:8080 and listen", "port"),
+            ("proxy.protocol = true", "t.toml:1:18: proxy.protocol is true, and", "set proxy.networks"),
             ("protocol.max_frame_bytes = 65536", "t.toml:1:28: protocol.max_frame_bytes is 65536, too small", "base64"),
             ("protocol.max_payload_bytes = 131072", "t.toml:1:30: protocol.max_frame_bytes is 131072, too small", "base64"),
             ("protocol.send_window = 65", "t.toml:1:24: protocol.send_burst is 128, too small", "twice protocol.send_window"),

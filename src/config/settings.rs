@@ -7,9 +7,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::value::{
-    ClientCertificates, DriverChoice, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, RoleChoice, Secret, TlsVersion,
+    ClientCertificates, DriverChoice, ForwardedHeader, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, RoleChoice, Secret, TlsVersion,
     Value,
 };
+use crate::address::{Network, Networks};
 use crate::limits;
 
 /// What a value must satisfy beyond its type.
@@ -158,6 +159,18 @@ settings! {
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081)), Rule::Any, Start;
     /// Whether `admin.listen` may be an address other machines reach.
     allow_remote: bool = false, Rule::Any, Start;
+
+    [proxy: ProxySettings, "Balancers in front of the gateway, and what is believed of what they say."]
+    /// Networks of balancers, such as "10.0.0.0/8" or "2001:db8::/32". Only from these addresses is it believed whom they speak for.
+    /// Name balancers alone: whoever else connects from there can be anybody.
+    networks: Networks = Networks(Vec::new()),
+        Rule::Each { allowed: "address or address/bits, no bits set behind the prefix", test: |text| Network::read(text).is_some() }, Start;
+    /// Whether every connection from `proxy.networks` begins with a header of the PROXY protocol, version 1 or 2.
+    /// One that begins otherwise is closed. From elsewhere such a header is no request.
+    protocol: bool = false, Rule::Any, Start;
+    /// The header in which balancers of `proxy.networks` append the address of the client. The other one is not looked at, since they
+    /// may pass on what a client wrote into it.
+    header: ForwardedHeader = ForwardedHeader::XForwardedFor, Rule::Any, Start;
 
     [auth: AuthSettings, "Who may connect: tokens are JWTs signed with HS256."]
     /// File with the secret that signs tokens, 32 to 4096 bytes; a line feed at the end does not count.

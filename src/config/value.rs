@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::address::{Network, Networks};
+
 /// A value as written, before its type and range are checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Raw {
@@ -142,6 +144,17 @@ impl Value for Vec<String> {
     }
     fn show(&self) -> Raw {
         Raw::List(self.clone())
+    }
+}
+
+impl Value for Networks {
+    const KIND: Kind = Kind::List;
+    fn take(raw: &Raw) -> Option<Self> {
+        let Raw::List(items) = raw else { return None };
+        items.iter().map(|item| Network::read(item)).collect::<Option<_>>().map(Self)
+    }
+    fn show(&self) -> Raw {
+        Raw::List(self.0.iter().map(Network::to_string).collect())
     }
 }
 
@@ -286,6 +299,18 @@ words! {
         Optional = "optional",
         /// Who shows none is refused.
         Required = "required",
+    }
+}
+
+words! {
+    /// The header in which HTTP balancers name the client.
+    ForwardedHeader {
+        /// What most of them write.
+        XForwardedFor = "x-forwarded-for",
+        /// RFC 7239.
+        Forwarded = "forwarded",
+        /// None: such headers are not looked at.
+        None = "none",
     }
 }
 

@@ -138,6 +138,7 @@ counters! {
     accepts_refused_count: Counter = "Connections closed at accept because the core is full.",
     accepts_paused_count: Counter = "Turns in which no connection was accepted, for want of tokens or because too many handshakes are under way.",
     accepts_turned_away_count: Counter = "Connections answered with 503 at accept because the queue of the listener was half full.",
+    proxy_headers_count: Counter = "PROXY headers taken from balancers.",
     upgrades_turned_away_count: Counter = "Upgrade requests answered with GOAWAY and 4503 because the node was full or draining.",
     hellos_limited_count: Counter = "HELLOs refused because the device tried too often.",
     upgrades_accepted_count: Counter = "Upgrade requests answered with 101.",
@@ -333,6 +334,7 @@ causes! {
     UpgradeRefused, "upgrade_refused", None, "The request was refused with plain HTTP.";
     UpgradeTimeout, "upgrade_timeout", None, "The TLS handshake or the request head was not complete in time (408).";
     TlsFailed, "tls_failed", None, "What came was not TLS, or broke a rule of it.";
+    ProxyHeader, "proxy_header", None, "A connection from proxy.networks did not begin with a good PROXY header.";
     HelloTimeout, "hello_timeout", Some(4408), "No HELLO came in time.";
     ProtocolViolation, "protocol_violation", Some(1002), "A rule of RFC 6455 was broken.";
     ProtocolError, "protocol_error", Some(4400), "A message of the protocol was malformed or out of place.";

@@ -128,7 +128,7 @@ impl Shard {
         if matches!(connection.state, State::Closing | State::Finished) {
             return;
         }
-        if connection.state == State::Upgrade {
+        if matches!(connection.state, State::Proxy | State::Upgrade) {
             return self.abort(id, cause);
         }
         let frame = self.pool.build(Wrap::Frame(Opcode::Close), |out| out.extend_from_slice(&code.to_be_bytes()));

@@ -355,7 +355,7 @@ impl Shard {
                 self.schedule(id, grace_ms, Kind::Grace);
             }
             State::Joining => self.turn_away(id),
-            State::Upgrade => self.abort(id, CloseCause::Drain),
+            State::Proxy | State::Upgrade => self.abort(id, CloseCause::Drain),
             _ => self.close(id, drain.close_code, CloseCause::Drain),
         }
     }
@@ -442,7 +442,7 @@ impl Shard {
         let queued_bytes = self.connections.get(connection)?.queue.bytes();
         Some(SessionSeen {
             connection,
-            address: None,
+            address: self.client(connection),
             encoding: line.encoding,
             pos: line.pos,
             unacknowledged: line.unacknowledged,

@@ -18,6 +18,7 @@
 mod admission;
 mod again;
 mod answer;
+mod client;
 mod mail;
 mod receive;
 mod request;
@@ -27,7 +28,7 @@ mod timing;
 mod transmit;
 
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::clock::Moment;
@@ -37,7 +38,7 @@ use crate::conn::send_queue::{SendPool, SendQueue};
 use crate::conn::timers::{Liveness, Timer, Wheel};
 use crate::ids::{ConnectionId, ReactorId, SessionRef};
 use crate::io::driver::Close;
-use crate::limits::REFUSALS_MAX;
+use crate::limits::{ARRIVALS_PER_TURN_MAX, REFUSALS_MAX};
 use crate::mail::{Carriage, PageMail, Peer, Submit};
 use crate::observe::counters::{CloseCause, ReactorCounters};
 use crate::observe::trace::{Sampling, Steps};
@@ -49,7 +50,9 @@ use crate::store::schema::Hashes;
 use crate::table::Table;
 use crate::wire::envelope::{Encoding, ErrorCode};
 use crate::wire::message::{Arena, Text};
+use crate::wire::upgrade::Refusal;
 
+pub use client::{Balancers, CLIENT_BYTES};
 pub use mail::Latencies;
 
 #[expect(clippy::result_large_err, reason = "a full lane gives the value back, and nothing is allocated for it")]
@@ -76,6 +79,7 @@ pub struct Rules {
     pub path: String,
     pub origins: Option<Vec<String>>,
     pub loopback: bool,
+    pub balancers: Balancers,
     /// Answer every message with itself, for conformance suites and measurements; no sessions then.
     pub echo: bool,
     pub level: u8,
@@ -118,6 +122,8 @@ pub struct Shard {
     verifier: Arc<Verifier>,
     connections: Table<Connection>,
     cold: Vec<Cold>,
+    /// Of each connection, who is at its other end; empty where no balancers are configured.
+    clients: Vec<client::Client>,
     /// Tick of the last received byte, by slot: the only thing activity writes.
     liveness: Liveness,
     sessions: Table<Session>,
@@ -163,6 +169,8 @@ pub struct Shard {
     pub counters: ReactorCounters,
     /// Latencies recorded since the reactor last took them.
     pub latencies: Latencies,
+    /// Upgrades answered since the reactor last took them, for the log.
+    pub arrivals: Vec<Arrival>,
     /// Steps of followed messages since the reactor last took them.
     pub steps: Steps,
 }
@@ -174,6 +182,15 @@ pub const IDLE_LINES: [(&str, usize); 4] = [
     ("last received tick", Liveness::SLOT_BYTES),
     ("session", Table::<Session>::SLOT_BYTES),
 ];
+
+/// What an upgrade request was answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    /// Whose request.
+    pub connection: ConnectionId,
+    /// `None`: it was let in.
+    pub refusal: Option<Refusal>,
+}
 
 /// What the driver has to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -199,6 +216,7 @@ impl Shard {
             verifier,
             connections: Table::with_capacity(connections_max),
             cold: Vec::with_capacity(connections_max),
+            clients: Vec::with_capacity(if rules.balancers.networks.is_empty() { 0 } else { connections_max }),
             liveness: Liveness::new(connections_max, now.tick()),
             // As many attached as detached, and those on their way out.
             sessions: Table::with_capacity(2 * connections_max + SESSIONS_LEAVING_MAX),
@@ -231,13 +249,14 @@ impl Shard {
             now,
             counters: ReactorCounters::default(),
             latencies: Latencies::default(),
+            arrivals: Vec::new(),
             steps: Steps::default(),
             rules,
         }
     }
 
     /// A connection was accepted: a slot for it, or `None` when the core is full or draining and the socket is to be dropped.
-    pub fn handle_accept(&mut self, now: Moment, _peer: Option<IpAddr>) -> Option<ConnectionId> {
+    pub fn handle_accept(&mut self, now: Moment, peer: Option<SocketAddr>) -> Option<ConnectionId> {
         self.now = now;
         if self.connections.len() >= self.rules.connections_max + REFUSALS_MAX {
             self.counters.accepts_refused_count += 1;
@@ -265,6 +284,7 @@ impl Shard {
             ..Cold::default()
         };
         self.liveness.touch(id.index, self.now.tick());
+        self.meet(id, peer);
         self.schedule(id, self.rules.upgrade_ms, Kind::Upgrade);
         Some(id)
     }
@@ -307,10 +327,13 @@ impl Shard {
         self.arena.chunks_count
     }
 
-    /// Last word of the driver: the slot is free.
-    pub fn handle_closed(&mut self, id: ConnectionId, stashes: &mut Stashes) {
+    /// Last word of the driver: the slot is free. Returns why the connection ended.
+    pub fn handle_closed(&mut self, id: ConnectionId, stashes: &mut Stashes) -> Option<CloseCause> {
         self.step_out(id);
-        let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
+        let Some(connection) = self.connections.get_mut(id) else {
+            self.stale();
+            return None;
+        };
         self.pool.clear(&mut connection.queue);
         connection.receive.stop(stashes);
         self.forget_tls(id);
@@ -320,6 +343,7 @@ impl Shard {
         self.counters.closes_count[cause.index()] += 1;
         self.liveness.clear(id.index);
         self.connections.remove(id);
+        Some(cause)
     }
 
     /// What the driver has to do next.
@@ -435,6 +459,13 @@ impl Shard {
         self.commands.push_back(Command::Close(id, Close::Abort));
     }
 
+    /// Notes for the log how a request was answered; beyond the bound of a turn not.
+    fn note_arrival(&mut self, connection: ConnectionId, refusal: Option<Refusal>) {
+        if self.arrivals.len() < ARRIVALS_PER_TURN_MAX {
+            self.arrivals.push(Arrival { connection, refusal });
+        }
+    }
+
     fn session_ref(&self, id: ConnectionId) -> SessionRef {
         SessionRef { reactor: self.id, index: id.index, generation: id.generation }
     }
@@ -459,6 +490,8 @@ const _: () = assert!(size_of::<Connection>() <= 60);
 /// Where a connection stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum State {
+    /// Collecting the PROXY header of a balancer.
+    Proxy,
     /// Collecting the request head.
     #[default]
     Upgrade,
@@ -483,7 +516,7 @@ enum State {
 impl State {
     /// Past the upgrade, and not on the way out.
     fn is_let_in(self) -> bool {
-        !matches!(self, Self::Upgrade | Self::Closing | Self::Finished)
+        !matches!(self, Self::Proxy | Self::Upgrade | Self::Closing | Self::Finished)
     }
 }
 
@@ -528,6 +561,8 @@ const _: () = assert!(size_of::<Cold>() <= 32);
 /// What a connection has only at times: during the handshake, while something is held, while reads wait.
 #[derive(Debug, Default)]
 struct Extra {
+    /// PROXY header so far.
+    proxy: Vec<u8>,
     /// Request head so far.
     head: HeadCarry,
     /// `Authorization: Bearer` of the upgrade, until HELLO.
@@ -542,7 +577,8 @@ struct Extra {
 
 impl Extra {
     fn is_empty(&self) -> bool {
-        receive::is_empty(&self.head)
+        self.proxy.is_empty()
+            && receive::is_empty(&self.head)
             && self.bearer.is_none()
             && self.joining.is_none()
             && self.failure.is_none()

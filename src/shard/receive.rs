@@ -36,11 +36,16 @@ impl Shard {
         connection.flags &= !flags::PINGED;
         self.liveness.touch(id.index, now.tick());
         self.counters.bytes_received_count += bytes.len() as u64;
-        // Whatever a balancer says in the clear before the client's own first byte belongs here, before it is known to be TLS or HTTP.
-        if connection.flags & flags::TLS == 0 {
-            self.receive_plain(id, bytes, stashes, outlet);
-        } else {
-            self.receive_records(id, bytes, stashes, outlet);
+        // A balancer speaks first and in the clear, before it is known to be TLS or HTTP.
+        let mut bytes = bytes;
+        if connection.state == State::Proxy {
+            let taken = self.take_proxy_header(id, bytes).unwrap_or(bytes.len());
+            bytes = &mut bytes[taken..];
+        }
+        match self.connections.get(id).map(|connection| connection.flags & flags::TLS) {
+            Some(0) if !bytes.is_empty() => self.receive_plain(id, bytes, stashes, outlet),
+            Some(flags::TLS) if !bytes.is_empty() => self.receive_records(id, bytes, stashes, outlet),
+            _ => {}
         }
         match self.connections.get(id) {
             Some(connection) if connection.state == State::Finished => Flow::Close,
@@ -53,7 +58,7 @@ impl Shard {
     /// Bytes of HTTP or WebSocket, as they came or out of TLS.
     pub(super) fn receive_plain(&mut self, id: ConnectionId, bytes: &mut [u8], stashes: &mut Stashes, outlet: &mut impl Outlet) {
         match self.connections.get(id).map(|connection| connection.state) {
-            None | Some(State::Failing | State::Closing | State::Finished) => {}
+            None | Some(State::Proxy | State::Failing | State::Closing | State::Finished) => {}
             Some(State::Upgrade) => self.receive_head(id, bytes, stashes, outlet),
             Some(_) => self.receive_frames(id, bytes, stashes, outlet),
         }
@@ -79,13 +84,16 @@ impl Shard {
                 self.cold[id.index as usize].extra.get_or_insert_default().head = carry;
                 return;
             }
-            Ok(Some(head)) => match upgrade::parse(head.bytes, &policy) {
-                Err(refusal) => return self.refuse_upgrade(id, refusal, CloseCause::UpgradeRefused),
-                Ok(request) => {
-                    self.accept_upgrade(id, &request);
-                    head.consumed_bytes
+            Ok(Some(head)) => {
+                self.take_forwarded(id, head.bytes);
+                match upgrade::parse(head.bytes, &policy) {
+                    Err(refusal) => return self.refuse_upgrade(id, refusal, CloseCause::UpgradeRefused),
+                    Ok(request) => {
+                        self.accept_upgrade(id, &request);
+                        head.consumed_bytes
+                    }
                 }
-            },
+            }
         };
         let pipelined = &mut bytes[consumed..];
         let accepted = self.connections.get(id).is_some_and(|connection| Self::reads_frames(connection.state));
@@ -99,6 +107,7 @@ impl Shard {
             return;
         }
         self.counters.upgrades_accepted_count += 1;
+        self.note_arrival(id, None);
         let accepted_us = self.connections.get(id).expect("looked up by the caller").message_tick;
         self.latencies.upgraded.push(Duration::from_micros(u64::from(self.now_us().wrapping_sub(accepted_us))));
         let frame = self.pool.build(Wrap::Raw, |out| request.write_accept(out));
@@ -126,6 +135,7 @@ impl Shard {
             return self.refuse_handshake(id, cause);
         }
         self.counters.count_upgrade_refused(refusal.status());
+        self.note_arrival(id, Some(refusal));
         let retry_after_s = matches!(refusal, Refusal::Overloaded | Refusal::RateLimited).then_some(RETRY_AFTER_S);
         let frame = self.pool.build(Wrap::Raw, |out| refusal.write(retry_after_s, out));
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
@@ -182,7 +192,7 @@ impl Shard {
     }
 
     fn reads_frames(state: State) -> bool {
-        !matches!(state, State::Upgrade | State::Failing | State::Closing | State::Finished)
+        !matches!(state, State::Proxy | State::Upgrade | State::Failing | State::Closing | State::Finished)
     }
 
     fn receive_limits(&self, id: ConnectionId) -> ReceiveLimits {

@@ -59,6 +59,7 @@ impl Shard {
             Kind::Upgrade if state == State::Upgrade => {
                 self.refuse_upgrade(id, Refusal::HeadTimeout, CloseCause::UpgradeTimeout);
             }
+            Kind::Upgrade if state == State::Proxy => self.abort(id, CloseCause::UpgradeTimeout),
             Kind::Hello if state == State::WaitHello => self.close(id, 4408, CloseCause::HelloTimeout),
             Kind::Attach if state == State::Joining => {
                 let answered = self.session_mut(id).is_some_and(|session| session.roster.is_some());

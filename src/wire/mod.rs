@@ -7,9 +7,11 @@
 )]
 
 pub mod envelope;
+pub mod forwarded;
 pub mod frame;
 pub mod mask;
 pub mod message;
+pub mod proxy;
 #[cfg(feature = "gateway")]
 pub mod tls;
 pub mod upgrade;

@@ -4,8 +4,8 @@
 //! [`Request::write_accept`] or [`Refusal::write`] answers. Everything after the blank line belongs to the WebSocket stream, also
 //! when it came in the same read.
 //!
-//! Never looked at: the query string, where credentials would end in every log on the way, and `X-Forwarded-*`, which anybody can
-//! write.
+//! Never looked at: the query string, where credentials would end in every log on the way. Headers in which balancers name the client are
+//! read elsewhere ([`crate::wire::forwarded`]), because anybody can write them.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -5,10 +5,13 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
 
 use tidegate::conn::carry::HeadCarry;
 use tidegate::conn::connection::{Kinds, ReceiveLimits};
-use tidegate::limits::UPGRADE_HEAD_BYTES_MAX;
+use tidegate::limits::{PROXY_HEADER_BYTES_MAX, UPGRADE_HEAD_BYTES_MAX};
+use tidegate::wire::forwarded::{self, Header};
+use tidegate::wire::proxy::{self, Source};
 use tidegate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal};
 
 use crate::websocket::{Seen, receive, receive_slowly};
@@ -39,6 +42,30 @@ pub const UPGRADE_WORDS: [&[u8]; 24] = [
     b"Transfer-Encoding: chunked\r\n",
     b"X-Forwarded-For: 1.2.3.4\r\n",
     b"\xc3\xa9",
+];
+
+/// Words of the PROXY protocol and of the headers that name a client.
+pub const PROXY_WORDS: [&[u8]; 20] = [
+    b"PROXY ",
+    b"TCP4 ",
+    b"TCP6 ",
+    b"UNKNOWN",
+    b"192.0.2.7 ",
+    b"2001:db8::7 ",
+    b" 65535",
+    b"\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n",
+    b"\x20\0\0\0",
+    b"\x21\x11\0\x0c",
+    b"\x21\x21\0\x24",
+    b"\x04\0\x02ab",
+    b"X-Forwarded-For: ",
+    b"Forwarded: for=",
+    b"10.0.0.2",
+    b"\"[2001:db8::7]:1\"",
+    b", ",
+    b";proto=https",
+    b"\\\"",
 ];
 
 /// Words of RFC 6455: heads with a mask of zeros, sequences of UTF-8, close codes.
@@ -100,6 +127,40 @@ pub fn upgrade(input: &[u8]) -> u64 {
     refusal.write((settings & 4 != 0).then_some(30), &mut out);
     assert!(out.starts_with(format!("HTTP/1.1 {} ", refusal.status()).as_bytes()));
     hash(&refusal)
+}
+
+/// A PROXY header: an answer is final whatever comes behind it and lies within its bound; whom it names may then speak in HTTP, where the
+/// last word of a balancer decides and nobody else's does.
+pub fn proxy(input: &[u8]) -> u64 {
+    let (_, chunks, stream) = split(input);
+    let decoded = proxy::decode(stream);
+    let mut end = 0;
+    for size in chunks.iter().cycle().take(stream.len()) {
+        end = stream.len().min(end + size);
+        let known = proxy::decode(&stream[..end]);
+        assert!(known == Ok(None) || known == decoded, "more bytes change the answer");
+    }
+    let balancer = SocketAddr::from(([10, 0, 0, 3], 1));
+    let stranger = SocketAddr::from(([203, 0, 113, 7], 0));
+    let is_trusted = |address: IpAddr| address == balancer.ip();
+    let text: Vec<u8> = stream.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
+    for (header, said) in [(Header::XForwardedFor, "X-Forwarded-For: "), (Header::Forwarded, "Forwarded: for=")] {
+        let lines = [stream, b"\r\n", said.split(' ').next().expect("a name").as_bytes(), &text, b"\r\n"].concat();
+        assert_eq!(forwarded::client(&lines, header, stranger, is_trusted), stranger, "a stranger is believed");
+        let head = [&lines[..], said.as_bytes(), stranger.ip().to_string().as_bytes(), b"\r\n\r\n"].concat();
+        assert_eq!(forwarded::client(&head, header, balancer, is_trusted), stranger, "a balancer is not believed");
+    }
+    match decoded {
+        Ok(Some((source, length))) => {
+            assert!(length <= stream.len().min(PROXY_HEADER_BYTES_MAX));
+            hash(&(length, source == Source::Balancer))
+        }
+        Ok(None) => {
+            assert!(stream.len() < PROXY_HEADER_BYTES_MAX);
+            1
+        }
+        Err(proxy::Malformed) => 2,
+    }
 }
 
 /// Frames in any chunks: the same events and the same broken rule as at once, and as a slow decoder sees them.

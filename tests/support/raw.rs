@@ -68,10 +68,19 @@ pub struct PageFrame {
 impl Raw {
     /// An upgraded connection without HELLO.
     pub fn open(gateway: &Gateway, encoding: Encoding) -> Self {
-        let protocol = if encoding == Encoding::Binary { "tidegate.v1" } else { "tidegate.v1.json" };
-        let url = format!("ws://{}/ws", gateway.listen).parse().expect("a good URL");
-        let request = ClientRequestBuilder::new(url).with_sub_protocol(protocol);
         let stream = TcpStream::connect(gateway.listen).expect("the gateway listens");
+        Self::open_on(stream, encoding, &[])
+    }
+
+    /// The same on a connection that exists, with more header lines.
+    pub fn open_on(stream: TcpStream, encoding: Encoding, headers: &[(&str, &str)]) -> Self {
+        let protocol = if encoding == Encoding::Binary { "tidegate.v1" } else { "tidegate.v1.json" };
+        let peer = stream.peer_addr().expect("a socket");
+        let url = format!("ws://{peer}/ws").parse().expect("a good URL");
+        let mut request = ClientRequestBuilder::new(url).with_sub_protocol(protocol);
+        for (name, value) in headers {
+            request = request.with_header(*name, *value);
+        }
         stream.set_nodelay(true).expect("a socket");
         let (socket, response) = client_with_config(request, stream, None).expect("the gateway upgrades");
         assert_eq!(response.headers()["sec-websocket-protocol"], protocol);

@@ -1,0 +1,153 @@
+//! Who a client is when balancers stand in between, through the real binary: the operator's list, the log and kicking show the client, and
+//! nobody becomes somebody else by writing so.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use support::eventually;
+use support::gateway::Gateway;
+use support::peer::{Peer, status, upgrade};
+use support::raw::Raw;
+use tidegate::wire::envelope::Encoding;
+
+/// This machine is the balancer.
+const HERE: (&str, &str) = ("proxy.networks", "127.0.0.1,2001:db8::/32");
+const PROXY: (&str, &str) = ("proxy.protocol", "true");
+const DEBUG: (&str, &str) = ("log.level", "debug");
+
+/// Clients that write who they are, and whom the gateway takes them for: what is sent before the request, header lines, the answer.
+/// `None`: the address of the socket.
+type Case = (&'static [u8], &'static [(&'static str, &'static str)], Option<&'static str>);
+
+const XFF: &str = "X-Forwarded-For";
+
+/// The header of a balancer that speaks HTTP counts from its network, and from nowhere else.
+#[test]
+fn http_balancers_name_the_client() {
+    let cases: &[Case] = &[
+        (b"", &[], None),
+        (b"", &[(XFF, "203.0.113.7")], Some("203.0.113.7")),
+        (b"", &[(XFF, "6.6.6.6, 203.0.113.7")], Some("203.0.113.7")),
+        (b"", &[(XFF, "6.6.6.6, 203.0.113.7, 127.0.0.1")], Some("203.0.113.7")),
+        (b"", &[(XFF, "[2001:db9::7]:4711, 2001:db8::1")], Some("[2001:db9::7]:4711")),
+        (b"", &[("Forwarded", "for=6.6.6.6")], None),
+        (b"", &[("Forwarded", "for=6.6.6.6"), (XFF, "203.0.113.7")], Some("203.0.113.7")),
+        (b"", &[(XFF, "unknown")], None),
+    ];
+    spoof(&[HERE], cases);
+    let cases: &[Case] = &[
+        (b"", &[(XFF, "6.6.6.6"), ("Forwarded", "for=203.0.113.7;proto=https")], Some("203.0.113.7")),
+        (b"", &[("Forwarded", "for=6.6.6.6, for=\"[2001:db9::7]:4711\"")], Some("[2001:db9::7]:4711")),
+        (b"", &[(XFF, "6.6.6.6")], None),
+    ];
+    spoof(&[HERE, ("proxy.header", "forwarded")], cases);
+    spoof(&[HERE, ("proxy.header", "none")], &[(b"", &[(XFF, "6.6.6.6"), ("Forwarded", "for=6.6.6.6")], None)]);
+    // Nobody, or somebody else, is a balancer.
+    let strangers: &[Case] = &[(b"", &[(XFF, "6.6.6.6"), ("Forwarded", "for=6.6.6.6")], None)];
+    spoof(&[], strangers);
+    spoof(&[("proxy.networks", "127.0.0.8/29")], strangers);
+}
+
+/// The PROXY header of a balancer counts, in both versions; then its own words in HTTP do, and those of its client do not.
+#[test]
+fn proxy_headers_name_the_client() {
+    let cases: &[Case] = &[
+        (b"PROXY TCP4 203.0.113.7 127.0.0.1 51234 443\r\n", &[], Some("203.0.113.7:51234")),
+        (b"PROXY TCP6 2001:db9::7 ::1 51234 443\r\n", &[(XFF, "6.6.6.6")], Some("[2001:db9::7]:51234")),
+        (
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0f\xcb\0\x71\x07\x7f\0\0\x01\xc8\x22\x01\xbb\x04\0\0",
+            &[(XFF, "6.6.6.6")],
+            Some("203.0.113.7:51234"),
+        ),
+        // For itself, and for a balancer before it that speaks HTTP.
+        (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", &[(XFF, "203.0.113.9")], Some("203.0.113.9")),
+        (b"PROXY UNKNOWN\r\n", &[], None),
+        (b"PROXY TCP6 2001:db8::1 ::1 51234 443\r\n", &[(XFF, "6.6.6.6, 203.0.113.9")], Some("203.0.113.9")),
+    ];
+    spoof(&[HERE, PROXY], cases);
+}
+
+/// Opens a session per case, whole and byte by byte, and asks the operator's side who it is.
+fn spoof(settings: &[(&str, &str)], cases: &[Case]) {
+    let gateway = Gateway::with(&[settings, &[DEBUG]].concat());
+    for (front, headers, expected) in cases {
+        for is_whole in [true, false] {
+            let mut stream = TcpStream::connect(gateway.listen).expect("the gateway listens");
+            stream.set_nodelay(true).expect("a socket");
+            front.chunks(if is_whole { 1024 } else { 1 }).for_each(|some| stream.write_all(some).expect("a socket"));
+            let own = stream.local_addr().expect("a socket").to_string();
+            let mut raw = Raw::open_on(stream, Encoding::Binary, headers);
+            raw.hello(&gateway.token("al"), "1");
+            raw.welcome();
+            let address = address_of(&gateway, "al");
+            assert_eq!(address, expected.unwrap_or(&own), "{headers:?} behind {}", front.escape_ascii());
+            let line = format!(r#""address":"{address}""#);
+            eventually("a line of the log", || {
+                gateway.log().lines().any(|it| it.contains(&line) && it.contains("upgraded")).then_some(())
+            });
+        }
+    }
+}
+
+/// The address of a user's one connection, as the operator reads it.
+fn address_of(gateway: &Gateway, user: &str) -> String {
+    let (code, answer) = gateway.admin("GET", &format!("/v1/connections?user={user}"), "");
+    assert_eq!(code, 200, "{answer}");
+    let page: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    page["connections"][0]["address"].as_str().unwrap_or_else(|| panic!("no address: {answer}")).to_owned()
+}
+
+/// Whoever is kicked by address is the client, not the balancer it came through.
+#[test]
+fn a_client_behind_a_balancer_is_kicked_by_its_address() {
+    let gateway = Gateway::with(&[HERE]);
+    let connect = |user: &str, address: &str| {
+        let stream = TcpStream::connect(gateway.listen).expect("the gateway listens");
+        let mut raw = Raw::open_on(stream, Encoding::Binary, &[(XFF, address)]);
+        raw.hello(&gateway.token(user), "1");
+        raw.welcome();
+        raw
+    };
+    let (mut al, mut bo) = (connect("al", "203.0.113.7"), connect("bo", "203.0.113.8"));
+    let (code, answer) = gateway.admin("POST", "/v1/kick", r#"{"address":"203.0.113.7"}"#);
+    assert_eq!((code, answer.as_str()), (200, r#"{"closed":1}"#));
+    assert_eq!(al.closed(), Some(4403));
+    bo.say("d:bo:bo", "still here");
+}
+
+/// A balancer that forgets its header, bends it, or never ends it is cut off; from anywhere else such a header is no request.
+#[test]
+fn what_is_no_proxy_header_is_cut_off() {
+    let gateway = Gateway::with(&[HERE, PROXY, ("protocol.upgrade_ms", "1000")]);
+    let cut_off = |bytes: &[u8]| {
+        let mut peer = Peer::connect(gateway.listen);
+        peer.write(bytes);
+        assert_eq!(peer.read_all(), b"", "{}", bytes.escape_ascii());
+    };
+    let request = upgrade("tidegate.v1", "");
+    let wrong: &[&[u8]] = &[
+        request.as_bytes(),
+        b"PROXY TCP4 203.0.113.7\r\n",
+        b"PROXY TCP4 203.0.113.300 127.0.0.1 1 2\r\n",
+        b"\x16\x03\x01\x02\0",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff",
+        &[b'P'; 2000],
+    ];
+    wrong.iter().for_each(|bytes| cut_off(bytes));
+    let count = |cause: &str| gateway.metric(&format!("tidegate_closes_total{{cause=\"{cause}\"}}"));
+    eventually("the causes", || (count("proxy_header") == 6.0).then_some(()));
+    cut_off(b"PROXY TCP4 203.0.113.7 ");
+    eventually("the cause", || (count("upgrade_timeout") == 1.0).then_some(()));
+    let elsewhere = Gateway::with(&[("proxy.networks", "127.0.0.8/29"), PROXY]);
+    let mut peer = Peer::connect(elsewhere.listen);
+    peer.write([&b"PROXY TCP4 203.0.113.7 127.0.0.1 51234 443\r\n"[..], request.as_bytes()].concat().as_slice());
+    assert_eq!(status(&peer.read_all()), 400);
+    let mut peer = Peer::connect(elsewhere.listen);
+    peer.write(request.as_bytes());
+    assert_eq!(status(&peer.read_head()), 101, "who is no balancer needs no header");
+    let mut end = [0; 1];
+    drop(peer.stream.set_nonblocking(true));
+    assert!(peer.stream.read(&mut end).is_err());
+}
