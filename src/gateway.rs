@@ -14,8 +14,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -207,6 +207,8 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let admin = Admin::start(settings.admin.listen, sources)
         .map_err(|error| Fatal::new(Exit::AddressInUse, format!("admin.listen {}: {error}", settings.admin.listen)))?;
     let tls_listen = tls.as_ref().map(|(address, _)| *address);
+    let doors = [Some(listen), tls_listen].into_iter().flatten();
+    rules.own_origins.set(doors::own_origins(doors, admin.addr())).expect("nobody else sets it");
     (options.on_ready)(&Ready { listen, admin: admin.addr(), tls: tls_listen });
     tracing::info!(%listen, admin = %admin.addr(), tls = tls_listen.map(tracing::field::display), reactors = cores, driver = kernel.name(), "ready");
 
@@ -562,9 +564,8 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
     Ok(Rules {
         node: settings.node.clone(),
         path: settings.path.clone(),
-        // Nothing configured: on loopback the pages of this machine may connect, elsewhere no page may.
-        origins: (!settings.origins.is_empty()).then(|| settings.origins.clone()),
-        loopback: settings.listen.ip().is_loopback() && settings.tls.listen.is_none_or(|listen| listen.ip().is_loopback()),
+        origins: doors::origins(settings),
+        own_origins: OnceLock::new(),
         balancers: doors::balancers(settings),
         echo,
         level: levels(settings).least(),

@@ -18,6 +18,7 @@
 // Floor 0: facts.
 pub mod ids;
 pub mod limits;
+pub mod origin;
 
 #[cfg(feature = "gateway")]
 pub mod address;

@@ -9,10 +9,12 @@
 //! 1011, a crash record is logged, the others go on. A panic in any other phase ends the process.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::address::Shown;
 use crate::clock::{Clock, Moment};
 use crate::conn::carry::Stashes;
 use crate::conn::send_queue::Batch;
@@ -461,8 +463,7 @@ impl Hands {
         }
         let arrivals = std::mem::take(&mut self.shard.arrivals);
         for Arrival { connection, refusal } in &arrivals {
-            let address =
-                self.shard.client(*connection).or_else(|| driver.peer_address(*connection)).map(tracing::field::display);
+            let address = self.shard.client(*connection).or_else(|| driver.peer_address(*connection)).map(shown);
             let (reactor, slot) = (self.id.0, connection.index);
             match refusal {
                 None => tracing::debug!(reactor, slot, address, "upgraded"),
@@ -546,7 +547,7 @@ impl<D: Driver> Sink<D> for Hands {
     }
 
     fn closed(&mut self, _driver: &mut D, id: ConnectionId) {
-        let address = self.shard.client(id).map(tracing::field::display);
+        let address = self.shard.client(id).map(shown);
         if let Some(cause) = self.shard.handle_closed(id, &mut self.stashes) {
             tracing::debug!(reactor = self.id.0, slot = id.index, address, cause = cause.name(), "ended");
         }
@@ -562,6 +563,10 @@ impl<D: Driver> Sink<D> for Hands {
 
 /// The listener for TLS, behind the one without.
 const DOOR_TLS: Door = Door(1);
+
+fn shown(address: SocketAddr) -> tracing::field::DisplayValue<Shown> {
+    tracing::field::display(Shown(address))
+}
 
 /// Lends the vectors of a batch to the driver.
 fn send<D: Driver>(driver: &mut D, id: ConnectionId, shard: &Shard, batch: &Batch) -> Sent {
@@ -627,8 +632,8 @@ mod tests {
         Rules {
             node: "n".to_owned(),
             path: "/ws".to_owned(),
-            origins: None,
-            loopback: true,
+            origins: Vec::new(),
+            own_origins: std::sync::OnceLock::new(),
             balancers: crate::shard::Balancers::default(),
             echo: false,
             level: 2,

@@ -126,6 +126,46 @@ fn a_long_queue_is_turned_away() {
     raw.welcome();
 }
 
+/// A browser connects from a page that is listed, by scheme, host and port, and from the gateway's own page; from others it is told 403, and
+/// who is no browser is not asked.
+#[test]
+fn pages_connect_from_listed_origins_alone() {
+    let gateway = Gateway::with(&[("origins", "https://chat.example,http://localhost:3000")]);
+    let admin = gateway.admin_address();
+    let answer = |origin: &str| {
+        let mut peer = Peer::connect(gateway.listen);
+        let line = if origin.is_empty() { String::new() } else { format!("Origin: {origin}\r\n") };
+        peer.write(upgrade("tidegate.v1", &line).as_bytes());
+        let head = peer.read_head();
+        let line = String::from_utf8(head).expect("ASCII");
+        line.split(' ').nth(1).and_then(|code| code.parse::<u16>().ok()).expect("a status")
+    };
+    let own = [format!("http://{admin}"), format!("http://localhost:{}", admin.port())];
+    for origin in ["", "https://chat.example", "https://chat.example:443", "http://localhost:3000", &own[0], &own[1]] {
+        assert_eq!(answer(origin), 101, "{origin}");
+    }
+    let near = [format!("https://{admin}"), format!("http://127.0.0.1:{}", gateway.listen.port())];
+    for origin in [
+        "http://chat.example",
+        "https://chat.example:8443",
+        "http://localhost",
+        "http://localhost:3001",
+        "null",
+        &near[0],
+        &near[1],
+    ] {
+        assert_eq!(answer(origin), 403, "{origin}");
+    }
+    assert_eq!(gateway.metric(r#"tidegate_upgrades_refused_total{status="403"}"#), 7.0);
+    // Nothing is listed: the own page, and no other of this machine.
+    let gateway = Gateway::start();
+    for (origin, expected) in [(format!("http://{}", gateway.admin_address()), 101), ("http://127.0.0.1:3000".to_owned(), 403)] {
+        let mut peer = Peer::connect(gateway.listen);
+        peer.write(upgrade("tidegate.v1", &format!("Origin: {origin}\r\n")).as_bytes());
+        assert!(peer.read_head().starts_with(format!("HTTP/1.1 {expected} ").as_bytes()), "{origin}");
+    }
+}
+
 /// A device that says HELLO again and again is told to wait, whatever core it comes to; its user's other devices are not concerned, nor
 /// is somebody else's device of the same name.
 #[test]

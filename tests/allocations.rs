@@ -383,8 +383,8 @@ fn rules() -> Rules {
     Rules {
         node: "n".to_owned(),
         path: "/ws".to_owned(),
-        origins: None,
-        loopback: true,
+        origins: Vec::new(),
+        own_origins: std::sync::OnceLock::new(),
         balancers: tidegate::shard::Balancers::default(),
         echo: false,
         level: 2,

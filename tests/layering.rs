@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("ids", 0),
     ("limits", 0),
     ("address", 0),
+    ("origin", 0),
     ("clock", 0),
     ("table", 0),
     ("mutant", 0),

@@ -259,8 +259,8 @@ impl Fixed {
         let rules = Rules {
             node: "n".into(),
             path: "/ws".into(),
-            origins: None,
-            loopback: true,
+            origins: Vec::new(),
+            own_origins: std::sync::OnceLock::new(),
             balancers: tidegate::shard::Balancers::default(),
             echo: false,
             level: 2,

@@ -9,6 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::response::Json;
 use serde::{Deserialize, Serialize};
 
+use crate::address::Shown;
 use crate::admin::Shared;
 use crate::admin::ask::{by_reactor, control, look};
 use crate::admin::refusal::Refusal;
@@ -134,8 +135,7 @@ async fn find(shared: &Shared, whom: &Whom) -> Result<(Vec<(DeviceSeen, Option<S
 fn shown(seen: DeviceSeen, link: Option<SessionSeen>) -> Connection {
     let DeviceSeen { session, user, device, platform } = seen;
     let link = link.map(|link| Link {
-        // Port 0: a balancer has named no port.
-        address: link.address.map(|address| if address.port() == 0 { address.ip().to_string() } else { address.to_string() }),
+        address: link.address.map(|address| Shown(address).to_string()),
         encoding: if link.encoding == Encoding::Json { "json" } else { "binary" },
         pos: link.pos,
         unacknowledged: link.unacknowledged,

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::value::{
-    ClientCertificates, DriverChoice, ForwardedHeader, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, RoleChoice, Secret, TlsVersion,
-    Value,
+    ClientCertificates, DriverChoice, ForwardedHeader, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, RoleChoice,
+    Secret, TlsVersion, Value,
 };
 use crate::address::{Network, Networks};
 use crate::limits;
+use crate::origin::Origin;
 
 /// What a value must satisfy beyond its type.
 #[derive(Clone, Copy, Debug)]
@@ -134,9 +135,9 @@ settings! {
     /// Path of the WebSocket upgrade.
     path: String = "/ws".to_owned(),
         Rule::Each { allowed: "a path from \"/\" on, 1 to 256 printable characters, without ? # and blanks", test: is_path }, Start;
-    /// Origins from which a browser may connect, such as "https://chat.example.org".
-    /// Empty: pages of this machine only, and only while listening on loopback. A client that sends no Origin is no browser and
-    /// is not judged by it.
+    /// Origins from which a browser may connect, such as "https://chat.example.org": scheme, host and port must be the same.
+    /// Empty: no page but the gateway's own chat page, which may connect while both listeners are on loopback. A client that sends no
+    /// Origin is no browser and is not judged by it.
     origins: Vec<String> = Vec::new(),
         Rule::Each { allowed: "scheme://host or scheme://host:port in lower case, without a path", test: is_origin }, Live;
     /// Where messages, the log and the generated secret are kept. One process at a time.
@@ -364,16 +365,9 @@ fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'))
 }
 
-/// The serialised form browsers send (RFC 6454 6.2): lower case, no default port games, no path.
+/// The serialised form browsers send (RFC 6454 6.2), as they write it.
 fn is_origin(text: &str) -> bool {
-    let Some((scheme, host)) = text.split_once("://") else { return false };
-    let scheme_fits = !scheme.is_empty()
-        && scheme.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.'));
-    let host_fits = !host.is_empty()
-        && host.bytes().all(|byte| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']' | b'_')
-        });
-    scheme_fits && host_fits
+    Origin::read(text).is_some() && !text.contains(|letter: char| letter.is_ascii_uppercase())
 }
 
 #[cfg(test)]

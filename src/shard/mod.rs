@@ -29,7 +29,7 @@ mod transmit;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::clock::Moment;
 use crate::conn::carry::{HeadCarry, Stashes};
@@ -42,6 +42,7 @@ use crate::limits::{ARRIVALS_PER_TURN_MAX, REFUSALS_MAX};
 use crate::mail::{Carriage, PageMail, Peer, Submit};
 use crate::observe::counters::{CloseCause, ReactorCounters};
 use crate::observe::trace::{Sampling, Steps};
+use crate::origin::Origin;
 use crate::session::auth::Verifier;
 use crate::session::delivery::{Session, SpareBacklogs};
 use crate::session::hold::Holds;
@@ -77,8 +78,9 @@ pub trait Outlet {
 pub struct Rules {
     pub node: String,
     pub path: String,
-    pub origins: Option<Vec<String>>,
-    pub loopback: bool,
+    pub origins: Vec<Origin>,
+    /// Of the gateway's own page, once it is known where it stands; none: it may not connect.
+    pub own_origins: OnceLock<Vec<Origin>>,
     pub balancers: Balancers,
     /// Answer every message with itself, for conformance suites and measurements; no sessions then.
     pub echo: bool,

@@ -72,11 +72,7 @@ impl Shard {
         let policy = Policy {
             path: &rules.path,
             endpoint: if rules.echo { Endpoint::Echo } else { Endpoint::Gateway },
-            origins: match &rules.origins {
-                Some(listed) => Origins::Listed(listed),
-                None if rules.loopback => Origins::Loopback,
-                None => Origins::Listed(&[]),
-            },
+            origins: Origins::Listed { configured: &rules.origins, own: rules.own_origins.get().map_or(&[], Vec::as_slice) },
         };
         let consumed = match carry.push(bytes) {
             Err(refusal) => return self.refuse_upgrade(id, refusal, CloseCause::UpgradeRefused),

@@ -4,14 +4,15 @@
 //! [`Request::write_accept`] or [`Refusal::write`] answers. Everything after the blank line belongs to the WebSocket stream, also
 //! when it came in the same read.
 //!
-//! Never looked at: the query string, where credentials would end in every log on the way. Headers in which balancers name the client are
-//! read elsewhere ([`crate::wire::forwarded`]), because anybody can write them.
+//! A query is refused, because credentials in it would end in every log on the way. Headers in which balancers name the client are read
+//! elsewhere ([`crate::wire::forwarded`]), because anybody can write them.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
 use crate::limits::{UPGRADE_HEAD_BYTES_MAX, UPGRADE_HEADERS_MAX};
+use crate::origin::Origin;
 use crate::wire::envelope::Encoding;
 
 /// What this endpoint takes.
@@ -39,10 +40,13 @@ pub enum Endpoint {
 pub enum Origins<'p> {
     /// All: whoever has a token may use it from anywhere.
     Any,
-    /// Pages that came from this machine: `http://localhost`, `127.0.0.1` or `[::1]`, any port. For a listener on loopback.
-    Loopback,
-    /// These, compared without regard to ASCII case.
-    Listed(&'p [String]),
+    /// Those of two lists.
+    Listed {
+        /// The operator's.
+        configured: &'p [Origin],
+        /// The gateway's own page.
+        own: &'p [Origin],
+    },
 }
 
 /// A request that may be upgraded. Borrows from the head.
@@ -75,6 +79,8 @@ pub enum Refusal {
     HttpVersion,
     /// A path other than the endpoint's.
     PathUnknown,
+    /// The target has a query, which is where tokens end in every log on the way.
+    QueryNotAllowed,
     /// A header that may stand once stands twice: two readers of this request could understand it differently.
     DuplicateHeader,
     /// No `Host`, or an empty one.
@@ -124,8 +130,12 @@ pub fn parse<'a>(head: &'a [u8], policy: &Policy<'_>) -> Result<Request<'a>, Ref
     if request.version != Some(1) {
         return Err(Refusal::HttpVersion);
     }
-    if request.path.and_then(path_of) != Some(policy.path) {
+    let target = request.path.ok_or(Refusal::BadSyntax)?;
+    if path_of(target) != Some(policy.path) {
         return Err(Refusal::PathUnknown);
+    }
+    if target.contains('?') {
+        return Err(Refusal::QueryNotAllowed);
     }
     let fields = Fields::collect(request.headers)?;
     if fields.host.is_none_or(<[u8]>::is_empty) {
@@ -235,13 +245,14 @@ impl HeadScan {
 
 impl Refusal {
     /// Every refusal, in the order of [`Refusal::index`].
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::BadSyntax,
         Self::HeadTooLarge,
         Self::TooManyHeaders,
         Self::MethodNotGet,
         Self::HttpVersion,
         Self::PathUnknown,
+        Self::QueryNotAllowed,
         Self::DuplicateHeader,
         Self::HostMissing,
         Self::BodyNotAllowed,
@@ -308,6 +319,7 @@ impl Refusal {
             Self::MethodNotGet => ("method_not_get", 405, "A WebSocket is opened with GET."),
             Self::HttpVersion => ("http_version", 505, "A WebSocket is opened with HTTP/1.1."),
             Self::PathUnknown => ("path_unknown", 404, "There is no WebSocket at this path; use the configured one, by default /ws."),
+            Self::QueryNotAllowed => ("query_not_allowed", 400, "The URL has a query; leave it away, and send the token in HELLO or in Authorization: Bearer."),
             Self::DuplicateHeader => ("duplicate_header", 400, "A header that may stand once stands twice; send it once."),
             Self::HostMissing => ("host_missing", 400, "HTTP/1.1 needs a Host header; send one."),
             Self::BodyNotAllowed => ("body_not_allowed", 400, "The request announces a body; send it without one."),
@@ -330,20 +342,11 @@ impl Origins<'_> {
     fn allow(self, origin: Option<&str>) -> bool {
         match (self, origin) {
             (Self::Any, _) | (_, None) => true,
-            (Self::Loopback, Some(origin)) => is_loopback(origin),
-            (Self::Listed(listed), Some(origin)) => listed.iter().any(|one| one.eq_ignore_ascii_case(origin)),
+            (Self::Listed { configured, own }, Some(origin)) => {
+                Origin::read(origin).is_some_and(|origin| configured.iter().chain(own).any(|one| *one == origin))
+            }
         }
     }
-}
-
-/// Whether a serialised origin (RFC 6454 6.2) names this machine.
-fn is_loopback(origin: &str) -> bool {
-    let Some(authority) = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) else { return false };
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (authority, "80"),
-    };
-    matches!(host, "localhost" | "127.0.0.1" | "[::1]") && port.parse::<u16>().is_ok()
 }
 
 /// The headers that are judged, each at most once, and the two lists by what is asked of them.
@@ -505,11 +508,10 @@ mod tests {
         );
     }
 
-    /// What clients and proxies do and the RFC allows: other cases, lists over several lines, absolute targets, a query, a length of 0.
+    /// What clients and proxies do and the RFC allows: other cases, lists over several lines, absolute targets, a length of 0.
     #[test]
     fn lawful_variants_are_accepted() {
         for (change, line) in [
-            ("GET", "GET /ws?token=never-read HTTP/1.1\r\n"),
             ("GET", "GET http://chat.example/ws HTTP/1.1\r\n"),
             ("GET", "\r\nGET /ws HTTP/1.1\r\n"),
             ("Upgrade", "uPGRADE: h2c, WebSocket\r\n"),
@@ -567,6 +569,9 @@ mod tests {
             ("GET", "GET /wss HTTP/1.1\r\n", Refusal::PathUnknown),
             ("GET", "GET ftp://chat.example/ws HTTP/1.1\r\n", Refusal::PathUnknown),
             ("GET", "GET * HTTP/1.1\r\n", Refusal::PathUnknown),
+            ("GET", "GET /ws?token=never HTTP/1.1\r\n", Refusal::QueryNotAllowed),
+            ("GET", "GET http://chat.example/ws? HTTP/1.1\r\n", Refusal::QueryNotAllowed),
+            ("GET", "GET /elsewhere?x HTTP/1.1\r\n", Refusal::PathUnknown),
             ("Host", "", Refusal::HostMissing),
             ("Host", "Host: \r\n", Refusal::HostMissing),
             ("", "Host: other.example\r\n", Refusal::DuplicateHeader),
@@ -600,14 +605,16 @@ mod tests {
         assert_eq!(refused(&head), Refusal::ValueNotUtf8);
     }
 
-    /// Listed origins pass in any case, others do not, and a client that is not a web page does.
+    /// Origins of both lists pass, others do not, and a client that is not a web page does. What is the same origin, `src/origin.rs` says.
     #[test]
-    fn origins_are_held_against_the_list() {
-        let listed = ["https://chat.example".to_owned()];
-        let policy = Policy { origins: Origins::Listed(&listed), ..POLICY };
+    fn origins_are_held_against_both_lists() {
+        let [configured, own] =
+            ["https://chat.example", "http://localhost:8081"].map(|text| [Origin::read(text).expect("an origin")]);
+        let policy = Policy { origins: Origins::Listed { configured: &configured, own: &own }, ..POLICY };
         let passes = |line| parse(&request("", line), &policy).map(|_| ());
-        assert_eq!(passes(""), Ok(()));
-        assert_eq!(passes("Origin: HTTPS://Chat.Example\r\n"), Ok(()));
+        for line in ["", "Origin: HTTPS://Chat.Example\r\n", "origin: http://localhost:8081 \r\n"] {
+            assert_eq!(passes(line), Ok(()), "{line}");
+        }
         for line in
             ["Origin: https://chat.example.evil\r\n", "Origin: null\r\n", "Origin: \r\n", "Origin: https://chat.example:8443\r\n"]
         {
@@ -665,24 +672,5 @@ mod tests {
         let mut out = Vec::new();
         Refusal::Overloaded.write(Some(7), &mut out);
         assert!(String::from_utf8(out).expect("ASCII").contains("\r\nRetry-After: 7\r\n"));
-    }
-
-    /// On a loopback listener pages of this machine may connect, and names that only look like it may not.
-    #[test]
-    fn loopback_means_this_machine() {
-        for ours in ["http://localhost", "http://localhost:3000", "http://127.0.0.1:8081", "https://[::1]:1", "http://[::1]"] {
-            assert!(Origins::Loopback.allow(Some(ours)), "{ours}");
-        }
-        for strange in [
-            "http://localhost.example.org",
-            "http://127.0.0.1.example.org",
-            "http://example.org",
-            "null",
-            "http://localhost:x",
-            "",
-        ] {
-            assert!(!Origins::Loopback.allow(Some(strange)), "{strange}");
-        }
-        assert!(Origins::Loopback.allow(None));
     }
 }

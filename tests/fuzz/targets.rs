@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use tidegate::conn::carry::HeadCarry;
 use tidegate::conn::connection::{Kinds, ReceiveLimits};
 use tidegate::limits::{PROXY_HEADER_BYTES_MAX, UPGRADE_HEAD_BYTES_MAX};
+use tidegate::origin::Origin;
 use tidegate::wire::forwarded::{self, Header};
 use tidegate::wire::proxy::{self, Source};
 use tidegate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal};
@@ -101,11 +102,11 @@ pub fn upgrade(input: &[u8]) -> u64 {
     let (settings, chunks, stream) = split(input);
     let found = find_head(stream, &[usize::MAX]);
     assert_eq!(found, find_head(stream, &chunks), "chunks {chunks:?} find another head");
-    let listed = ["https://chat.example".to_owned()];
+    let listed = [Origin::read("https://chat.example").expect("an origin")];
     let policy = Policy {
         path: "/ws",
         endpoint: if settings & 1 == 0 { Endpoint::Gateway } else { Endpoint::Echo },
-        origins: if settings & 2 == 0 { Origins::Any } else { Origins::Listed(&listed) },
+        origins: if settings & 2 == 0 { Origins::Any } else { Origins::Listed { configured: &listed, own: &[] } },
     };
     let refusal = match found {
         Ok(None) => return 0,
@@ -227,6 +228,7 @@ fn check_lawful(head: &[u8]) {
     assert_eq!(count("transfer-encoding"), 0);
     assert!(count("content-length") <= 1 && count("origin") <= 1 && count("authorization") <= 1);
     assert!(text.trim_start().starts_with("get ") && text.contains("/ws"));
+    assert!(!text.trim_start().split("\r\n").next().expect("a line").contains('?'), "a query passed");
 }
 
 /// Settings, chunk sizes, and what the peer sends.

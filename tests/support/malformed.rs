@@ -85,7 +85,8 @@ fn upgrades() -> Vec<Case> {
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let changed = [
         // Lawful, and easy to refuse by mistake.
-        ("a query is not looked at", "GET", "GET /ws?token=secret&token=x HTTP/1.1\r\n", 101),
+        ("a query", "GET", "GET /ws?token=secret&token=x HTTP/1.1\r\n", 400),
+        ("an empty query", "GET", "GET /ws? HTTP/1.1\r\n", 400),
         ("an absolute target", "GET", "GET http://chat.example/ws HTTP/1.1\r\n", 101),
         ("an empty line before the request", "GET", "\r\nGET /ws HTTP/1.1\r\n", 101),
         ("lists and cases", "Connection", "CONNECTION: keep-alive\r\nconnection: ,, upgrade ,\r\n", 101),
