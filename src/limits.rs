@@ -140,6 +140,10 @@ pub const SPARE_TARGETS_MAX: usize = 4_096;
 /// See [`SPARE_EVENTS_MAX`].
 pub const SPARE_BATCH_BYTES_MAX: usize = 256 * 1024;
 
+/// Bytes of rows that replay gathers from commit groups that follow each other before the engine gets them, all in one sorted batch.
+/// Filled at the start after a crash; full: they are written.
+pub const REPLAY_BATCH_BYTES: usize = 4 << 20;
+
 /// Empty windows of unacknowledged deliveries that a core keeps for the next session that needs one. Filled by ACK; full: one more is
 /// freed.
 pub const SPARE_BACKLOGS_MAX: usize = 1_024;

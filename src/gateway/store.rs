@@ -75,14 +75,14 @@ impl Store {
         let progress = Arc::new(Progress::new(position.group));
         let hashes = Hashes::new(store.hash_key);
         let begun = Instant::now();
-        let mut cold = Bare { engine: &engine, hashes, progress: &progress, groups: 0, failed: None };
+        let mut cold = Bare { engine: &engine, hashes, progress: &progress, failed: None };
         let how = store_settings(settings, posts.len(), clock);
         let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
-        let groups = cold.groups;
         if let Some(error) = cold.failed {
             return Err(storage(error));
         }
         let sequencer = sequencer.map_err(|error| Fatal::new(Exit::LogCorrupt, error))?;
+        let groups = progress.projected() - position.group;
         tracing::info!(groups, took_ms = begun.elapsed().as_millis(), "replayed the log");
 
         let waker = Waker::for_thread();
@@ -169,7 +169,7 @@ pub fn at_rest<T>(settings: &Settings, look: impl FnOnce(View<'_>) -> T) -> Resu
     let (log, recovered) = open_log(settings, false, &position)?;
     let progress = Arc::new(Progress::new(position.group));
     let hashes = Hashes::new(store.hash_key);
-    let mut cold = Bare { engine: &engine, hashes, progress: &progress, groups: 0, failed: None };
+    let mut cold = Bare { engine: &engine, hashes, progress: &progress, failed: None };
     let how = store_settings(settings, 0, Clock::new());
     let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
     if let Some(error) = cold.failed {
@@ -222,7 +222,6 @@ struct Bare<'a> {
     engine: &'a Engine,
     hashes: Hashes,
     progress: &'a Progress,
-    groups: u64,
     failed: Option<EngineError>,
 }
 
@@ -236,7 +235,6 @@ impl Cold for Bare<'_> {
     }
 
     fn project(&mut self, mut projection: Projection) {
-        self.groups += 1;
         match self.engine.write(&mut projection.batch) {
             Ok(()) => {
                 self.progress.handed_over(0);

@@ -214,10 +214,10 @@ impl JobFault {
     }
 }
 
-/// The store to the projector: the rows of one commit group, already durable in the log.
+/// The store to the projector: the rows of one commit group, in replay of several, already durable in the log.
 #[derive(Debug)]
 pub struct Projection {
-    /// Number of the group in the log. The batch carries it in `meta position` as well.
+    /// Number of the group in the log, of several the last. The batch carries it in `meta position` as well.
     pub number: u64,
     /// Its rows.
     pub batch: Batch,

@@ -8,6 +8,7 @@ use super::entry::{BadEntry, Change, Message, entries};
 use super::job::{JobFault, Loaded, Projection};
 use super::log::LogError;
 use super::schema::Batch;
+use crate::limits::REPLAY_BATCH_BYTES;
 use crate::wire::message::Text;
 
 /// Why the store cannot start on what it found.
@@ -86,16 +87,18 @@ pub trait Cold {
     /// # Errors
     /// [`JobFault`], which ends the start.
     fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault>;
-    /// Takes the rows of a replayed group, in order.
+    /// Takes the rows of replayed groups, in order: of all after the last call up to the number given.
     fn project(&mut self, projection: Projection);
 }
 
-/// Applies one group of the log again and hands its rows to `cold`.
+/// Applies one group of the log again and adds its rows to `batch`, which goes to `cold` when it is large enough. The caller hands over
+/// the last one.
+///
+/// Engine and batch never hold rows of one conversation that `cold` is asked for: what a group has touched stays in memory.
 ///
 /// # Errors
 /// [`RecoverError`], naming the group.
-pub fn replay(state: &mut State, group: u64, body: &[u8], cold: &mut impl Cold) -> Result<(), RecoverError> {
-    let mut batch = Batch::default();
+pub fn replay(state: &mut State, group: u64, body: &[u8], batch: &mut Batch, cold: &mut impl Cold) -> Result<(), RecoverError> {
     for entry in entries(body) {
         let mut entry = entry.map_err(|source| RecoverError::Entry { group, source })?;
         if let Change::Message(message) = &mut entry.change {
@@ -113,9 +116,11 @@ pub fn replay(state: &mut State, group: u64, body: &[u8], cold: &mut impl Cold) 
             let loaded = cold.load(conv).map_err(|fault| RecoverError::Cold { conv: (*conv).to_owned(), fault })?;
             state.insert(conv, loaded);
         }
-        state.apply(&entry, group, &mut batch).map_err(|source| RecoverError::Disagreement { group, source })?;
+        state.apply(&entry, group, batch).map_err(|source| RecoverError::Disagreement { group, source })?;
     }
-    state.finish(group, &mut batch);
-    cold.project(Projection { number: group, batch });
+    state.finish(group, batch);
+    if batch.len_bytes() >= REPLAY_BATCH_BYTES {
+        cold.project(Projection { number: group, batch: std::mem::take(batch) });
+    }
     Ok(())
 }

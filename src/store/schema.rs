@@ -33,6 +33,7 @@ use std::hash::Hasher;
 use siphasher::sip::SipHasher24;
 use siphasher::sip128::{Hasher128, SipHasher24 as SipHasher24Wide};
 
+use super::record::{self, Value};
 use crate::ids::{Cmid, Mid};
 use crate::limits::SPARE_BATCH_BYTES_MAX;
 
@@ -279,7 +280,7 @@ pub struct Row<'a> {
     pub value: &'a [u8],
 }
 
-/// The rows of one commit group: written to the engine in one atomic batch.
+/// The rows of one commit group, in replay of several that follow each other: written to the engine in one atomic batch.
 ///
 /// One buffer and one index, both recycled: no allocation per row.
 #[derive(Debug, Default)]
@@ -302,7 +303,7 @@ impl Batch {
     /// Adds a row whose value `write` appends.
     ///
     /// # Panics
-    /// If the batch reaches 4 GiB; a group is bounded far below.
+    /// If the batch reaches 4 GiB; it is bounded far below.
     pub fn push(&mut self, keyspace: Keyspace, change: Change, key: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.offset();
         self.bytes.extend_from_slice(key);
@@ -311,20 +312,25 @@ impl Batch {
         self.slots.push(Slot { start, value, end: self.offset(), keyspace, change });
     }
 
-    /// Empties a keyspace before the rows of this batch are written. Emptying it again in replay does no harm.
+    /// Empties a keyspace before the rows of this batch are written; of those added so far its own go as well. Emptying it again in
+    /// replay does no harm.
     pub fn clear_keyspace(&mut self, keyspace: Keyspace) {
-        self.clears.push(keyspace);
+        self.slots.retain(|slot| slot.keyspace != keyspace);
+        if !self.clears.contains(&keyspace) {
+            self.clears.push(keyspace);
+        }
     }
 
-    /// Sorts by key and keeps the last change of each: half the CPU of inserting unsorted. [`Change::Max`] keeps the last as well;
-    /// whoever adds it adds growing ones.
+    /// Sorts by key and keeps the last change of each, of [`Change::Max`] the highest: half the CPU of inserting unsorted.
     pub fn sort(&mut self) {
         let Self { bytes, slots, .. } = self;
         let key = |slot: &Slot| (slot.keyspace, &bytes[slot.start as usize..slot.value as usize]);
         slots.sort_unstable_by(|a, b| key(a).cmp(&key(b)).then(a.start.cmp(&b.start)));
+        let seq = |slot: &Slot| record::Cursor::decode(&bytes[slot.value as usize..slot.end as usize]).map_or(0, |row| row.seq);
         slots.dedup_by(|next, last| {
             let is_same = key(next) == key(last);
-            if is_same {
+            let is_lower = || next.change == Change::Max && last.change == Change::Max && seq(next) < seq(last);
+            if is_same && !is_lower() {
                 *last = *next;
             }
             is_same
@@ -416,6 +422,31 @@ mod tests {
         let expected: [(Keyspace, &[u8], &[u8]); 3] =
             [(Keyspace::Msg, b"z", b"2"), (Keyspace::Read, b"a", b"3"), (Keyspace::Read, b"b", b"4")];
         assert_eq!(rows, expected);
+    }
+
+    /// A batch of several groups means what they mean one after the other: the highest cursor stands, and emptying a keyspace takes the
+    /// rows before it alone.
+    #[test]
+    fn a_batch_keeps_the_order_of_its_groups() {
+        let mut batch = Batch::default();
+        for (key, seq) in [(b"x", 5), (b"x", 3), (b"y", 1), (b"y", 2)] {
+            batch.push(Keyspace::Cursor, Change::Max, key, |out| record::Cursor { seq }.encode(out));
+        }
+        for key in ["before", "after"] {
+            batch.push(Keyspace::Dedup1, Change::Put, key.as_bytes(), |_| {});
+            batch.push(Keyspace::Dedup2, Change::Put, key.as_bytes(), |_| {});
+            if key == "before" {
+                batch.clear_keyspace(Keyspace::Dedup1);
+                batch.clear_keyspace(Keyspace::Dedup1);
+            }
+        }
+        batch.sort();
+        assert_eq!(batch.clears(), [Keyspace::Dedup1]);
+        let of = |keyspace| batch.rows().filter(move |row| row.keyspace == keyspace);
+        let seqs: Vec<_> = of(Keyspace::Cursor).map(|row| record::Cursor::decode(row.value).unwrap().seq).collect();
+        assert_eq!(seqs, [5, 2]);
+        assert_eq!(of(Keyspace::Dedup1).map(|row| row.key).collect::<Vec<_>>(), [b"after"]);
+        assert_eq!(of(Keyspace::Dedup2).map(|row| row.key).collect::<Vec<_>>(), [&b"after"[..], b"before"]);
     }
 
     /// A cmid written at any time is still in a bucket that has not been emptied one whole window later.

@@ -264,7 +264,11 @@ impl<D: Disk> Sequencer<D> {
         let bans = cold.bans().map_err(|fault| RecoverError::Cold { conv: "bans".to_owned(), fault })?;
         bans.iter().for_each(|(user, device)| state.insert_ban(user, device.as_deref()));
         let after = position.group + u64::from(mutant::on(Mutant::ReplayOffByOne));
-        log.replay(after, |group, _, body| replay(&mut state, group, body, cold))?;
+        let mut batch = Batch::default();
+        log.replay(after, |group, _, body| replay(&mut state, group, body, &mut batch, cold))?;
+        if !batch.is_empty() {
+            cold.project(Projection { number: log.last(), batch });
+        }
         let number = log.last() + 1;
         let mut sequencer = Self {
             settings,

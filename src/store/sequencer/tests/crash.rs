@@ -182,6 +182,29 @@ impl Cold for Anew {
     }
 }
 
+/// Replay gathers groups into one batch, also over a bucket of cmids that is emptied between them, and leaves the rows that the groups
+/// left one by one; a start from any of them on as well.
+#[test]
+fn groups_replayed_as_one_leave_the_same_rows() {
+    let (disk, mut world, mut sequencer) = started();
+    let mut engines = vec![world.engine.clone()];
+    for cmid in 1..=8 {
+        world.submits.push_back(send(0, u32::from(cmid), "d:al:bo", cmid, 0));
+        world.submits.push_back(send(1, u32::from(cmid), "d:bo:cy", 100 + cmid, 0));
+        world.submits.push_back(Submit::Read { from: sender(1, 9), conv: "d:al:bo".into(), seq: 1 + u64::from(cmid) / 2 });
+        settle(&mut sequencer, &mut world);
+        engines.push(world.engine.clone());
+        // By the fifth quarter of the window a bucket has its turn again.
+        world.pass(u64::from(STORE.dedup_s) * 1_000 / 3);
+    }
+    drop(sequencer);
+    for engine in engines {
+        let mut replayed = World::new(engine);
+        open(&disk, &mut replayed).unwrap();
+        assert_eq!(replayed.engine, world.engine);
+    }
+}
+
 /// Groups were lost and the operator accepted it: the store goes on under a new epoch, in memory, in the rows and after a restart.
 #[test]
 fn accepted_loss_begins_a_new_epoch() {
