@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use crate::Common;
 
 /// A running gateway; killed, and its data removed, when dropped.
 pub struct Gateway {
+    command: Command,
     child: Child,
     data: PathBuf,
     /// Where clients connect.
@@ -48,9 +49,27 @@ impl Gateway {
             command.env(format!("TIDEGATE_{}", key.replace('.', "_").to_uppercase()), value);
         }
         let child = command.spawn().map_err(|error| format!("cannot start {}: {error}", common.gateway().display()))?;
-        let mut gateway = Self { child, data, address, admin };
+        let mut gateway = Self { command, child, data, address, admin };
         gateway.wait_until_ready()?;
         Ok(gateway)
+    }
+
+    /// kill -9. Its data stays.
+    pub fn kill(&mut self) -> Result<(), String> {
+        self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|error| format!("kill: {error}"))
+    }
+
+    /// Starts it again after [`Gateway::kill`], on the same data; how long it took until it was ready.
+    pub fn reopen(&mut self) -> Result<Duration, String> {
+        let started = Instant::now();
+        self.child = self.command.spawn().map_err(|error| format!("cannot start it again: {error}"))?;
+        self.wait_until_ready()?;
+        Ok(started.elapsed())
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     /// Its number.
@@ -132,7 +151,7 @@ impl Gateway {
             if get(self.admin, "/readyz").is_ok_and(|(status, _)| status == 200) {
                 return Ok(());
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(5));
         }
         Err("the gateway was not ready within 30 s".to_owned())
     }

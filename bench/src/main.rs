@@ -6,6 +6,7 @@
 //! tidegate-bench echo                                     # one subject: against a bare echo, and peers that are installed
 //! tidegate-bench echo --case "64 B, 100 " --against OLD   # one case, and another build beside this one
 //! tidegate-bench idle --connections 10000
+//! tidegate-bench reopen                                   # from kill -9 at full load until ready again
 //! tidegate-bench send --connections 1000 --rate 10000     # open loop: latency from the intended time
 //! ```
 //!
@@ -23,6 +24,7 @@ mod machine;
 mod nats;
 mod pace;
 mod paired;
+mod reopen;
 mod results;
 mod send;
 mod server;
@@ -39,6 +41,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::floor::Duty;
 use crate::paired::Options;
+use crate::reopen::ReopenOptions;
 use crate::results::Run;
 
 fn main() -> ExitCode {
@@ -55,6 +58,9 @@ fn run(subject: &Subject) -> Result<(), String> {
     match subject {
         Subject::Idle(common) => results::report("idle", common, &repeat(common, || idle::run(common))?),
         Subject::Send(options) => results::report("send", &options.common, &repeat(&options.common, || send::run(options))?),
+        Subject::Reopen(options) => {
+            results::report("reopen", &options.common, &repeat(&options.common, || reopen::run(options))?)
+        }
         Subject::Floor { duty } => floor::run(*duty).map_err(|error| error.to_string()),
         Subject::Echo(options) => compare(options, &[echo::run]),
         Subject::Upgrade(options) => compare(options, &[upgrade::run]),
@@ -106,6 +112,8 @@ enum Subject {
     Idle(Common),
     /// Durable messages: rate, latency of SENT and DELIVER, CPU per message.
     Send(SendOptions),
+    /// From kill -9 at full load until ready again.
+    Reopen(ReopenOptions),
     /// What others are held against; started by the comparisons.
     #[command(hide = true)]
     Floor { duty: Duty },
