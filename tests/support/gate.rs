@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use tidegate::wire::envelope::Encoding;
 use tidegate_client::{Client, Event, Events, Outgoing, Pending};
 
+use super::disk::FaultyDisk;
 use super::eventually;
 use super::gateway::Gateway;
 use super::ledger::{Findings, Ledger, Origin};
 use super::raw::Raw;
 
 /// How a life of the gateway ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum End {
+#[derive(Clone, Copy)]
+pub enum End<'d> {
     /// kill -9.
     Kill,
     /// SIGTERM, and the process is waited for.
@@ -26,6 +27,8 @@ pub enum End {
     KillAndCopy,
     /// kill -9, and the data becomes what was copied aside: a disk that lost what it had promised to keep.
     KillAndForget,
+    /// The power of the gateway's disk is cut.
+    PowerCut(&'d FaultyDisk),
 }
 
 const USERS: [&str; 4] = ["al", "bo", "cy", "di"];
@@ -59,7 +62,7 @@ struct Shared {
 }
 
 /// Runs `lives` lives of `gateway` under load. `settle`: how long devices may take to have everything in the end.
-pub fn run(mut gateway: Gateway, ends: &[End], settle: Duration) -> Report {
+pub fn run(mut gateway: Gateway, ends: &[End<'_>], settle: Duration) -> Report {
     for (conv, members) in CONVERSATIONS.iter().filter(|(conv, _)| conv.starts_with("g:")) {
         gateway.group(conv, members);
     }
@@ -96,6 +99,10 @@ pub fn run(mut gateway: Gateway, ends: &[End], settle: Duration) -> Report {
             End::KillAndForget => {
                 gateway.kill();
                 gateway.forget_data();
+            }
+            End::PowerCut(disk) => {
+                disk.cut_power(number);
+                gateway.kill();
             }
             End::Drain => {
                 gateway.terminate();

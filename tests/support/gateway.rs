@@ -235,16 +235,26 @@ impl Gateway {
 
     /// One request to the admin listener: status and body.
     pub fn admin(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.admin).expect("the admin listener");
+        self.ask_admin(method, path, body).expect("the admin listener answers")
+    }
+
+    /// Whether `/readyz` says so. A process that is gone says nothing.
+    pub fn is_ready(&self) -> bool {
+        self.ask_admin("GET", "/readyz", "").is_ok_and(|(status, _)| status == 200)
+    }
+
+    fn ask_admin(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.admin)?;
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
         );
-        stream.write_all(request.as_bytes()).expect("the admin listener reads");
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("the admin listener answers");
-        let status = answer.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a status line");
-        (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split_whitespace().nth(1).and_then(|word| word.parse().ok());
+        let status = status.ok_or_else(|| std::io::Error::other("no status line"))?;
+        Ok((status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()))
     }
 
     /// Creates a group.

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: a real gateway in a process of its own, a hand-driven connection, and the ledger that judges.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod disk;
 pub mod gate;
 pub mod gateway;
 pub mod ledger;
