@@ -56,16 +56,23 @@ pub struct Lanes {
 ///
 /// # Errors
 /// The kernel's, if no thread can be started.
-pub fn spawn<D>(sequencer: Sequencer<D>, lanes: Lanes) -> io::Result<JoinHandle<Result<(), LogError>>>
+pub fn spawn<D>(mut sequencer: Sequencer<D>, lanes: Lanes) -> io::Result<JoinHandle<Result<(), LogError>>>
 where
     D: Disk + Send + 'static,
     D::File: Send,
 {
-    std::thread::Builder::new().name("store".to_owned()).spawn(move || run(sequencer, lanes))
+    std::thread::Builder::new().name("store".to_owned()).spawn(move || {
+        let ended = run(&mut sequencer, lanes);
+        if ended.is_err() {
+            // Letting go of the log waits for the zeros of its next segment, and a disk that fails may take long over them.
+            std::mem::forget(sequencer);
+        }
+        ended
+    })
 }
 
 /// The thread itself.
-fn run<D: Disk>(mut sequencer: Sequencer<D>, lanes: Lanes) -> Result<(), LogError> {
+fn run<D: Disk>(sequencer: &mut Sequencer<D>, lanes: Lanes) -> Result<(), LogError> {
     #[cfg(debug_assertions)]
     if std::env::var_os(EARLY_ACKNOWLEDGEMENT).is_some() {
         sequencer.plant_early_acknowledgement(EARLY_BY);
@@ -73,12 +80,12 @@ fn run<D: Disk>(mut sequencer: Sequencer<D>, lanes: Lanes) -> Result<(), LogErro
     let mut doors = Doors { lanes, next_reader: 0 };
     loop {
         let turn = sequencer.turn(&mut doors)?;
-        doors.lanes.publish(&mut sequencer);
+        doors.lanes.publish(sequencer);
         if turn.is_busy {
             continue;
         }
         if doors.lanes.stop.load(Ordering::Acquire) && doors.lanes.is_empty() {
-            return finish(&mut sequencer, &mut doors);
+            return finish(sequencer, &mut doors);
         }
         doors.lanes.waker.park(turn.wake_in, || doors.lanes.is_empty() && !doors.lanes.stop.load(Ordering::Acquire));
     }
