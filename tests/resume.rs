@@ -43,6 +43,15 @@ fn notice(raw: &mut Raw) -> (String, u64) {
     })
 }
 
+/// The reason of the RESYNC that comes before any NOTICE.
+fn resync(raw: &mut Raw) -> u16 {
+    raw.wait("RESYNC", |frame| match frame {
+        ServerFrame::Resync { reason } => Some(*reason),
+        ServerFrame::Notice { conv, .. } => panic!("{conv} is named"),
+        _ => None,
+    })
+}
+
 /// Waits until the gateway has noticed that so many sessions have no connection.
 fn detached(gateway: &Gateway, count: f64) {
     eventually("the end of the connection", || (gateway.metric("tidegate_sessions_detached_open") == count).then_some(()));
@@ -227,6 +236,38 @@ fn a_full_window_is_marked_while_away() {
         assert_eq!(al.say(DIRECT, "live").seq, seqs[9] + 1);
         assert_eq!(deliveries(&mut bo, 1), [(5, seqs[9] + 1, 0)]);
         bo.ack(5, DIRECT, seqs[9] + 1);
+        drop(bo.socket.close(Some(tungstenite::protocol::CloseFrame { code: 1000.into(), reason: "".into() })));
+        detached(&gateway, 0.0);
+    }
+}
+
+/// More conversations than 256 moved behind a full window: they are not named one by one. One RESYNC says it, and again after a resume,
+/// until a SYNC has been answered.
+#[test]
+fn marks_beyond_their_bound_become_one_resync() {
+    let gateway = Gateway::with(&[("protocol.window_default", "1"), ("protocol.send_rate", "1000")]);
+    let convs: Vec<String> = (0..258).map(|number| format!("g:{number}")).collect();
+    convs.iter().for_each(|conv| gateway.group(conv, &["al", "bo"]));
+    for encoding in ENCODINGS {
+        let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+        let (mut bo, welcome) = come_back(&gateway, encoding, [0; 16], 0);
+        let heads: Vec<u64> = convs.iter().map(|conv| al.say(conv, "x").seq).collect();
+        assert_eq!(deliveries(&mut bo, 1), [(1, heads[0], 0)]);
+        bo.ack(1, &convs[0], heads[0]);
+        assert_eq!(resync(&mut bo), 1);
+        drop(bo);
+        detached(&gateway, 1.0);
+        let (mut bo, welcome) = come_back(&gateway, encoding, welcome.session, 1);
+        assert_eq!((welcome.resumed, resync(&mut bo)), (1, 1));
+        let (entries, _) = bo.sync(0, 0);
+        assert_eq!(entries.len(), convs.len());
+        drop(bo);
+        detached(&gateway, 1.0);
+        let (mut bo, welcome) = come_back(&gateway, encoding, welcome.session, 1);
+        assert_eq!((welcome.resumed, bo.ping().len()), (1, 0));
+        let seq = al.say(&convs[1], "live again").seq;
+        assert_eq!(deliveries(&mut bo, 1), [(2, seq, 0)]);
+        bo.ack(2, &convs[1], seq);
         drop(bo.socket.close(Some(tungstenite::protocol::CloseFrame { code: 1000.into(), reason: "".into() })));
         detached(&gateway, 0.0);
     }

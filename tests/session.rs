@@ -246,6 +246,42 @@ fn a_silent_peer_is_pinged_and_then_dropped() {
     assert!(alive.ping().is_empty());
 }
 
+/// Any byte is a sign of life: who is in the middle of a long frame answers no ping and stays, while two that say nothing are dropped one
+/// after the other. So does a page whose timers sleep: its browser answers pings (above).
+#[test]
+fn any_byte_is_a_sign_of_life() {
+    let gateway = Gateway::with(&[("protocol.ping_ms", "1000")]);
+    let slow = Raw::connect(&gateway, Encoding::Binary, "al", "slow");
+    let mut stream = slow.socket.get_ref().try_clone().expect("a socket");
+    // The head of a masked binary frame of 65,535 bytes.
+    stream.write_all(&[0x82, 0xFE, 0xFF, 0xFF, 0, 0, 0, 0]).expect("it is connected");
+    let deadline = Instant::now() + PATIENCE;
+    for device in ["first", "second"] {
+        let dead = Raw::connect(&gateway, Encoding::Binary, "al", device);
+        let mut silent = dead.socket.get_ref().try_clone().expect("a socket");
+        silent.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket");
+        loop {
+            stream.write_all(&[0]).expect("it is connected");
+            match silent.read(&mut [0; 64]) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+            assert!(Instant::now() < deadline, "it is never dropped");
+        }
+    }
+    stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket");
+    let end = loop {
+        match stream.read(&mut [0; 64]) {
+            Ok(0) => break None,
+            Ok(_) => {}
+            Err(error) => break Some(error.kind()),
+        }
+    };
+    assert_eq!(end, Some(std::io::ErrorKind::WouldBlock), "it was dropped");
+}
+
 /// More than 8 reads wait for nobody: the rest is 4002 and may be asked again.
 #[test]
 fn reads_have_a_queue_of_eight() {
