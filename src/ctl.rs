@@ -79,8 +79,19 @@ enum Command {
         #[command(subcommand)]
         change: Change,
     },
+    /// What concerns TLS.
+    Tls {
+        #[command(subcommand)]
+        change: TlsChange,
+    },
     /// Tell all clients to go and end, as SIGTERM does.
     Drain,
+}
+
+#[derive(Subcommand, Debug)]
+enum TlsChange {
+    /// Read certificates and keys again, as SIGHUP does. Connections stay; a bad file changes nothing.
+    Reload,
 }
 
 #[derive(Args, Debug)]
@@ -162,6 +173,7 @@ pub fn run(args: &CtlArgs) -> Result<String, (Exit, String)> {
             };
             (answer, fields)
         }
+        Command::Tls { change: TlsChange::Reload } => (gateway.post("/v1/tls/reload", &json!({}))?, fields),
         Command::Drain => (gateway.post("/v1/drain", &json!({}))?, fields),
     };
     Ok(if args.json { format!("{answer}\n") } else { shown(&answer) })

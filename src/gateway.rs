@@ -199,6 +199,10 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
             let events = events_in.clone();
             Box::new(move || drop(events.send(Occurrence::Signal(Signal::Terminate))))
         },
+        reload: {
+            let events = events_in.clone();
+            Box::new(move |reply| drop(events.send(Occurrence::Reload(Some(reply)))))
+        },
         clock,
         version: env!("CARGO_PKG_VERSION"),
         idle_session_bytes: idle_layout(kernel.slot_bytes()).iter().map(|(_, bytes)| bytes).sum(),
@@ -215,10 +219,15 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let mut keys = tls.map(|(_, keys)| keys);
     let ended = loop {
         match events.recv().expect("the signal thread holds a sender") {
-            Occurrence::Reload => match tls::reload(&settings, keys.as_mut(), &posts) {
-                Ok(()) => tracing::info!("certificates were read again"),
-                Err(reason) => tracing::error!(reason, "certificates stay as they were"),
-            },
+            Occurrence::Reload(reply) => {
+                let done = tls::reload(&settings, keys.as_mut(), &posts);
+                match &done {
+                    Ok(()) => tracing::info!("certificates were read again"),
+                    Err(reason) => tracing::error!(reason, "certificates stay as they were"),
+                }
+                // Whoever asked may have given up.
+                reply.map(|reply| reply.try_send(done));
+            }
             Occurrence::Signal(signal) => {
                 health.drain();
                 break drain(&settings, signal, &posts, &reports, &events);
@@ -246,8 +255,8 @@ fn idle_layout(socket: usize) -> [(&'static str, usize); 6] {
 enum Occurrence {
     /// SIGTERM or SIGINT.
     Signal(Signal),
-    /// SIGHUP.
-    Reload,
+    /// SIGHUP, or the admin listener, which wants an answer.
+    Reload(Option<mpsc::SyncSender<Result<(), String>>>),
     /// A thread cannot go on.
     Fatal(Fatal),
 }
@@ -303,7 +312,7 @@ fn cut_short(events: &Receiver<Occurrence>, patience: Duration) -> Option<Fatal>
     let deadline = Instant::now() + patience;
     loop {
         match events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()? {
-            Occurrence::Reload => {}
+            Occurrence::Reload(_) => {}
             Occurrence::Signal(_) => {
                 return Some(Fatal::new(Exit::Aborted, "a second signal cut the drain short; clients were cut off"));
             }
@@ -320,7 +329,7 @@ fn watch_signals(events: &mpsc::Sender<Occurrence>) -> Result<(), Fatal> {
     spawn("signals", move || {
         for number in signals.forever() {
             let occurrence = match number {
-                SIGHUP => Occurrence::Reload,
+                SIGHUP => Occurrence::Reload(None),
                 SIGINT => Occurrence::Signal(Signal::Interrupt),
                 _ => Occurrence::Signal(Signal::Terminate),
             };

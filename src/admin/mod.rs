@@ -11,7 +11,7 @@
 //!  GET  /v1/groups/{conv}                                  ─┘
 //!  POST /v1/conversations/{conv}/messages, GET /v1/conversations/{conv}, /v1/users/{user}/conversations     store, readers
 //!  GET  /v1/connections, /v1/users/{user}, POST /v1/kick            store for who, then the reactors named
-//!  GET  /v1/version, /v1/config, POST /v1/drain                     here
+//!  GET  /v1/version, /v1/config, POST /v1/drain, /v1/tls/reload     here, main
 //!  GET  /demo/                          a page to try it
 //! ```
 //!
@@ -33,6 +33,7 @@ mod refusal;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -63,6 +64,9 @@ use crate::admin::refusal::Refusal;
 /// Begins a drain.
 pub type Drain = Box<dyn FnOnce() + Send>;
 
+/// Has the files of TLS read again; the answer says why not.
+pub type Reload = Box<dyn Fn(SyncSender<Result<(), String>>) + Send + Sync>;
+
 /// What the admin thread reads from and sends to; built by the gateway.
 pub struct Sources {
     /// The published counters, by number of the reactor.
@@ -83,6 +87,8 @@ pub struct Sources {
     pub settings: Settings,
     /// Begins a drain, as SIGTERM does.
     pub drain: Drain,
+    /// Reads the files of TLS again, as SIGHUP does.
+    pub reload: Reload,
     /// The clock all threads share.
     pub clock: Clock,
     /// Bytes that an idle session occupies by layout.
@@ -150,6 +156,7 @@ struct Shared {
     settings: Settings,
     /// Taken by the first who uses it.
     drain: Mutex<Option<Drain>>,
+    reload: Reload,
     version: &'static str,
     cmids: AtomicU64,
     changes: Arc<Semaphore>,
@@ -175,7 +182,7 @@ impl Shared {
 async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     let Sources { reactors, store, histograms, health, submit, credit, controls, settings, drain, clock, .. } = sources;
-    let Sources { idle_session_bytes, version, demo, .. } = sources;
+    let Sources { reload, idle_session_bytes, version, demo, .. } = sources;
     let metrics = Metrics::new(version, clock.now(), idle_session_bytes, reactors.clone(), Arc::clone(&store), histograms);
     let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
     let shared = Arc::new(Shared {
@@ -188,6 +195,7 @@ async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stoppe
         controls,
         settings,
         drain: Mutex::new(Some(drain)),
+        reload,
         version,
         cmids: AtomicU64::new(0),
         changes,
@@ -231,6 +239,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/version", get(node::version))
         .route("/v1/config", get(node::config))
         .route("/v1/drain", post(node::drain))
+        .route("/v1/tls/reload", post(node::reload_tls))
         .route("/v1/connections", get(connections::list))
         .route("/v1/kick", post(connections::kick))
         .route("/v1/users/{user}", get(connections::user))

@@ -8,7 +8,8 @@ use axum::response::Json;
 use serde_json::{Map, Value, json};
 
 use crate::admin::Shared;
-use crate::admin::refusal::Refusal;
+use crate::admin::ask::ask;
+use crate::admin::refusal::{Refusal, Thread};
 use crate::config::Settings;
 use crate::config::settings::DEFINITIONS;
 use crate::config::value::{Kind, Raw};
@@ -59,4 +60,14 @@ pub async fn drain(State(shared): State<Arc<Shared>>) -> Result<(StatusCode, Jso
     tracing::info!("told to drain by the admin listener");
     drain();
     Ok((StatusCode::ACCEPTED, Json(json!({ "draining": true, "window_ms": shared.settings.drain.window_ms }))))
+}
+
+/// `POST /v1/tls/reload`: 200 when the files of TLS were read again, as by SIGHUP; refused, with the file, when one is no good.
+pub async fn reload_tls(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Refusal> {
+    let send = |reply| {
+        (shared.reload)(reply);
+        Ok(())
+    };
+    ask(&shared, Thread::Main, send).await?.map_err(Refusal::KeysRefused)?;
+    Ok(Json(json!({ "reloaded": true })))
 }

@@ -39,6 +39,8 @@ pub enum Refusal {
     CmidReused,
     /// A query or a choice of connections that means nothing.
     BadQuery(String),
+    /// Files of TLS that are no good, or no listener for it.
+    KeysRefused(String),
     /// The node is leaving already.
     Draining,
     /// A defect of ours.
@@ -54,6 +56,8 @@ pub enum Thread {
     Reader,
     /// A reactor.
     Reactor(u16),
+    /// The main thread.
+    Main,
 }
 
 impl Refusal {
@@ -92,6 +96,8 @@ impl Refusal {
             }
             Self::CmidReused => (S::CONFLICT, "cmid_reused", "give every message a cmid of its own"),
             Self::BadQuery(_) => (S::BAD_REQUEST, "bad_query", "docs/admin.md lists what each path takes"),
+            Self::Silent(Thread::Main) => (S::GATEWAY_TIMEOUT, "main_silent", "try again; look into the log of the gateway"),
+            Self::KeysRefused(_) => (S::CONFLICT, "keys_refused", "repair the file that is named; what was in force stays so"),
             Self::Draining => (S::CONFLICT, "draining", "wait; a second signal to the process cuts a drain short"),
             Self::NoDemoTokens => (S::FORBIDDEN, "no_demo_tokens", "make one with `tidegate token`; the page takes it"),
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "look into the log of the gateway"),
@@ -124,6 +130,8 @@ impl Refusal {
             Self::Silent(Thread::Store) => "the store thread did not answer within 1 s; the change may still happen".to_owned(),
             Self::Silent(Thread::Reader) => "no reader thread answered within 1 s".to_owned(),
             Self::Silent(Thread::Reactor(number)) => format!("reactor {number} did not answer within 1 s"),
+            Self::Silent(Thread::Main) => "the main thread did not answer within 1 s; it may still happen".to_owned(),
+            Self::KeysRefused(why) => why.clone(),
             Self::CmidReused => "this cmid belongs to another message".to_owned(),
             Self::BadQuery(why) => why.clone(),
             Self::Draining => "the node is draining".to_owned(),
@@ -179,6 +187,8 @@ mod tests {
             Refusal::Silent(Thread::Store),
             Refusal::Silent(Thread::Reader),
             Refusal::Silent(Thread::Reactor(0)),
+            Refusal::Silent(Thread::Main),
+            Refusal::KeysRefused(String::new()),
             Refusal::CmidReused,
             Refusal::BadQuery(String::new()),
             Refusal::Draining,

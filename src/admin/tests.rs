@@ -35,6 +35,7 @@ fn node(submit_bound: usize) -> Node {
         controls: Vec::new(),
         settings: Settings::default(),
         drain: Box::new(|| {}),
+        reload: Box::new(|reply| drop(reply.try_send(Err("there is no listener for TLS".to_owned())))),
         clock: Clock::new(),
         idle_session_bytes: 196,
         version: "0.0.0-test",

@@ -275,7 +275,7 @@ settings! {
     /// Silence after which a connection that talked goes back to the cheaper way of waiting, in milliseconds. 0: never.
     park_after_ms: u32 = 10_000, Rule::Between(0, HOUR_MS), Start;
 
-    [tls: TlsSettings, "TLS in front of the same service, beside `listen`. The files are read again on SIGHUP."]
+    [tls: TlsSettings, "TLS in front of the same service, beside `listen`. The files are read again on SIGHUP and by `tidegate ctl tls reload`."]
     /// Where clients connect with TLS (`wss://`). Absent: nowhere.
     listen: Option<SocketAddr> = None, Rule::Any, Start;
     /// Files with certificates (PEM), each with those between it and a root behind it. A client gets the one that is for the name it

@@ -81,6 +81,11 @@ fn grants(settings: &Settings, ready_file: Option<&Path>) -> Grants {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
     };
+    // A link may lead elsewhere, and whoever renews a certificate lays a new file there and turns the link.
+    let around = |file: &Path| {
+        let real = file.canonicalize().ok().map(|real| beside(&real)).filter(|real| *real != beside(file));
+        std::iter::once(beside(file)).chain(real).collect::<Vec<_>>()
+    };
     let data = &settings.data_dir;
     // Either may be a link to another disk.
     let mut write = vec![data.clone(), data.join("log"), data.join("engine")];
@@ -89,8 +94,8 @@ fn grants(settings: &Settings, ready_file: Option<&Path>) -> Grants {
     let (mut read, mut ports, mut is_chosen) = (Vec::new(), Vec::new(), false);
     for definition in DEFINITIONS.iter().filter(|definition| definition.key != "data_dir") {
         match ((definition.value)(settings), definition.kind) {
-            (Raw::Text(path), Kind::Path) => read.push(beside(Path::new(&path))),
-            (Raw::List(items), _) => read.extend(items.iter().map(Path::new).filter(|item| item.is_file()).map(beside)),
+            (Raw::Text(path), Kind::Path) => read.extend(around(Path::new(&path))),
+            (Raw::List(items), _) => read.extend(items.iter().map(Path::new).filter(|item| item.is_file()).flat_map(around)),
             (Raw::Text(address), Kind::Address) => {
                 let port = address.parse().map_or(0, |address: SocketAddr| address.port());
                 // A port that the kernel chooses is bound once by the first reactor and then by its number.
