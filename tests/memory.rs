@@ -6,9 +6,11 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use support::gateway::Gateway;
+use support::secure::{self, Authority};
 use support::{PATIENCE, raw};
 use tidegate::io::descriptors::Descriptors;
 use tidegate::wire::envelope::{Encoding, ServerFrame, ServerFrames, encode_client};
@@ -41,6 +43,29 @@ fn an_idle_session_costs_at_most_the_contract() {
     let each = grown as f64 / SESSIONS as f64;
     println!("{SESSIONS} idle sessions: {grown} bytes, {each:.0} each; the contract is {SESSION_BYTES_MAX}");
     assert!(each <= SESSION_BYTES_MAX, "an idle session costs {each:.0} bytes, all included");
+}
+
+/// Sessions with TLS that do nothing: the growth of the process, divided by them, as above but with handshakes that are not resumed.
+#[test]
+fn an_idle_session_with_tls_costs_at_most_its_contract() {
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let (gateway, address) = secure::start(&authority, &["a"], &[]);
+    let config = Arc::new(authority.client(&secure::BOTH, None));
+    // What the first handshake makes for all is not one session's.
+    let first = secure::connect(address, &config, "localhost").expect("a handshake");
+    let mut sessions = vec![secure::welcomed(&gateway, first, "user-first")];
+    let empty = gateway.proportional_bytes();
+    for number in 0..TLS_SESSIONS {
+        let config = Arc::new(authority.client(&secure::BOTH, None));
+        let stream = secure::connect(address, &config, "localhost").expect("a handshake");
+        sessions.push(secure::welcomed(&gateway, stream, &format!("user-{number:07}")));
+    }
+    assert_eq!(gateway.metric("tidegate_tls_open"), (TLS_SESSIONS + 1) as f64);
+    let grown = gateway.proportional_bytes() - empty;
+    let each = grown as f64 / TLS_SESSIONS as f64;
+    println!("{TLS_SESSIONS} idle sessions with TLS: {grown} bytes, {each:.0} each; the contract is {TLS_SESSION_BYTES_MAX}");
+    assert!(each <= TLS_SESSION_BYTES_MAX, "an idle session with TLS costs {each:.0} bytes, all included");
 }
 
 /// What fifty-one more reactors cost a gateway that nobody is connected to: their pools, lanes, histograms and buffers are shares of
@@ -107,5 +132,9 @@ const RESTS: u32 = 120;
 const REST: Duration = Duration::from_millis(500);
 /// All included.
 const SESSION_BYTES_MAX: f64 = 512.0;
+/// Sessions with TLS held.
+const TLS_SESSIONS: usize = 2_000;
+/// All included.
+const TLS_SESSION_BYTES_MAX: f64 = 8_192.0;
 /// All reactors of a node together.
 const REACTORS_BYTES_MAX: u64 = 64 * 1024 * 1024;

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use allocation_counter::{measure, opt_out};
 use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::version::{TLS12, TLS13};
@@ -16,6 +17,7 @@ use support::raw::Raw;
 use support::secure::{self, Authority, BOTH, Stream, connect, welcomed};
 use support::{PATIENCE, eventually};
 use tidegate::wire::envelope::Encoding;
+use tidegate::wire::tls::{Keys, Pair, Policy, Session};
 use tungstenite::Message;
 
 /// Both versions carry a session, beside one without TLS; the next connection of a client resumes, and both are counted.
@@ -113,6 +115,58 @@ fn certificates_are_read_again() {
 
     live.send(Message::Ping("still here".into())).expect("the connection lives");
     assert_eq!(live.read().expect("a pong"), Message::Pong("still here".into()));
+}
+
+/// Certificates as renewal tools lay them: links that lead to a directory of versions, which turn while the gateway runs confined. By
+/// `tidegate ctl tls reload`, which says how it went.
+#[test]
+fn links_are_followed_when_files_are_read_again() {
+    let authority = Authority::new();
+    for version in ["1", "2"] {
+        authority.issue(version, &["localhost"]);
+    }
+    let archive = authority.path("archive");
+    std::fs::create_dir(&archive).expect("a directory");
+    let turn = |version: &str| {
+        for ending in ["pem", "key"] {
+            let (real, link) = (format!("{archive}/{version}.{ending}"), authority.path(&format!("live/a.{ending}")));
+            std::fs::copy(authority.path(&format!("{version}.{ending}")), &real).expect("a file");
+            drop(std::fs::remove_file(&link));
+            std::os::unix::fs::symlink(real, link).expect("a link");
+        }
+    };
+    std::fs::create_dir(authority.path("live")).expect("a directory");
+    turn("1");
+    let (gateway, address) = secure::start(&authority, &["live/a"], &[]);
+    turn("2");
+    let (code, said) = ctl(&gateway, &["tls", "reload"]);
+    assert!(code == Some(0) && said.contains("reloaded  true"), "{said}");
+    assert_eq!(shown(&connect(address, &fresh(&authority), "localhost").expect("a handshake")), authority.read("2.pem"));
+    std::fs::remove_file(authority.path("live/a.key")).expect("a link");
+    let (code, said) = ctl(&gateway, &["tls", "reload"]);
+    assert!(code == Some(1) && said.contains("live/a.key: cannot read it"), "{said}");
+    assert_eq!(shown(&connect(address, &fresh(&authority), "localhost").expect("a handshake")), authority.read("2.pem"));
+}
+
+/// What a session keeps when its handshake is over and nothing is under way, counted byte by byte at Rust's allocator. The keys as the
+/// library of cryptography spreads them out come on top; `tests/memory.rs` sees all of it.
+#[test]
+fn a_session_at_rest_keeps_little() {
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let read = |ending: &str| std::fs::read(authority.path(&format!("a.{ending}"))).expect("a file");
+    let pair = Pair { name: "a".to_owned(), chain: read("pem"), key: read("key") };
+    let keys = Keys::new(&[pair], Policy::default(), 3_600).expect("good files");
+    for (name, version) in [("1.2", &TLS12), ("1.3", &TLS13)] {
+        let config = Arc::new(authority.client(&[version], None));
+        // What is made once, on the first handshake of a thread, is not this session's.
+        drop(rested(&keys, &config));
+        let mut session = None;
+        let kept = measure(|| session = Some(rested(&keys, &config))).bytes_current;
+        println!("TLS {name}: {kept} bytes at the allocator, of them {} in the session itself", size_of::<Session>());
+        assert!((500..=SESSION_BYTES_MAX).contains(&kept), "TLS {name}: {kept} bytes");
+        drop(session);
+    }
 }
 
 /// Without a listener for TLS there is nothing to read again, which is no reason to end.
@@ -325,6 +379,59 @@ impl ClientSessionStore for FirstTicket {
     }
 }
 
+/// A session that has shaken hands, given and taken a message. What the client allocates is not counted.
+fn rested(keys: &Keys, config: &Arc<ClientConfig>) -> Box<Session> {
+    let mut client = uncounted(|| ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).expect("a client"));
+    let mut session = Box::<Session>::default();
+    let (mut plain, mut out) = (Vec::new(), Vec::new());
+    for round in 0..6 {
+        let mut bytes = uncounted(|| {
+            let mut bytes = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut bytes).expect("a vector takes all");
+            }
+            bytes
+        });
+        if session.is_handshaking() {
+            if session.hold(&bytes).expect("a handshake") {
+                session.step(keys, &mut plain, &mut out).expect("a handshake");
+            }
+        } else {
+            session.receive(&mut bytes, &mut plain, &mut out).expect("good records");
+            session.seal(b"to the client", &mut out).expect("it is open");
+        }
+        opt_out(|| {
+            drop(bytes);
+            let mut rest = out.as_slice();
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).expect("a slice");
+                client.process_new_packets().expect("good records");
+            }
+            if round == 4 {
+                client.writer().write_all(b"to the session").expect("a buffer");
+            }
+        });
+        out.clear();
+    }
+    assert!(plain == b"to the session");
+    opt_out(|| drop(client));
+    session
+}
+
+fn uncounted<T>(make: impl FnOnce() -> T) -> T {
+    let mut made = None;
+    opt_out(|| made = Some(make()));
+    made.expect("made above")
+}
+
+/// Runs `tidegate ctl`; its exit code and all it said.
+fn ctl(gateway: &Gateway, arguments: &[&str]) -> (Option<i32>, String) {
+    let admin = gateway.admin_address().to_string();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_tidegate")).args(["ctl", "--admin", &admin]).args(arguments).output().expect("it runs");
+    (output.status.code(), [output.stdout, output.stderr].concat().iter().copied().map(char::from).collect())
+}
+
 fn handshakes(gateway: &Gateway, result: &str) -> f64 {
     gateway.metric(&format!("tidegate_tls_handshakes_total{{result=\"{result}\"}}"))
 }
@@ -379,6 +486,9 @@ fn signal(gateway: &Gateway, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &gateway.pid().to_string()]).status().expect("kill runs");
     assert!(status.success());
 }
+
+/// What a session may keep: the target, of which a page of figures says how far below it is.
+const SESSION_BYTES_MAX: i64 = 8 * 1024;
 
 /// A socket that takes and gives a few bytes at a time.
 struct Pieces {
