@@ -8,7 +8,7 @@
 //!        └─ signals ─► events ─► main: drain, abort, end
 //! ```
 //!
-//! Policy for panics: the handling of one connection's bytes is caught in `reactor.rs`; a panic anywhere else ends the process, because
+//! Policy for panics: the handling of one connection's bytes is caught in `reactor.rs`, that of one token in `auth`; a panic anywhere else ends the process, because
 //! a thread that is gone would leave its clients in silence.
 
 use std::fmt;
@@ -35,7 +35,7 @@ use crate::io::uring::{self, Sizes, Uring};
 use crate::io::wake::Waker;
 use crate::limits;
 use crate::mail::{Control, Report};
-use crate::mailbox;
+use crate::mailbox::{self, Spread};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::ReactorHistograms;
 use crate::observe::trace::Sampling;
@@ -48,18 +48,20 @@ use crate::store::schema::Hashes;
 use crate::wire::tls::Keys;
 
 pub use self::confined::{Confined, confine};
+use self::judges::Judges;
 pub use self::store::at_rest;
 use self::store::{Store, levels};
 
 mod confined;
 mod doors;
+mod judges;
 mod store;
 mod tls;
 
 /// What one start was asked beyond its settings.
 pub struct Options {
-    /// The key that signs tokens.
-    pub secret: Secret,
+    /// The key that signs tokens; `None`: only tokens of public keys are good.
+    pub secret: Option<Secret>,
     /// Serves WebSocket echo instead of the protocol: for the conformance suite.
     pub echo: bool,
     /// Whether the key was made by the gateway itself: on loopback the page to try may then have tokens.
@@ -138,7 +140,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     }
     let rules = Arc::new(rules);
     let mut tls = settings.tls.listen.zip(keys);
-    let verifier = Arc::new(Verifier::new(&options.secret, settings.auth.leeway_s));
+    let judges = Judges::start(&settings, options.secret.as_ref(), clock, &posts, &events_in)?;
     let mut blocks = Vec::new();
     let mut sources = vec![source];
     let mut listen = settings.listen;
@@ -159,6 +161,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
                 credit: store.credit.clone(),
                 peers: posts.iter().map(|post| post.peer.clone()).collect(),
                 spare_groups: store.spare_groups.clone(),
+                judges: Spread::new(judges.lanes.clone(), number),
             },
             clock,
             block,
@@ -168,7 +171,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         };
         let start = Start {
             rules: rules.clone(),
-            verifier: verifier.clone(),
+            verifier: judges.verifier.clone(),
             listen,
             tls: tls.clone(),
             connections: connections_per_reactor,
@@ -185,7 +188,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         health.reactor_accepts();
     }
     let may_demo = options.secret_is_ours && listen.ip().is_loopback() && settings.admin.listen.ip().is_loopback();
-    let demo = Demo { listen, path: settings.path.clone(), secret: may_demo.then(|| options.secret.clone()) };
+    let demo = Demo { listen, path: settings.path.clone(), secret: options.secret.filter(|_| may_demo) };
     let sources = admin::Sources {
         reactors: blocks,
         store: store.block.clone(),

@@ -61,6 +61,8 @@ pub mod shard;
 #[cfg(feature = "gateway")]
 pub mod admin;
 #[cfg(feature = "gateway")]
+pub mod auth;
+#[cfg(feature = "gateway")]
 pub mod reactor;
 #[cfg(feature = "gateway")]
 pub mod store;

@@ -113,6 +113,22 @@ pub const JOB_LANE_MAX: usize = 1_024;
 /// `page` lane, values per core. Filled by readers; full: the reader waits.
 pub const PAGE_LANE_MAX: usize = 256;
 
+/// The longest token that is looked at, bytes. Longer: ERROR 2001.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+
+/// Lane to one thread that judges tokens, values: 2 MiB of the longest. Filled by reactors; full on all threads: ERROR 5002, and for a
+/// HELLO close 4503. Counter: `tokens_unjudged_count`.
+pub const JUDGE_LANE_MAX: usize = 256;
+
+/// `judged` lane, values per core. Filled by the threads that judge tokens; full: the thread waits.
+pub const JUDGED_LANE_MAX: usize = 256;
+
+/// Bytes of one file of public keys, or of the answer of an address that gives them. Longer: it is refused as a whole.
+pub const KEYS_BYTES_MAX: usize = 256 * 1024;
+
+/// Public keys of all files together. More: they are refused as a whole.
+pub const KEYS_MAX: usize = 64;
+
 /// `control` lane, values per thread. Filled by control and admin; full: HTTP 503.
 pub const CONTROL_LANE_MAX: usize = 64;
 

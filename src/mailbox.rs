@@ -13,7 +13,7 @@ use crate::io::atomic::{AtomicU64, Ordering};
 use crate::io::queue as channel;
 use crate::io::wake::Waker;
 use crate::limits;
-use crate::mail::{Control, Group, PageReply, Peer};
+use crate::mail::{Control, Group, Judged, PageReply, Peer};
 use crate::mutant::{self, Mutant};
 
 /// Makes one lane of at most `bound` values to the owner of `waker`.
@@ -90,6 +90,42 @@ impl<T> LaneSender<T> {
 impl<T> Clone for LaneSender<T> {
     fn clone(&self) -> Self {
         Self { channel: self.channel.clone(), waker: self.waker.clone() }
+    }
+}
+
+/// Lanes to threads that do the same work: whichever has room takes a value.
+#[derive(Clone, Debug)]
+pub struct Spread<T> {
+    lanes: Vec<LaneSender<T>>,
+    next: usize,
+}
+
+impl<T> Spread<T> {
+    /// Over these lanes, beginning with number `first` of them.
+    #[must_use]
+    pub fn new(lanes: Vec<LaneSender<T>>, first: usize) -> Self {
+        Self { lanes, next: first }
+    }
+
+    /// Gives `value` to the next thread that has room. Never waits.
+    ///
+    /// # Errors
+    /// The value, when no lane has room or there is none.
+    pub fn try_send(&mut self, mut value: T) -> Result<(), T> {
+        for _ in 0..self.lanes.len() {
+            self.next = (self.next + 1) % self.lanes.len();
+            match self.lanes[self.next].try_send(value) {
+                Ok(()) => return Ok(()),
+                Err(back) => value = back,
+            }
+        }
+        Err(value)
+    }
+}
+
+impl<T> Default for Spread<T> {
+    fn default() -> Self {
+        Self { lanes: Vec::new(), next: 0 }
     }
 }
 
@@ -189,6 +225,8 @@ pub struct Inbox {
     pub peer: LaneReceiver<Peer>,
     /// From the readers.
     pub page: LaneReceiver<PageReply>,
+    /// From the threads that judge tokens.
+    pub judged: LaneReceiver<Judged>,
     /// From control and admin.
     pub control: LaneReceiver<Control>,
 }
@@ -197,7 +235,7 @@ impl Inbox {
     /// Whether nothing waits on any lane. To be asked again in [`Waker::may_sleep`].
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.group.is_empty() && self.peer.is_empty() && self.page.is_empty() && self.control.is_empty()
+        self.group.is_empty() && self.peer.is_empty() && self.page.is_empty() && self.judged.is_empty() && self.control.is_empty()
     }
 }
 
@@ -210,6 +248,8 @@ pub struct Post {
     pub peer: LaneSender<Peer>,
     /// For the readers.
     pub page: LaneSender<PageReply>,
+    /// For the threads that judge tokens.
+    pub judged: LaneSender<Judged>,
     /// For control and admin.
     pub control: LaneSender<Control>,
 }
@@ -220,9 +260,10 @@ pub fn reactor_lanes(waker: &Waker) -> (Post, Inbox) {
     let (group_sender, group) = lane(limits::GROUP_LANE_MAX, waker);
     let (peer_sender, peer) = lane(limits::PEER_LANE_MAX, waker);
     let (page_sender, page) = lane(limits::PAGE_LANE_MAX, waker);
+    let (judged_sender, judged) = lane(limits::JUDGED_LANE_MAX, waker);
     let (control_sender, control) = lane(limits::CONTROL_LANE_MAX, waker);
-    let post = Post { group: group_sender, peer: peer_sender, page: page_sender, control: control_sender };
-    (post, Inbox { group, peer, page, control })
+    let post = Post { group: group_sender, peer: peer_sender, page: page_sender, judged: judged_sender, control: control_sender };
+    (post, Inbox { group, peer, page, judged, control })
 }
 
 /// A number of bytes shared by all producers of the node, [`limits::SUBMIT_BYTES_MAX`] for `submit`: a lane bounds values, this
@@ -281,6 +322,18 @@ mod tests {
         assert_eq!(receiver.recv_within(Duration::ZERO), Err(NoMail::Yet));
         drop(sender);
         assert_eq!(receiver.recv_within(Duration::ZERO), Err(NoMail::Ever));
+    }
+
+    /// Values go round the lanes, past those that are full, and come back when all are.
+    #[test]
+    fn a_spread_finds_room() {
+        let waker = Waker::for_thread();
+        let (lanes, takers): (Vec<_>, Vec<_>) = [1, 2].map(|bound| lane(bound, &waker)).into_iter().unzip();
+        let mut spread = Spread::new(lanes, 0);
+        assert!((0..3).all(|value| spread.try_send(value).is_ok()));
+        assert_eq!(spread.try_send(3), Err(3));
+        assert_eq!(takers[0].drain(9).chain(takers[1].drain(9)).collect::<Vec<_>>(), [1, 0, 2]);
+        assert_eq!(Spread::default().try_send(4), Err(4));
     }
 
     /// A receiver that asks without a pause loses no value, and hears of the end only after the last one.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
 use tidegate::config::load::{self, Layers, Loaded};
-use tidegate::config::secret::{self, Found, Missing, Source};
+use tidegate::config::secret::{self, Missing, Source};
 use tidegate::config::settings::DEFINITIONS;
 use tidegate::config::value::{Kind, LogFormat};
 use tidegate::config::{Exit, Secret, Settings, render};
@@ -229,7 +229,7 @@ fn usage(text: impl Into<String>) -> Failure {
 
 fn serve(args: ServeArgs) -> Result<(), Failure> {
     let Loaded { settings, warnings } = settings(args.config.as_deref(), &args.flags.0)?;
-    let Found { secret, source, warning } = secret::find(&settings, Missing::Create).map_err(usage)?;
+    let found = secret::needed(&settings).then(|| secret::find(&settings, Missing::Create)).transpose().map_err(usage)?;
     // Before the first thread, which is the log's.
     let confined = gateway::confine(&settings, args.ready_file.as_deref());
     let shape = match settings.log.format {
@@ -239,12 +239,13 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
     let log = Log::start(settings.log.level.word(), shape)
         .map_err(|error| Failure { exit: Exit::Failed, text: format!("cannot start the log: {error}") })?;
     tracing::info!(version = version(), changed = render::changes(&settings), "starting");
-    for text in warnings.into_iter().chain(warning) {
+    for text in warnings.iter().chain(found.iter().filter_map(|found| found.warning.as_ref())) {
         tracing::warn!("{text}");
     }
     // Tokens are printed only if their key is a generated one: then this is somebody's first look, not a service.
-    let secret_is_ours = matches!(source, Source::DataDir(_));
-    let greeted = secret_is_ours.then(|| (settings.clone(), secret.clone()));
+    let secret_is_ours = found.as_ref().is_some_and(|found| matches!(found.source, Source::DataDir(_)));
+    let secret = found.map(|found| found.secret);
+    let greeted = secret.clone().filter(|_| secret_is_ours).map(|secret| (settings.clone(), secret));
     let ready_file = args.ready_file;
     let on_ready = move |ready: &Ready| {
         if let Some((settings, secret)) = &greeted {
@@ -275,6 +276,11 @@ fn token(args: TokenArgs) -> Result<(), Failure> {
     let flags = [("auth.secret_file", args.secret_file), ("data_dir", args.data_dir)];
     let flags: Vec<_> = flags.into_iter().filter_map(|(key, text)| text.map(|text| (key, text))).collect();
     let Loaded { settings, .. } = settings(args.config.as_deref(), &flags)?;
+    if !secret::needed(&settings) {
+        return Err(usage(
+            "tokens come from those whose keys auth.keys names; with auth.secret_file beside it this makes some too",
+        ));
+    }
     let found = secret::find(&settings, Missing::Refuse).map_err(usage)?;
     let token = mint(&found.secret, &args.user, args.device.as_deref(), args.ttl).ok_or_else(|| {
         usage("a user has 1 to 64 bytes of A-Z a-z 0-9 _ . @ -, a device may have : too, and a token ends before the year 10000")

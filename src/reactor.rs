@@ -5,8 +5,8 @@
 //!  └────────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The one `catch_unwind` of the product stands here, around the handling of one connection's bytes: that connection is closed with
-//! 1011, a crash record is logged, the others go on. A panic in any other phase ends the process.
+//! A `catch_unwind` stands here, around the handling of one connection's bytes: that connection is closed with 1011, a crash record is
+//! logged, the others go on. The other one of the product stands around one token in `auth`. A panic in any other phase ends the process.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -24,8 +24,8 @@ use crate::io::socket::Socket;
 use crate::io::uring::Uring;
 use crate::io::wake::Waker;
 use crate::limits;
-use crate::mail::{Control, Group, Peer, Report, Submit};
-use crate::mailbox::{Credit, Inbox, LaneSender, SpareSender};
+use crate::mail::{Control, Group, Judge, Peer, Report, Submit};
+use crate::mailbox::{Credit, Inbox, LaneSender, SpareSender, Spread};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
 use crate::observe::trace;
@@ -63,6 +63,8 @@ pub struct Outbox {
     pub peers: Vec<LaneSender<Peer>>,
     /// Emptied groups, back to the store thread.
     pub spare_groups: SpareSender<Group>,
+    /// To the threads that judge tokens; without threads it is always full.
+    pub judges: Spread<Judge>,
 }
 
 impl Outlet for Outbox {
@@ -84,6 +86,10 @@ impl Outlet for Outbox {
 
     fn peer(&mut self, to: ReactorId, mail: Peer) -> Result<(), Peer> {
         self.peers[usize::from(to.0)].try_send(mail)
+    }
+
+    fn judge(&mut self, mail: Judge) -> Result<(), Judge> {
+        self.judges.try_send(mail)
     }
 }
 
@@ -254,6 +260,12 @@ impl<D: Driver> Reactor<D> {
         {
             budget -= 1;
             hands.shard.handle_page(now, page, &mut hands.outbox);
+        }
+        while budget > 0
+            && let Some(judged) = inbox.judged.try_recv()
+        {
+            budget -= 1;
+            hands.shard.handle_judged(now, judged, &mut hands.outbox);
         }
         budget == 0
     }
@@ -692,7 +704,7 @@ mod tests {
     fn messages_leave_room_in_the_lane() {
         let (submit, submits) = lane(16, &Waker::for_thread());
         let (spare_groups, _) = spares(1);
-        let mut outbox = Outbox { submit, credit: Credit::new(1000), peers: Vec::new(), spare_groups };
+        let mut outbox = Outbox { submit, credit: Credit::new(1000), peers: Vec::new(), spare_groups, judges: Spread::default() };
         let from = Sender { session: SessionRef { reactor: ReactorId(0), index: 0, generation: 1 }, roster: RosterId(0), rid: 1 };
         let send = |flags| {
             Submit::Send(SendMail {
@@ -736,7 +748,13 @@ mod tests {
             id: ReactorId(0),
             inbox,
             waker: waker.clone(),
-            outbox: Outbox { submit, credit: Credit::new(1), peers: Vec::new(), spare_groups: spares(1).0 },
+            outbox: Outbox {
+                submit,
+                credit: Credit::new(1),
+                peers: Vec::new(),
+                spare_groups: spares(1).0,
+                judges: Spread::default(),
+            },
             clock,
             block: Arc::clone(&block),
             histograms: ReactorHistograms::new().0,

@@ -57,7 +57,7 @@ pub fn is_loopback(address: SocketAddr) -> bool {
 
 /// Who may come in.
 fn doors(settings: &Settings) -> Vec<Conflict> {
-    let has_secret = settings.auth.secret.is_some() || settings.auth.secret_file.is_some();
+    let has_secret = settings.auth.secret.is_some() || settings.auth.secret_file.is_some() || !settings.auth.keys.is_empty();
     let mut found = tls(settings);
     if let Some(listen) = settings.tls.listen.filter(|&listen| !is_loopback(listen) && !has_secret) {
         found.push(Conflict {
@@ -71,7 +71,7 @@ fn doors(settings: &Settings) -> Vec<Conflict> {
         found.push(Conflict {
             keys: &["listen", "auth.secret_file", "auth.secret"],
             found: format!("listen is {}, which other machines can reach, and no secret is configured", settings.listen),
-            allowed: "a loopback address, or any address with a secret of your own".to_owned(),
+            allowed: "a loopback address, or any address with a secret of your own or auth.keys".to_owned(),
             remedy: "make one with `head -c 32 /dev/urandom | base64 > secret` and set auth.secret_file".to_owned(),
         });
     }
@@ -342,6 +342,7 @@ mod tests {
         let free = [
             "listen = \"0.0.0.0:80\"\nauth.secret_file = \"/etc/tidegate/secret\"",
             "listen = \"0.0.0.0:80\"\nauth.secret = \"0123456789abcdef0123456789abcdef\"",
+            "listen = \"0.0.0.0:80\"\nauth.keys = [\"/etc/tidegate/jwks.json\"]",
             "listen = \"127.9.9.9:80\"",
             "listen = \"[::1]:80\"",
             "listen = \"[::ffff:127.0.0.1]:80\"",

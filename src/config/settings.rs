@@ -173,12 +173,22 @@ settings! {
     /// may pass on what a client wrote into it.
     header: ForwardedHeader = ForwardedHeader::XForwardedFor, Rule::Any, Start;
 
-    [auth: AuthSettings, "Who may connect: tokens are JWTs signed with HS256."]
+    [auth: AuthSettings, "Who may connect: tokens are JWTs, signed with a shared secret (HS256) or for public keys (RS256, ES256, EdDSA)."]
     /// File with the secret that signs tokens, 32 to 4096 bytes; a line feed at the end does not count.
     secret_file: Option<PathBuf> = None, Rule::Any, Start;
     /// The secret itself, 32 to 4096 bytes. Has no flag, since a command line can be read by others; prefer `auth.secret_file`.
     secret: Option<Secret> = None,
         Rule::Each { allowed: "32 to 4096 bytes", test: |text| Secret::new(text.as_bytes().to_vec()).is_some() }, Start;
+    /// Files with the public keys of those who sign tokens: one PEM key, whose name without its ending is the `kid`, or a JWKS.
+    /// They are read again when they change, and at SIGHUP; mistakes keep the old keys. With public keys and no secret of your own no
+    /// secret is made, and no token of a secret passes.
+    keys: Vec<String> = Vec::new(), Rule::Each { allowed: "paths of files", test: |text| !text.is_empty() }, Start;
+    /// What `iss` must be in tokens of keys that name no issuer themselves. Absent: anything.
+    issuer: Option<String> = None, Rule::Each { allowed: "1 or more bytes", test: |text| !text.is_empty() }, Start;
+    /// What `aud` of a token of a public key must name, one of these. Empty: such a token must not have `aud`, since it is for another.
+    audience: Vec<String> = Vec::new(), Rule::Each { allowed: "1 or more bytes each", test: |text| !text.is_empty() }, Start;
+    /// Threads that judge tokens of public keys. None runs without such keys.
+    threads: u16 = 2, Rule::Between(1, 64), Start;
     /// How long after its expiry a token still passes, in seconds: for clocks that disagree.
     leeway_s: u32 = 5, Rule::Between(0, 5), Live;
     /// How long before its expiry a client is told, in milliseconds.

@@ -1,96 +1,137 @@
 //! Who a token speaks for.                                                                        [jsonwebtoken]
 //!
-//! A token is a JWT (RFC 7519) in compact form, three base64url parts: header, claims, signature. This file accepts one
-//! algorithm, HS256, bound to the key: what the header says can only agree with it. Claims read: `sub` (user), `exp` (Unix
-//! seconds), and, where present, `dev` (device) and `nbf`. The time is an argument; the library's clock is not used.
+//! A token is a JWT (RFC 7519) in compact form, three base64url parts: header, claims, signature. There are two kinds of keys. The shared
+//! secret knows one algorithm, HS256, and costs a microsecond, so it is used where the token arrives. Public keys ([`Keys`]) know RS256,
+//! ES256 or EdDSA, each bound to the key when it is loaded, and cost up to a hundred microseconds: elsewhere. What the header says can
+//! only agree with the key. It names a key by `kid`, which is compared and never opened; `jku`, `x5u`, `jwk` and their like are not read.
+//!
+//! Claims read: `sub` (user), `exp` (Unix seconds), and, where present, `dev` (device), `nbf`, `iat`, `iss`, `aud`. Each has its type or
+//! the token is refused. The time is an argument; the library's clock is not used.
 
 use std::fmt;
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use jsonwebtoken::dangerous::insecure_decode_claims;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::keys::Keys;
 use crate::config::Secret;
 use crate::ids::{is_device, is_user};
+use crate::limits::TOKEN_BYTES_MAX;
 use crate::wire::message::Text;
 
-/// What a good token says.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Identity {
-    /// The user; satisfies [`is_user`].
-    pub user: Text,
-    /// Unix seconds. The token passes until this and the leeway are over.
-    pub expires_unix_s: u64,
-}
+pub use crate::mail::{AuthError, Identity};
 
-/// Why a token does not pass.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AuthError {
-    /// Not a token of ours, or not for this device: ERROR 2001.
-    Invalid,
-    /// Was good once: ERROR 2002.
-    Expired,
-}
-
-/// Checks tokens against one key.
+/// Checks tokens.
 pub struct Verifier {
-    key: DecodingKey,
-    rules: Validation,
+    /// `None`: no token of HS256 passes.
+    secret: Option<(DecodingKey, Validation)>,
+    /// Whether there are public keys, held by others.
+    has_public_keys: bool,
+    audience: Vec<String>,
     leeway_ms: u64,
 }
 
 impl Verifier {
-    /// `leeway_s` is how long after `exp` a token still passes.
+    /// For tokens of one secret. `leeway_s` is how long after `exp` a token still passes.
     #[must_use]
     pub fn new(secret: &Secret, leeway_s: u32) -> Self {
-        let mut rules = Validation::new(Algorithm::HS256);
-        // Claims are judged below, against the time we are given.
-        rules.required_spec_claims.clear();
-        rules.validate_exp = false;
-        rules.validate_nbf = false;
-        rules.validate_aud = false;
-        let key = DecodingKey::from_secret(secret.as_bytes());
-        Self { key, rules, leeway_ms: u64::from(leeway_s) * 1000 }
+        let secret = (DecodingKey::from_secret(secret.as_bytes()), rules(Algorithm::HS256));
+        Self { secret: Some(secret), has_public_keys: false, audience: Vec::new(), leeway_ms: u64::from(leeway_s) * 1000 }
     }
 
-    /// Judges `token`, shown by `device` at `now_unix_ms`. Cost: a few microseconds, some allocations.
+    /// For tokens of public keys, and of a secret if there is one. A token of a public key that has an audience must name one of
+    /// `audience`: its issuer may sign for others too.
+    #[must_use]
+    pub fn with_public_keys(secret: Option<&Secret>, audience: Vec<String>, leeway_s: u32) -> Self {
+        let secret = secret.map(|secret| (DecodingKey::from_secret(secret.as_bytes()), rules(Algorithm::HS256)));
+        Self { secret, has_public_keys: true, audience, leeway_ms: u64::from(leeway_s) * 1000 }
+    }
+
+    /// Whether `token` is to be judged by [`Verifier::read_public`], which takes too long for a thread that others wait for.
+    #[must_use]
+    pub fn defers(&self, token: &str) -> bool {
+        let is_public = |header: &Header| matches!(header.alg, Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA);
+        self.has_public_keys && token.len() <= TOKEN_BYTES_MAX && decode_header(token).is_ok_and(|header| is_public(&header))
+    }
+
+    /// Judges `token`, shown by `device` at `now_unix_ms`, by the secret. Cost: a few microseconds, some allocations.
     ///
     /// # Errors
     /// [`AuthError::Expired`] only if the token is good in every other way, so that a forger learns nothing from it.
     pub fn verify(&self, token: &str, device: &str, now_unix_ms: u64) -> Result<Identity, AuthError> {
-        self.verify_for(token, |named| named == device, now_unix_ms)
+        self.read(token, now_unix_ms)?.shown_by(|named| named == device)
     }
 
-    /// As [`Verifier::verify`]; `device_fits` judges the device a token is bound to, if it is bound to one.
+    /// As [`Verifier::verify`], but leaves the device and the end to [`Identity::shown_by`].
     ///
     /// # Errors
-    /// As [`Verifier::verify`].
-    pub fn verify_for(
-        &self,
-        token: &str,
-        device_fits: impl FnOnce(&str) -> bool,
-        now_unix_ms: u64,
-    ) -> Result<Identity, AuthError> {
+    /// [`AuthError::Invalid`].
+    pub fn read(&self, token: &str, now_unix_ms: u64) -> Result<Identity, AuthError> {
+        let (key, rules) = self.secret.as_ref().ok_or(AuthError::Invalid)?;
+        self.judge(&claims_of(token, key, rules)?, now_unix_ms)
+    }
+
+    /// Judges `token` by the one of `keys` that it names. Cost: 20 to 100 microseconds.
+    ///
+    /// # Errors
+    /// [`AuthError::Invalid`].
+    pub fn read_public(&self, keys: &Keys, token: &str, now_unix_ms: u64) -> Result<Identity, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Invalid);
         }
-        let token = decode::<Claims>(token, &self.key, &self.rules).map_err(|_| AuthError::Invalid)?;
-        // RFC 7515 4.1.11: a header that lists extensions as critical must be refused by whoever does not know them.
-        if token.header.crit.is_some() {
+        let header = decode_header(token).map_err(|_| AuthError::Invalid)?;
+        // Not believed, only used to choose among keys that are here.
+        let named: Issuer = insecure_decode_claims(token).map_err(|_| AuthError::Invalid)?;
+        let key = keys.find(named.iss.as_deref(), header.kid.as_deref(), header.alg).ok_or(AuthError::Invalid)?;
+        let claims = claims_of(token, &key.key, &key.rules)?;
+        let issuer_fits = key.issuer.is_none() || key.issuer == claims.iss;
+        let audience_fits = claims.aud.as_ref().map_or(self.audience.is_empty(), |named| named.names_one_of(&self.audience));
+        if !issuer_fits || !audience_fits {
             return Err(AuthError::Invalid);
         }
-        let claims = token.claims;
-        let device_fits = claims.dev.as_deref().is_none_or(device_fits);
-        if !is_user(&claims.sub) || !device_fits || claims.exp > EXPIRY_UNIX_S_MAX {
+        self.judge(&claims, now_unix_ms)
+    }
+
+    /// What is left once the signature holds.
+    fn judge(&self, claims: &Claims, now_unix_ms: u64) -> Result<Identity, AuthError> {
+        let device_is_one = claims.dev.as_deref().is_none_or(is_device);
+        if !is_user(&claims.sub) || !device_is_one || claims.exp > EXPIRY_UNIX_S_MAX {
             return Err(AuthError::Invalid);
         }
         if claims.nbf.is_some_and(|from| from.saturating_mul(1000) > now_unix_ms.saturating_add(self.leeway_ms)) {
             return Err(AuthError::Invalid);
         }
-        if now_unix_ms >= claims.exp * 1000 + self.leeway_ms {
-            return Err(AuthError::Expired);
-        }
-        Ok(Identity { user: Text::copy_from(&claims.sub), expires_unix_s: claims.exp })
+        Ok(Identity {
+            user: Text::copy_from(&claims.sub),
+            device: claims.dev.as_deref().map(Text::copy_from),
+            expires_unix_s: claims.exp,
+            is_expired: now_unix_ms >= claims.exp * 1000 + self.leeway_ms,
+        })
     }
+}
+
+/// The claims of a token whose signature holds under `key`.
+fn claims_of(token: &str, key: &DecodingKey, rules: &Validation) -> Result<Claims, AuthError> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(AuthError::Invalid);
+    }
+    let token = decode::<Claims>(token, key, rules).map_err(|_| AuthError::Invalid)?;
+    // RFC 7515 4.1.11: a header that lists extensions as critical must be refused by whoever does not know them.
+    if token.header.crit.is_some() {
+        return Err(AuthError::Invalid);
+    }
+    Ok(token.claims)
+}
+
+/// What the library checks: the signature, by this algorithm alone. Claims are judged here, against the time we are given.
+pub(super) fn rules(algorithm: Algorithm) -> Validation {
+    let mut rules = Validation::new(algorithm);
+    rules.required_spec_claims.clear();
+    rules.validate_exp = false;
+    rules.validate_nbf = false;
+    rules.validate_aud = false;
+    rules
 }
 
 impl fmt::Debug for Verifier {
@@ -105,12 +146,10 @@ pub fn mint(secret: &Secret, user: &str, device: Option<&str>, expires_unix_s: u
     if !is_user(user) || !device.is_none_or(is_device) || expires_unix_s > EXPIRY_UNIX_S_MAX {
         return None;
     }
-    let claims = Claims { sub: user.to_owned(), dev: device.map(str::to_owned), exp: expires_unix_s, nbf: None };
+    let (sub, dev) = (user.to_owned(), device.map(str::to_owned));
+    let claims = Claims { sub, dev, exp: expires_unix_s, nbf: None, iat: None, iss: None, aud: None };
     encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret.as_bytes())).ok()
 }
-
-/// The longest token that is looked at, in bytes.
-pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
 /// The end of the year 9999. A later expiry is a mistake of unit, such as milliseconds.
 pub const EXPIRY_UNIX_S_MAX: u64 = 253_402_300_799;
@@ -123,6 +162,36 @@ struct Claims {
     exp: u64,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     nbf: Option<u64>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    iat: Option<u64>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    iss: Option<String>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    aud: Option<Audience>,
+}
+
+/// The one claim by which a key is chosen.
+#[derive(Deserialize)]
+struct Issuer {
+    #[serde(default, deserialize_with = "present")]
+    iss: Option<String>,
+}
+
+/// RFC 7519 4.1.3: one name, or a list of them.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Audience {
+    fn names_one_of(&self, allowed: &[String]) -> bool {
+        match self {
+            Self::One(name) => allowed.contains(name),
+            Self::Many(names) => names.iter().any(|name| allowed.contains(name)),
+        }
+    }
 }
 
 /// A claim that is there must have its type: `null` is not "absent", or a broken issuer would widen its own tokens.
@@ -166,7 +235,8 @@ mod tests {
     #[test]
     fn a_minted_token_passes() {
         let token = mint(&secret(), "ann", None, NOW_S + 60).unwrap();
-        assert_eq!(verify(&token), Ok(Identity { user: "ann".into(), expires_unix_s: NOW_S + 60 }));
+        let identity = Identity { user: "ann".into(), device: None, expires_unix_s: NOW_S + 60, is_expired: false };
+        assert_eq!(verify(&token), Ok(identity));
         let bound = mint(&secret(), "ann", Some("phone"), NOW_S + 60).unwrap();
         assert!(verify(&bound).is_ok());
         assert_eq!(Verifier::new(&secret(), 5).verify(&bound, "laptop", NOW_MS), Err(AuthError::Invalid));

@@ -9,5 +9,6 @@
 pub mod auth;
 pub mod delivery;
 pub mod hold;
+pub mod keys;
 pub mod nack;
 pub mod rate;

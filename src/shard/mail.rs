@@ -156,7 +156,7 @@ impl Shard {
     }
 
     /// A READ was answered.
-    fn ok_answered(&mut self, id: ConnectionId) {
+    pub(super) fn ok_answered(&mut self, id: ConnectionId) {
         let cold = &mut self.cold[id.index as usize];
         cold.oks_unanswered = cold.oks_unanswered.saturating_sub(1);
         self.check_failing(id);
@@ -354,7 +354,7 @@ impl Shard {
                 self.push_server(id, &goaway);
                 self.schedule(id, grace_ms, Kind::Grace);
             }
-            State::Joining => self.turn_away(id),
+            State::Judging | State::Joining => self.turn_away(id),
             State::Proxy | State::Upgrade => self.abort(id, CloseCause::Drain),
             _ => self.close(id, drain.close_code, CloseCause::Drain),
         }

@@ -19,6 +19,7 @@ mod admission;
 mod again;
 mod answer;
 mod client;
+mod login;
 mod mail;
 mod receive;
 mod request;
@@ -39,7 +40,7 @@ use crate::conn::timers::{Liveness, Timer, Wheel};
 use crate::ids::{ConnectionId, ReactorId, SessionRef};
 use crate::io::driver::Close;
 use crate::limits::{ARRIVALS_PER_TURN_MAX, REFUSALS_MAX};
-use crate::mail::{Carriage, PageMail, Peer, Submit};
+use crate::mail::{Carriage, Claim, Judge, PageMail, Peer, Submit};
 use crate::observe::counters::{CloseCause, ReactorCounters};
 use crate::observe::trace::{Sampling, Steps};
 use crate::origin::Origin;
@@ -70,6 +71,14 @@ pub trait Outlet {
     /// # Errors
     /// The value, when the lane is full.
     fn peer(&mut self, to: ReactorId, mail: Peer) -> Result<(), Peer>;
+
+    /// To a thread that judges tokens. An outlet without any is always full.
+    ///
+    /// # Errors
+    /// The value, when all lanes are full.
+    fn judge(&mut self, mail: Judge) -> Result<(), Judge> {
+        Err(mail)
+    }
 }
 
 /// What the shard needs of the configuration, already a share of one core where a bound is the node's.
@@ -501,6 +510,8 @@ enum State {
     Echo,
     /// Only HELLO may come.
     WaitHello,
+    /// HELLO came, its token is judged elsewhere.
+    Judging,
     /// HELLO was good, the store is asked.
     Joining,
     /// Every frame but HELLO.
@@ -569,6 +580,10 @@ struct Extra {
     head: HeadCarry,
     /// `Authorization: Bearer` of the upgrade, until HELLO.
     bearer: Option<String>,
+    /// HELLO while its token is judged.
+    greeting: Option<Greeting>,
+    /// `rid` of the AUTH whose token is judged.
+    renewing: Option<u32>,
     /// Between HELLO and WELCOME.
     joining: Option<Joining>,
     /// The ERROR that ends the connection once everything before it is answered.
@@ -582,6 +597,8 @@ impl Extra {
         self.proxy.is_empty()
             && receive::is_empty(&self.head)
             && self.bearer.is_none()
+            && self.greeting.is_none()
+            && self.renewing.is_none()
             && self.joining.is_none()
             && self.failure.is_none()
             && self.holds.is_empty()
@@ -595,6 +612,18 @@ struct Failure {
     rid: u32,
     code: ErrorCode,
     detail: &'static str,
+}
+
+/// What HELLO asks for, beside its token.
+#[derive(Debug)]
+struct Greeting {
+    device: Text,
+    platform: u8,
+    /// Window asked for; 0: the default.
+    window: u16,
+    /// Of those asked for, the ones this release has.
+    caps: u8,
+    claim: Option<Claim>,
 }
 
 /// What WELCOME needs and nothing later.

@@ -2,19 +2,17 @@
 
 use std::collections::hash_map::Entry;
 
-use super::{ABUSE_MAX, ATTACH_MS, CURSOR_RATE, Joining, Kind, Outlet, READS_WAITING_MAX, Shard, State};
+use super::{ABUSE_MAX, CURSOR_RATE, Outlet, READS_WAITING_MAX, Shard, State};
 use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
 use crate::limits::{CURSORS_GATHERED_MAX, CURSORS_SUBMITTED_MAX, WATCH_TTL_S_MAX};
-use crate::mail::{Attach, Claim, PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
+use crate::mail::{PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
 use crate::mutant::{self, Mutant};
 use crate::observe::counters::CloseCause;
 use crate::observe::trace::Place;
-use crate::session::auth::AuthError;
-use crate::session::delivery::{Session, Stage};
 use crate::session::hold::{By, Verdict};
 use crate::session::rate::Bucket;
 use crate::wire::envelope::{
-    ClientFrame, Cursors, Encoding, ErrorCode, Frames, Hello, Send, ServerFrame, Users, caps, frame_type, page_flags, send_flags,
+    ClientFrame, Cursors, Encoding, ErrorCode, Frames, Send, ServerFrame, Users, caps, frame_type, page_flags, send_flags,
 };
 use crate::wire::message::{Body, Text};
 
@@ -104,7 +102,7 @@ impl Shard {
                 let cursor = self.arena.text(cursor);
                 self.handle_read(id, *rid, PageRequest::Sync { since: *since, limit: clamp_limit(*limit), cursor }, outlet);
             }
-            ClientFrame::Auth { rid, token } => self.handle_auth(id, *rid, token),
+            ClientFrame::Auth { rid, token } => self.handle_auth(id, *rid, token, outlet),
             ClientFrame::Read { rid, conv, seq } => {
                 if ids::conversation_kind(conv).is_none() {
                     return self.refuse(id, *rid, ErrorCode::NotMember, 0, "");
@@ -121,102 +119,6 @@ impl Shard {
                 }
             }
             ClientFrame::Watch { rid, ttl_s, users } => self.handle_watch(id, *rid, *ttl_s, users, outlet),
-        }
-    }
-
-    fn handle_hello(&mut self, id: ConnectionId, hello: &Hello<'_>, outlet: &mut impl Outlet) {
-        let bearer = self.cold[id.index as usize].extra.as_mut().and_then(|extra| extra.bearer.take());
-        let token: &str = if hello.token.is_empty() { bearer.as_deref().unwrap_or("") } else { &hello.token };
-        if !ids::is_device(&hello.device) {
-            return self.fail(id, 0, ErrorCode::BadField, "device: 1 to 64 of [A-Za-z0-9_.:@-]");
-        }
-        let identity = match self.verifier.verify(token, &hello.device, self.now.unix_ms) {
-            Ok(identity) => identity,
-            Err(error) => return self.reject_token(id, error),
-        };
-        if self.drain.is_some() {
-            return self.turn_away(id);
-        }
-        let user = identity.user;
-        let window = if hello.window == 0 { self.rules.window_default } else { hello.window };
-        let connection = self.connections.get(id).expect("checked after every frame");
-        let encoding = connection.encoding.expect("set by the upgrade");
-        let session = Session {
-            user_hash: self.rules.hashes.user(&user).0,
-            device_hash: self.device_hash(&hello.device),
-            pos: 0,
-            connection: id,
-            roster: None,
-            window_bytes: 0,
-            unacknowledged: 0,
-            expires_s: expires_s(identity.expires_unix_s),
-            turn: 0,
-            window: window.clamp(1, self.rules.window_max),
-            caps: granted_caps(hello.caps),
-            stage: Stage::Joining,
-            encoding,
-            backlog: None,
-        };
-        let Ok(session_id) = self.sessions.insert(session).map(ConnectionId::from) else { return self.turn_away(id) };
-        let connection = self.connections.get_mut(id).expect("checked after every frame");
-        connection.session = session_id.index + 1;
-        connection.state = State::Joining;
-        let joining =
-            Joining { user: user.clone(), minor: MINOR, attached: false, done: false, resumed: None, cursors: Vec::new() };
-        self.cold[id.index as usize].extra.get_or_insert_default().joining = Some(joining);
-        let device = Text::copy_from(&hello.device);
-        let claim = (hello.session != [0; 16]).then_some(Claim { key: hello.session, last_pos: hello.last_pos });
-        let attach = Attach {
-            session: self.session_ref(session_id),
-            user,
-            device,
-            platform: hello.platform,
-            caps: granted_caps(hello.caps),
-            claim,
-        };
-        if outlet.submit(Submit::Attach(attach)).is_err() {
-            self.sessions.remove(session_id);
-            self.connections.get_mut(id).expect("checked after every frame").session = 0;
-            self.counters.submit_full_count += 1;
-            return self.turn_away(id);
-        }
-        self.end_handshake(id);
-        self.schedule(id, ATTACH_MS, Kind::Attach);
-    }
-
-    fn reject_token(&mut self, id: ConnectionId, error: AuthError) {
-        match error {
-            AuthError::Expired => self.fail(id, 0, ErrorCode::TokenExpired, "token expired"),
-            AuthError::Invalid => self.fail(id, 0, ErrorCode::TokenInvalid, "token missing or invalid"),
-        }
-    }
-
-    /// A HELLO refused by load or drain: 5002 and 4503, never a bad-token code.
-    pub(super) fn turn_away(&mut self, id: ConnectionId) {
-        self.push_error(id, 0, ErrorCode::StoreOverloaded, RETRY_LOAD_MS, page_flags::ERROR_CLOSING, "try again later");
-        self.close(id, 4503, CloseCause::Overloaded);
-    }
-
-    fn handle_auth(&mut self, id: ConnectionId, rid: u32, token: &str) {
-        let Some((user_hash, device_hash)) = self.session_mut(id).map(|it| (it.user_hash, it.device_hash)) else { return };
-        let fits = |named: &str| self.device_hash(named) == device_hash;
-        let verified = self.verifier.verify_for(token, fits, self.now.unix_ms);
-        let hashes = self.rules.hashes;
-        let Some(session) = self.session_mut(id) else { return };
-        match verified {
-            Ok(identity) if hashes.user(&identity.user).0 == user_hash => {
-                let later = expires_s(identity.expires_unix_s) > session.expires_s;
-                session.expires_s = session.expires_s.max(expires_s(identity.expires_unix_s));
-                let expires_s = session.expires_s;
-                if later {
-                    self.watch_expiry(id, expires_s);
-                }
-                self.push_server(id, &ServerFrame::Ok { rid, value: u64::from(expires_s) * 1000 });
-            }
-            Err(AuthError::Expired) => self.refuse(id, rid, ErrorCode::TokenExpired, 0, "token expired"),
-            Ok(_) | Err(AuthError::Invalid) => {
-                self.refuse(id, rid, ErrorCode::TokenInvalid, 0, "token of another user or invalid")
-            }
         }
     }
 
@@ -305,7 +207,7 @@ impl Shard {
     }
 
     /// A request went to the store that OK answers.
-    fn ok_awaited(&mut self, id: ConnectionId) {
+    pub(super) fn ok_awaited(&mut self, id: ConnectionId) {
         let cold = &mut self.cold[id.index as usize];
         cold.oks_unanswered = cold.oks_unanswered.saturating_add(1);
     }
@@ -456,14 +358,9 @@ impl Shard {
         self.submit_page(id, page, outlet);
     }
 
-    fn overloaded(&mut self, id: ConnectionId, rid: u32) {
+    pub(super) fn overloaded(&mut self, id: ConnectionId, rid: u32) {
         self.counters.submit_full_count += 1;
         self.refuse(id, rid, ErrorCode::StoreOverloaded, RETRY_LOAD_MS, "");
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "half of a keyed hash is a keyed hash")]
-    fn device_hash(&self, device: &str) -> u32 {
-        self.rules.hashes.device(device).0 as u32
     }
 
     /// The session of an active connection as the store knows it.
@@ -535,11 +432,6 @@ impl Shard {
     }
 }
 
-/// The capabilities of a HELLO that this release has.
-fn granted_caps(asked: u32) -> u8 {
-    (asked & (caps::RECEIPTS | caps::PRESENCE | caps::TRACE)) as u8
-}
-
 /// What a reactor knows of a sender and a conversation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Named {
@@ -547,11 +439,6 @@ enum Named {
     Member,
     /// It has members, whom the store knows.
     Unknown,
-}
-
-/// Seconds of an expiry in 32 bits: tokens beyond the year 2106 end then.
-fn expires_s(unix_s: u64) -> u32 {
-    u32::try_from(unix_s).unwrap_or(u32::MAX)
 }
 
 fn clamp_limit(limit: u16) -> u16 {
@@ -592,9 +479,7 @@ fn request_index(frame: &ClientFrame<'_>) -> usize {
     }
 }
 
-/// Minor version of the protocol spoken here; the lower of the two applies, and there is none below.
-pub(super) const MINOR: u8 = 0;
 /// Hint with refusals by load, milliseconds; clients add jitter.
-const RETRY_LOAD_MS: u32 = 250;
+pub(super) const RETRY_LOAD_MS: u32 = 250;
 /// Hint where the client has to wait for answers of its own.
-const RETRY_HELD_MS: u32 = 50;
+pub(super) const RETRY_HELD_MS: u32 = 50;

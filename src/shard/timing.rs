@@ -61,6 +61,8 @@ impl Shard {
             }
             Kind::Upgrade if state == State::Proxy => self.abort(id, CloseCause::UpgradeTimeout),
             Kind::Hello if state == State::WaitHello => self.close(id, 4408, CloseCause::HelloTimeout),
+            // It said HELLO in time; that nobody has judged it is not its fault.
+            Kind::Hello if state == State::Judging => self.unjudged(id),
             Kind::Attach if state == State::Joining => {
                 let answered = self.session_mut(id).is_some_and(|session| session.roster.is_some());
                 if !answered {
@@ -197,7 +199,10 @@ impl Shard {
         let Some(silent) = self.liveness.silent(slot, self.now.tick()) else { return };
         let Some(id) = self.connections.at(slot).map(|(key, _)| ConnectionId::from(key)) else { return };
         let connection = self.connections.get_mut(id).expect("just looked up");
-        if !matches!(connection.state, State::Echo | State::WaitHello | State::Joining | State::Active | State::Draining) {
+        if !matches!(
+            connection.state,
+            State::Echo | State::WaitHello | State::Judging | State::Joining | State::Active | State::Draining
+        ) {
             return;
         }
         if silent >= ping_ticks * 5 / 2 {
