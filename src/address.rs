@@ -63,6 +63,12 @@ impl Networks {
         self.0.iter().any(|network| network.contains(address))
     }
 
+    /// This machine.
+    #[must_use]
+    pub fn loopback() -> Self {
+        Self(["127.0.0.0/8", "::1/128"].iter().filter_map(|text| Network::read(text)).collect())
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

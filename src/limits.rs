@@ -38,6 +38,14 @@ pub const REFUSALS_MAX: usize = 64;
 /// new.
 pub const DEVICE_ATTEMPTS_MAX: usize = 65_536;
 
+/// Users whose commands, and addresses whose connects, are metered across cores; 8 bytes each for the node. Full: of eight that share a
+/// line the one that owes least is forgotten, and may take a burst more.
+pub const METERED_KEYS_MAX: usize = 65_536;
+
+/// Addresses whose open connections are counted across cores, 8 bytes each for the node. Full: of eight that share a line the one with
+/// the fewest is forgotten, and may have up to twice its number.
+pub const COUNTED_ADDRESSES_MAX: usize = 131_072;
+
 /// Bytes of a request head, request line and blank line included. Filled by whoever connects; full: HTTP 431 and the connection ends.
 pub const UPGRADE_HEAD_BYTES_MAX: usize = 8 * 1024;
 

@@ -502,7 +502,8 @@ impl<D: Driver> Sink<D> for Hands {
     fn accepted(&mut self, driver: &mut D, socket: Socket, door: Door) {
         self.wake();
         let accepted = self.clock.now();
-        let Some(id) = self.shard.handle_accept(accepted, socket.peer_address().ok()) else { return };
+        let peer = socket.peer_address().ok();
+        let Some(id) = self.shard.handle_accept(accepted, peer) else { return };
         if driver.attach(id, socket).is_err() {
             self.shard.handle_closed(id, &mut self.stashes);
             return;
@@ -512,8 +513,10 @@ impl<D: Driver> Sink<D> for Hands {
             self.shard.expect_tls(id);
         }
         if self.is_turning_away {
-            self.shard.turn_away_newcomer(id);
-        } else if !self.shard.admits(accepted) {
+            return self.shard.turn_away_newcomer(id);
+        }
+        self.shard.judge_newcomer(id, peer);
+        if !self.shard.admits(accepted) {
             driver.accept(false);
         }
     }
@@ -647,6 +650,7 @@ mod tests {
             origins: Vec::new(),
             own_origins: std::sync::OnceLock::new(),
             balancers: crate::shard::Balancers::default(),
+            quotas: crate::shard::Quotas::default(),
             echo: false,
             level: 2,
             connections_max: 8,

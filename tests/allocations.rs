@@ -386,6 +386,7 @@ fn rules() -> Rules {
         origins: Vec::new(),
         own_origins: std::sync::OnceLock::new(),
         balancers: tidegate::shard::Balancers::default(),
+        quotas: tidegate::shard::Quotas::default(),
         echo: false,
         level: 2,
         connections_max: 128,

@@ -262,6 +262,7 @@ impl Fixed {
             origins: Vec::new(),
             own_origins: std::sync::OnceLock::new(),
             balancers: tidegate::shard::Balancers::default(),
+            quotas: tidegate::shard::Quotas::default(),
             echo: false,
             level: 2,
             connections_max: 8,

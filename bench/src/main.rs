@@ -25,6 +25,7 @@ mod nats;
 mod pace;
 mod paired;
 mod reopen;
+mod refuse;
 mod results;
 mod send;
 mod server;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
 fn run(subject: &Subject) -> Result<(), String> {
     match subject {
         Subject::Idle(common) => results::report("idle", common, &repeat(common, || idle::run(common))?),
+        Subject::Refuse(common) => results::report("refuse", common, &repeat(common, || refuse::run(common))?),
         Subject::Send(options) => results::report("send", &options.common, &repeat(&options.common, || send::run(options))?),
         Subject::Reopen(options) => {
             results::report("reopen", &options.common, &repeat(&options.common, || reopen::run(options))?)
@@ -110,6 +112,8 @@ enum Subject {
     Table(Options),
     /// User memory per idle authenticated connection.
     Idle(Common),
+    /// What a refusal costs, and the limits that every message passes.
+    Refuse(Common),
     /// Durable messages: rate, latency of SENT and DELIVER, CPU per message.
     Send(SendOptions),
     /// From kill -9 at full load until ready again.

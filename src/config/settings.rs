@@ -265,6 +265,18 @@ settings! {
     accept_burst: u32 = 4_000, Rule::Between(1, 1_000_000), Live;
     /// Connections of one reactor that are not past their HELLO. Beyond it newcomers wait in the kernel.
     handshakes_max: u32 = 1_024, Rule::Between(1, 10_000_000), Live;
+    /// Connections from one address at once; of IPv6 the first 64 bits are the address. 0: no limit. Absent: a sixteenth of what the
+    /// gateway may hold, at least 256. Many people may share an address; a balancer that is not named in `proxy.networks` is one.
+    address_connections: Option<u32> = None, Rule::Between(0, 10_000_000), Start;
+    /// Connections from one address per second. 0: no limit.
+    address_per_s: u32 = 100, Rule::Between(0, 1_000_000), Start;
+    /// Connections from one address in quick succession.
+    address_burst: u32 = 400, Rule::Between(1, 1_000_000), Start;
+    /// Networks whose addresses have no limit of their own.
+    address_exempt: Networks = Networks::loopback(),
+        Rule::Each { allowed: "address or address/bits, no bits set behind the prefix", test: |text| Network::read(text).is_some() }, Start;
+    /// As how many connections a user may send, read and signal with all devices together. 0: no limit.
+    user_connections: u16 = 4, Rule::Between(0, 1_000), Start;
     /// Bytes waiting for one connection, above which the gateway stops reading from it.
     queue_bytes_soft: u32 = 64 * KIB, Rule::Between(4_096, 1 << 30), Live;
     /// Bytes waiting for one connection, above which deliveries become notices.

@@ -1,12 +1,14 @@
 //! Who may come in and how much they may do: from settings to what one reactor keeps to.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::config::Settings;
 use crate::config::relations::is_loopback;
 use crate::config::value::ForwardedHeader;
 use crate::origin::Origin;
-use crate::shard::Balancers;
+use crate::session::rate::Rate;
+use crate::shard::{Balancers, Quotas};
 use crate::wire::forwarded::Header;
 
 /// Pages that the operator lets connect.
@@ -32,6 +34,23 @@ pub(super) fn balancers(settings: &Settings) -> Balancers {
     };
     Balancers { networks: settings.proxy.networks.clone(), sends_proxy: settings.proxy.protocol, header }
 }
+
+/// What connections share, where a reactor may hold so many.
+pub(super) fn quotas(settings: &Settings, connections: usize) -> Quotas {
+    let bounds = &settings.limits;
+    let share = u32::try_from(connections / ADDRESS_SHARE).unwrap_or(u32::MAX).max(ADDRESS_CONNECTIONS_MIN);
+    Quotas {
+        user_connections: bounds.user_connections,
+        address_rate: Rate { per_second: bounds.address_per_s, burst: bounds.address_burst },
+        address_connections: bounds.address_connections.unwrap_or(share),
+        exempt: bounds.address_exempt.clone(),
+        tables: Arc::default(),
+    }
+}
+
+/// An address may have one connection in so many of the gateway's, and at least so many.
+const ADDRESS_SHARE: usize = 16;
+const ADDRESS_CONNECTIONS_MIN: u32 = 256;
 
 #[cfg(test)]
 mod tests {

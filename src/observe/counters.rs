@@ -138,6 +138,8 @@ counters! {
     accepts_refused_count: Counter = "Connections closed at accept because the core is full.",
     accepts_paused_count: Counter = "Turns in which no connection was accepted, for want of tokens or because too many handshakes are under way.",
     accepts_turned_away_count: Counter = "Connections answered with 503 at accept because the queue of the listener was half full.",
+    addresses_limited_count: Counter = "Connections refused with 429 because their address had too many, or came too fast.",
+    users_limited_count: Counter = "Commands refused with 4001 because all devices of the user together were too fast.",
     proxy_headers_count: Counter = "PROXY headers taken from balancers.",
     upgrades_turned_away_count: Counter = "Upgrade requests answered with GOAWAY and 4503 because the node was full or draining.",
     hellos_limited_count: Counter = "HELLOs refused because the device tried too often.",

@@ -47,7 +47,8 @@ impl Meters {
         Self(lines(keys))
     }
 
-    /// Takes one of `rate` for `key`, or says in how many milliseconds there will be one. `credit` more than the burst may be taken ahead.
+    /// Takes one of `rate` for `key`, or says in how many milliseconds there will be one. `credit` more than the burst may be taken ahead, at
+    /// most as much again. A burst worth more than 18 minutes of its rate counts as that.
     ///
     /// Cost: one cache line and one atomic exchange, some 10 ns.
     ///
@@ -56,10 +57,12 @@ impl Meters {
     pub fn take(&self, key: u64, rate: Rate, now_ns: u64, credit: u16) -> Result<(), u32> {
         let Some(step) = step(rate) else { return Ok(()) };
         let depth = step.saturating_mul(u64::from(rate.burst) + u64::from(credit)).clamp(step, DEPTH_MAX);
+        let most = step.saturating_mul(2 * u64::from(rate.burst)).min(DEPTH_MAX);
         let (now, tag) = (now_ns / UNIT_NS, key >> DUE_BITS);
         for _ in 0..TRIES {
             let (cell, seen, ahead) = self.find(key, tag, now);
-            let next = ahead.min(DEPTH_MAX) + step;
+            // Nobody owes more than a burst and its credit: what says so is left of 19 hours ago, when the numbers began anew.
+            let next = if ahead > most { step } else { ahead + step };
             if next > depth {
                 let wait_ms = (next - depth).saturating_mul(UNIT_NS).div_ceil(1_000_000);
                 return Err(u32::try_from(wait_ms).unwrap_or(u32::MAX).max(1));
@@ -114,8 +117,7 @@ fn step(rate: Rate) -> Option<u64> {
     (rate.per_second > 0).then(|| (1_000_000_000 / UNIT_NS / u64::from(rate.per_second)).clamp(1, DEPTH_MAX))
 }
 
-/// By how many units a cell is ahead of `now`. What is further ahead than any rate allows is what is left of 19 hours ago, when the numbers
-/// began anew: nothing.
+/// By how many units a cell is ahead of `now`; further than any rate allows: nothing.
 fn ahead(cell: u64, now: u64) -> u64 {
     let ahead = cell.wrapping_sub(now) & DUE_MASK;
     if ahead <= DEPTH_MAX { ahead } else { 0 }
@@ -200,8 +202,8 @@ const COUNT_MASK: u64 = 0xffff_ffff;
 const UNIT_NS: u64 = 64;
 const DUE_BITS: u32 = 40;
 const DUE_MASK: u64 = (1 << DUE_BITS) - 1;
-/// The furthest ahead that a key can be, in units: 68 seconds.
-const DEPTH_MAX: u64 = 1 << 30;
+/// The furthest ahead that a key can be, in units: 18 minutes.
+const DEPTH_MAX: u64 = 1 << 34;
 /// How often a cell is tried that other cores change meanwhile; each failure is a success of another. Then one passes uncounted.
 const TRIES: u32 = 64;
 
@@ -273,7 +275,10 @@ mod tests {
         (2..100).for_each(|key| tally.leave(key));
         (0..3).for_each(|_| tally.leave(1));
         tally.leave(1);
-        assert!(tally.0.iter().all(|line| line.0.iter().all(|cell| cell.load(Ordering::Relaxed) & COUNT_MASK == 0)), "all have left");
+        assert!(
+            tally.0.iter().all(|line| line.0.iter().all(|cell| cell.load(Ordering::Relaxed) & COUNT_MASK == 0)),
+            "all have left"
+        );
     }
 
     /// Four threads at once: not one more passes than may, and nobody that left is still counted.

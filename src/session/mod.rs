@@ -10,5 +10,6 @@ pub mod auth;
 pub mod delivery;
 pub mod hold;
 pub mod keys;
+pub mod meters;
 pub mod nack;
 pub mod rate;

@@ -1,4 +1,5 @@
-//! Token buckets: so many per second, so many at once.
+//! Token buckets: so many per second, so many at once. A bucket is a sliding window: within any t seconds, wherever they begin, at most
+//! burst + rate * t pass.
 
 /// One bucket, 8 bytes. Time is milliseconds of the core's own clock, wrapping.
 #[derive(Clone, Copy, Debug, Default)]
@@ -9,7 +10,7 @@ pub struct Bucket {
 }
 
 /// What a bucket allows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Rate {
     /// Tokens that come back per second; 0: no limit.
     pub per_second: u32,

@@ -65,6 +65,7 @@ impl Shard {
 
     pub(super) fn push_error(&mut self, id: ConnectionId, rid: u32, code: ErrorCode, retry_ms: u32, flags: u8, detail: &str) {
         self.counters.count_error(code.value());
+        let retry_ms = if retry_ms > 0 { self.jittered(retry_ms) } else { 0 };
         let retryable = if code.is_retryable() { page_flags::ERROR_RETRYABLE } else { 0 };
         let flags = flags | retryable;
         self.push_server(id, &ServerFrame::Error { rid, code: code.value(), flags, retry_ms, detail: detail.into() });

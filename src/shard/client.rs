@@ -112,18 +112,24 @@ impl Shard {
         extra.proxy = Vec::new();
         self.drop_empty_extra(id);
         self.counters.proxy_headers_count += 1;
+        self.connections.get_mut(id).expect("looked up by the caller").state = State::Upgrade;
         if let Source::Client(client) = source {
             self.clients[id.index as usize] = client.into();
+            if !self.judge_address(id, client.ip()) {
+                return None;
+            }
         }
-        self.connections.get_mut(id).expect("looked up by the caller").state = State::Upgrade;
         Some(length - carried)
     }
 
-    /// Reads from a whole request head whom the balancers before it speak for.
-    pub(super) fn take_forwarded(&mut self, id: ConnectionId, head: &[u8]) {
-        let Some(header) = self.rules.balancers.header else { return };
-        let Some(client) = self.clients.get_mut(id.index as usize) else { return };
+    /// Reads from a whole request head whom the balancers before it speak for. Returns whether that client may go on.
+    pub(super) fn take_forwarded(&mut self, id: ConnectionId, head: &[u8]) -> bool {
+        let Some(header) = self.rules.balancers.header else { return true };
+        let Some(known) = self.clients.get_mut(id.index as usize) else { return true };
         let networks = &self.rules.balancers.networks;
-        *client = forwarded::client(head, header, (*client).into(), |address| networks.contain(address)).into();
+        let peer = SocketAddr::from(*known);
+        let client = forwarded::client(head, header, peer, |address| networks.contain(address));
+        *known = client.into();
+        client == peer || self.judge_address(id, client.ip())
     }
 }

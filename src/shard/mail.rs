@@ -62,6 +62,7 @@ impl Shard {
                 self.answered(id);
                 if *costs_nothing {
                     self.cold[id.index as usize].sends.give_back(self.rules.send_rate);
+                    self.give_back_to_user(id);
                 }
                 self.settle(id, *cmid);
                 self.counters.sents_count += 1;

@@ -21,6 +21,7 @@ mod answer;
 mod client;
 mod login;
 mod mail;
+mod quota;
 mod receive;
 mod request;
 mod resume;
@@ -56,6 +57,7 @@ use crate::wire::upgrade::Refusal;
 
 pub use client::{Balancers, CLIENT_BYTES};
 pub use mail::Latencies;
+pub use quota::Quotas;
 
 #[expect(clippy::result_large_err, reason = "a full lane gives the value back, and nothing is allocated for it")]
 /// Where a shard's mail leaves. A lane that is full gives the value back; the shard decides what that means.
@@ -91,6 +93,7 @@ pub struct Rules {
     /// Of the gateway's own page, once it is known where it stands; none: it may not connect.
     pub own_origins: OnceLock<Vec<Origin>>,
     pub balancers: Balancers,
+    pub quotas: Quotas,
     /// Answer every message with itself, for conformance suites and measurements; no sessions then.
     pub echo: bool,
     pub level: u8,
@@ -175,6 +178,8 @@ pub struct Shard {
     tls: secure::Tls,
     /// Connections that were let in and are not leaving: see [`State::is_let_in`].
     let_in_count: usize,
+    /// State of the generator that spreads times to wait.
+    random: u64,
     now: Moment,
     /// Plain counts, published by the reactor once a turn.
     pub counters: ReactorCounters,
@@ -257,6 +262,7 @@ impl Shard {
             handshakes_open: 0,
             tls: secure::Tls::default(),
             let_in_count: 0,
+            random: u64::from(id.0),
             now,
             counters: ReactorCounters::default(),
             latencies: Latencies::default(),
@@ -350,6 +356,7 @@ impl Shard {
         self.forget_tls(id);
         self.detach_session(id);
         let cold = std::mem::take(&mut self.cold[id.index as usize]);
+        self.leave_address(cold.address);
         let cause = cold.cause.unwrap_or(CloseCause::ClientGone);
         self.counters.closes_count[cause.index()] += 1;
         self.liveness.clear(id.index);
@@ -554,7 +561,7 @@ mod flags {
     pub const TLS: u16 = 256;
 }
 
-/// The cold line of a connection, a parallel array: 32 bytes.
+/// The cold line of a connection, a parallel array: 40 bytes.
 #[derive(Debug, Default)]
 struct Cold {
     extra: Option<Box<Extra>>,
@@ -567,9 +574,11 @@ struct Cold {
     abuse_count: u16,
     reads_waiting: u8,
     cause: Option<CloseCause>,
+    /// What its address is counted under.
+    address: Option<u32>,
 }
 
-const _: () = assert!(size_of::<Cold>() <= 32);
+const _: () = assert!(size_of::<Cold>() <= 40);
 
 /// What a connection has only at times: during the handshake, while something is held, while reads wait.
 #[derive(Debug, Default)]

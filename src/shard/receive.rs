@@ -81,7 +81,9 @@ impl Shard {
                 return;
             }
             Ok(Some(head)) => {
-                self.take_forwarded(id, head.bytes);
+                if !self.take_forwarded(id, head.bytes) {
+                    return;
+                }
                 match upgrade::parse(head.bytes, &policy) {
                     Err(refusal) => return self.refuse_upgrade(id, refusal, CloseCause::UpgradeRefused),
                     Ok(request) => {
@@ -132,7 +134,10 @@ impl Shard {
         }
         self.counters.count_upgrade_refused(refusal.status());
         self.note_arrival(id, Some(refusal));
-        let retry_after_s = matches!(refusal, Refusal::Overloaded | Refusal::RateLimited).then_some(RETRY_AFTER_S);
+        let retry_after_s = matches!(refusal, Refusal::Overloaded | Refusal::RateLimited).then(|| {
+            // A quarter of four times as much is as much again.
+            (self.jittered(4 * RETRY_AFTER_MS) - 3 * RETRY_AFTER_MS) / 1_000
+        });
         let frame = self.pool.build(Wrap::Raw, |out| refusal.write(retry_after_s, out));
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
         self.pool.push(&mut connection.queue, frame, 0);
@@ -264,5 +269,5 @@ pub(super) fn is_empty(head: &HeadCarry) -> bool {
 
 /// Close code of a client that is done: nobody comes back for its session.
 const CLOSE_DONE: u16 = 1000;
-/// `Retry-After` of a refused upgrade, seconds; clients add jitter.
-const RETRY_AFTER_S: u32 = 5;
+/// The least `Retry-After` of a refused upgrade; up to as much again is added at random.
+const RETRY_AFTER_MS: u32 = 5_000;

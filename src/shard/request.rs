@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::Entry;
 
+use super::quota::Class;
 use super::{ABUSE_MAX, CURSOR_RATE, Outlet, READS_WAITING_MAX, Shard, State};
 use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
 use crate::limits::{CURSORS_GATHERED_MAX, CURSORS_SUBMITTED_MAX, WATCH_TTL_S_MAX};
@@ -107,8 +108,7 @@ impl Shard {
                 if ids::conversation_kind(conv).is_none() {
                     return self.refuse(id, *rid, ErrorCode::NotMember, 0, "");
                 }
-                let now_ms = self.now_ms();
-                if let Err(retry_ms) = self.cold[id.index as usize].reads.take(self.rules.read_rate, now_ms) {
+                if let Err(retry_ms) = self.take_read(id) {
                     return self.refuse(id, *rid, ErrorCode::RateLimited, retry_ms, "");
                 }
                 let Some(from) = self.sender(id, *rid) else { return };
@@ -155,8 +155,16 @@ impl Shard {
                 let now_ms = self.now_ms();
                 // A repeat of what is stored costs nothing, which only the store can tell: at most a window of them is trusted.
                 let credit = if send.flags & send_flags::RETRY != 0 { self.rules.send_window } else { 0 };
+                let rate = self.rules.send_rate;
+                let mut taken = self.cold[slot].sends.take_on_credit(rate, now_ms, credit);
+                if taken.is_ok() {
+                    taken = self.take_of_user(id, Class::Send, credit);
+                    if taken.is_err() {
+                        self.cold[slot].sends.give_back(rate);
+                    }
+                }
                 let cold = &mut self.cold[slot];
-                if let Err(retry_ms) = cold.sends.take_on_credit(self.rules.send_rate, now_ms, credit) {
+                if let Err(retry_ms) = taken {
                     cold.abuse_count += 1;
                     if cold.abuse_count == ABUSE_MAX {
                         return self.close(id, 4429, CloseCause::RateLimited);
@@ -252,8 +260,7 @@ impl Shard {
             let detail = format!("users: {:.40} is no user id", wrong.escape_debug().to_string());
             return self.fail(id, rid, ErrorCode::BadField, &detail);
         }
-        let now_ms = self.now_ms();
-        if let Err(retry_ms) = self.cold[id.index as usize].reads.take(self.rules.read_rate, now_ms) {
+        if let Err(retry_ms) = self.take_read(id) {
             return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
         let Some(from) = self.sender(id, rid) else { return };
@@ -276,7 +283,7 @@ impl Shard {
         }
         let (now_ms, rate) = (self.now_ms(), self.rules.signal_rate);
         let bucket = self.signals.entry(id).or_insert_with(|| Bucket::full(rate, now_ms));
-        if let Err(retry_ms) = bucket.take(rate, now_ms) {
+        if let Err(retry_ms) = bucket.take(rate, now_ms).and_then(|()| self.take_of_user(id, Class::Signal, 0)) {
             return self.refuse(id, 0, ErrorCode::RateLimited, retry_ms, &format!("{conv} refused"));
         }
         let Some(from) = self.sender(id, 0) else { return };
@@ -313,8 +320,7 @@ impl Shard {
     fn handle_read(&mut self, id: ConnectionId, rid: u32, request: PageRequest, outlet: &mut impl Outlet) {
         let Some(from) = self.sender(id, rid) else { return };
         let slot = id.index as usize;
-        let now_ms = self.now_ms();
-        if let Err(retry_ms) = self.cold[slot].reads.take(self.rules.read_rate, now_ms) {
+        if let Err(retry_ms) = self.take_read(id) {
             return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
         let encoding = self.connections.get(id).and_then(|connection| connection.encoding).unwrap_or(Encoding::Binary);

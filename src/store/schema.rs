@@ -28,6 +28,8 @@
 //!   `C` reported; the pages after it repeat that `since`. A change after the first snapshot has a greater stamp, so the next SYNC
 //!   reports it, whichever page was being read: never too little. A READ of the same device is reported as well: sometimes too much.
 
+use std::net::IpAddr;
+
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher24;
@@ -157,6 +159,16 @@ impl Hashes {
     #[must_use]
     pub fn user(&self, id: &str) -> User {
         User(SipHasher24::new_with_key(&self.key).hash(id.as_bytes()))
+    }
+
+    /// A client's address: IPv4 as a whole, IPv6 by its first 64 bits. Stands in no key.
+    #[must_use]
+    pub fn address(&self, address: IpAddr) -> u64 {
+        let hasher = SipHasher24::new_with_key(&self.key);
+        match address.to_canonical() {
+            IpAddr::V4(v4) => hasher.hash(&v4.octets()),
+            IpAddr::V6(v6) => hasher.hash(v6.octets().first_chunk::<8>().expect("16 bytes")),
+        }
     }
 
     /// `D` of a device id.

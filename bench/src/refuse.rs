@@ -1,0 +1,111 @@
+//! What refusing costs: microseconds of CPU for each kind of refusal, and nanoseconds for the limits that every message passes.
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Instant;
+
+use tidegate::session::meters::Meters;
+use tidegate::session::rate::{Bucket, Rate};
+
+use crate::Common;
+use crate::gateway::Gateway;
+use crate::results::Run;
+
+/// One kind of refusal: how the gateway is set, what is sent, and how the answer begins.
+struct Case {
+    name: &'static str,
+    settings: &'static [&'static str],
+    headers: &'static str,
+    /// A frame behind the request.
+    frame: &'static [u8],
+    answer: &'static str,
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        name: "at_accept_429",
+        settings: &["limits.address_exempt=", "limits.address_per_s=1", "limits.address_burst=1", "limits.accept_burst=1000000"],
+        headers: "",
+        frame: b"",
+        answer: "HTTP/1.1 429",
+    },
+    Case {
+        name: "behind_a_balancer_429",
+        settings: &["proxy.networks=127.0.0.1", "limits.address_per_s=1", "limits.address_burst=1"],
+        headers: "X-Forwarded-For: 203.0.113.7\r\n",
+        frame: b"",
+        answer: "HTTP/1.1 429",
+    },
+    Case { name: "origin_403", settings: &[], headers: "Origin: https://evil.example\r\n", frame: b"", answer: "HTTP/1.1 403" },
+    Case {
+        name: "token_4401",
+        settings: &[],
+        headers: "",
+        // {"t":"hello","device":"1","token":"eyJhbGciOiJIUzI1NiJ9.e30.AAAA"}, masked with zeros.
+        frame: b"\x81\xc2\0\0\0\0{\"t\":\"hello\",\"device\":\"1\",\"token\":\"eyJhbGciOiJIUzI1NiJ9.e30.AAAA\"}",
+        answer: "HTTP/1.1 101",
+    },
+];
+
+/// One measurement.
+pub fn run(common: &Common) -> Result<Run, String> {
+    let mut run = Run::default();
+    for case in &CASES {
+        let settings = case.settings.iter().map(|&setting| setting.to_owned());
+        let common = Common { settings: common.settings.iter().cloned().chain(settings).collect(), ..common.clone() };
+        let gateway = Gateway::start(&common, &[])?;
+        for _ in 0..100 {
+            drop(refused(gateway.address, case));
+        }
+        let before = gateway.cpu_total()?;
+        for _ in 0..REFUSALS {
+            let answer = refused(gateway.address, case).map_err(|error| format!("{}: {error}", case.name))?;
+            if !answer.starts_with(case.answer.as_bytes()) {
+                return Err(format!("{}: {}", case.name, String::from_utf8_lossy(&answer)));
+            }
+        }
+        run.add(format!("{}_cpu_us", case.name), (gateway.cpu_total()? - before) * 1e6 / f64::from(REFUSALS));
+    }
+    let rate = Rate { per_second: 65_535, burst: 65_535 };
+    let meters = Meters::new(65_536);
+    let mut bucket = Bucket::full(rate, 0);
+    run.add("bucket_ns", nanos(|index| bucket.take(rate, index as u32)));
+    run.add("meter_one_user_ns", nanos(|index| meters.take(7, rate, index, 0)));
+    run.add("meter_many_users_ns", nanos(|index| meters.take(index.wrapping_mul(0x9e37_79b9_7f4a_7c15), rate, index, 0)));
+    Ok(run)
+}
+
+/// Connects, asks, and reads until the gateway ends it.
+fn refused(address: SocketAddr, case: &Case) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(address)?;
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidegate.v1.json\r\n{}\r\n",
+        case.headers
+    );
+    // Whoever is refused at accept may be gone already.
+    drop(stream.write_all(&[request.as_bytes(), case.frame].concat()));
+    let mut answer = Vec::new();
+    let mut chunk = [0; 1024];
+    while let Ok(count @ 1..) = stream.read(&mut chunk) {
+        answer.extend_from_slice(&chunk[..count]);
+        // The code of the Close frame ends it.
+        if answer.ends_with(&4401_u16.to_be_bytes()) {
+            break;
+        }
+    }
+    drop(stream.shutdown(Shutdown::Both));
+    Ok(answer)
+}
+
+fn nanos<T>(mut take: impl FnMut(u64) -> T) -> f64 {
+    let started = Instant::now();
+    for index in 0..TAKES {
+        black_box(take(black_box(index)));
+    }
+    started.elapsed().as_secs_f64() * 1e9 / TAKES as f64
+}
+
+const REFUSALS: u32 = 10_000;
+const TAKES: u64 = 20_000_000;

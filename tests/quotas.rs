@@ -1,0 +1,124 @@
+//! How much several connections may do together, through the real binary: an address and a user have a bound, their neighbours do not feel
+//! it, and whoever leaves makes room.
+
+mod support;
+
+use support::eventually;
+use support::gateway::Gateway;
+use support::peer::{Peer, status, upgrade};
+use support::raw::{ENCODINGS, Next, Raw};
+use tidegate::wire::envelope::{ClientFrame, ServerFrame};
+
+const XFF: &str = "X-Forwarded-For";
+/// This machine is no exception.
+const NOBODY: (&str, &str) = ("limits.address_exempt", "");
+const HERE: (&str, &str) = ("proxy.networks", "127.0.0.1");
+
+/// What an upgrade request is told: the status, and `Retry-After`.
+fn ask(gateway: &Gateway, front: &str, headers: &str) -> (Peer, u16, Option<u32>) {
+    let mut peer = Peer::connect(gateway.listen);
+    peer.write(front.as_bytes());
+    peer.write(upgrade("tidegate.v1", headers).as_bytes());
+    let head = String::from_utf8(peer.read_head()).expect("ASCII");
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    let retry = head.lines().find_map(|line| line.strip_prefix("Retry-After: ")?.parse().ok());
+    (peer, code, retry)
+}
+
+/// An address has so many connections, wherever it is learned: at accept, from a PROXY header, from a request head. Of IPv6 the first half
+/// counts. The next one is told 429 and when to come back, another address is served, and whoever leaves makes room.
+#[test]
+fn an_address_has_so_many_connections() {
+    let gateway = Gateway::with(&[NOBODY, ("limits.address_connections", "2")]);
+    let mut here: Vec<Peer> =
+        (0..2).map(|_| ask(&gateway, "", "")).map(|(peer, code, _)| (code == 101).then_some(peer).expect("room")).collect();
+    let mut third = Peer::connect(gateway.listen);
+    assert_eq!(status(&third.read_all()), 429, "at accept, before it asked for anything");
+    here.pop();
+    eventually("room", || (ask(&gateway, "", "").1 == 101).then_some(()));
+    let count = |name: &str| gateway.metric(name);
+    eventually("the cause", || (count(r#"tidegate_closes_total{cause="rate_limited"}"#) >= 1.0).then_some(()));
+    assert!(count("tidegate_addresses_limited_total") >= 1.0);
+
+    let forwarded = Gateway::with(&[HERE, ("limits.address_connections", "2")]);
+    let proxied = Gateway::with(&[HERE, ("proxy.protocol", "true"), ("limits.address_connections", "2")]);
+    for (full, same, other) in
+        [("203.0.113.7", "203.0.113.7", "203.0.113.8"), ("2001:db8:0:1::7", "2001:db8:0:1:ffff::8", "2001:db8:0:2::7")]
+    {
+        let by_head = |address: &str| ask(&forwarded, "", &format!("{XFF}: {address}\r\n"));
+        let family = if full.contains(':') { "TCP6" } else { "TCP4" };
+        let by_proxy = |address: &str| ask(&proxied, &format!("PROXY {family} {address} {address} 1 2\r\n"), "");
+        let ways: [&dyn Fn(&str) -> (Peer, u16, Option<u32>); 2] = [&by_head, &by_proxy];
+        for way in ways {
+            let kept = [way(full), way(same)];
+            assert!(kept.iter().all(|(_, code, _)| *code == 101));
+            let (_, code, retry) = way(same);
+            assert_eq!(code, 429, "{same}");
+            assert!((5..=10).contains(&retry.expect("a time to wait")));
+            assert_eq!(way(other).1, 101, "{other}");
+            drop(kept);
+            eventually("room", || (way(full).1 == 101).then_some(()));
+        }
+    }
+    eprintln!(
+        "limited: {} {}",
+        forwarded.metric("tidegate_addresses_limited_total"),
+        proxied.metric("tidegate_addresses_limited_total")
+    );
+}
+
+/// An address connects so often; the times to wait are spread, and another address is served meanwhile. Loopback is exempt by default.
+#[test]
+fn an_address_connects_so_often() {
+    let gateway = Gateway::with(&[HERE, ("limits.address_per_s", "1"), ("limits.address_burst", "3")]);
+    let from = |address: &str| ask(&gateway, "", &format!("{XFF}: {address}\r\n"));
+    assert!((0..3).all(|_| from("203.0.113.7").1 == 101));
+    // The clock runs meanwhile: a few more may pass.
+    let refused = (0..1000).filter_map(|_| Some(from("203.0.113.7")).filter(|(_, code, _)| *code == 429));
+    let refused: Vec<u32> = refused.take(20).map(|(_, _, retry)| retry.expect("a time to wait")).collect();
+    assert_eq!(refused.len(), 20);
+    assert!(refused.iter().max() > refused.iter().min(), "spread: {refused:?}");
+    assert_eq!(from("203.0.113.8").1, 101);
+    let gateway = Gateway::with(&[("limits.address_per_s", "1"), ("limits.address_burst", "1")]);
+    for _ in 0..20 {
+        assert_eq!(ask(&gateway, "", "").1, 101);
+    }
+}
+
+/// All devices of a user together may do as much as so many connections, on whatever core they are, in each class of commands; another
+/// user does not feel it. A connection alone has its own bound.
+#[test]
+fn devices_of_a_user_share_a_bound() {
+    let settings = [("limits.user_connections", "1"), ("protocol.fetch_rate", "1")];
+    for encoding in ENCODINGS {
+        let gateway = Gateway::with(&settings);
+        let mut devices = Vec::new();
+        // Two reads at once are within the bound of each connection, and of the user for the first of them; the clock runs meanwhile.
+        let limited = (0..16).find_map(|number| {
+            let mut raw = Raw::connect(&gateway, encoding, "al", &number.to_string());
+            let asked: Vec<_> = (0..2).map(|_| fetch(&mut raw)).collect();
+            devices.push(raw);
+            asked.into_iter().flatten().next()
+        });
+        let (code, retry_ms) = limited.expect("devices together are too fast");
+        assert!(code == 4001 && retry_ms > 0 && devices.len() > 1, "{} devices", devices.len());
+        assert!(gateway.metric("tidegate_users_limited_total") > 0.0);
+        let mut bo = Raw::connect(&gateway, encoding, "bo", "1");
+        assert_eq!(fetch(&mut bo), None, "another user is not concerned");
+        devices[0].say("d:al:bo", "sending has a bound of its own");
+    }
+}
+
+/// Reads something: `None` is a PAGE, else code and time to wait of the ERROR.
+fn fetch(raw: &mut Raw) -> Option<(u16, u32)> {
+    let rid = raw.next_rid();
+    raw.put(&ClientFrame::Fetch { rid, conv: "d:al:bo".into(), from: 1, to: 2, limit: 1, flags: 0 });
+    loop {
+        match raw.next() {
+            Next::Frame(ServerFrame::Error { code, retry_ms, .. }) => return Some((code, retry_ms)),
+            Next::Frame(ServerFrame::Page { .. }) => return None,
+            Next::Frame(_) => {}
+            Next::Closed(code) => panic!("closed with {code:?}"),
+        }
+    }
+}
