@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use tidegate::verify::What;
 use tidegate::wire::envelope::{Encoding, SENT_DUPLICATE, ServerFrame, ServerFrames, deliver_flags};
-use tidegate::wire::frame::{self, FrameEnd, HEADER_BYTES_MAX, Opcode, Sender};
-use tidegate::wire::mask;
+use tidegate::wire::frame::{self, Opcode};
 use tidegate_client::{Action, Closed, Cmid, Event, Machine, Outgoing, SendError, Settings, Ticket};
 
+use crate::framing;
 use crate::pace::nanos;
 use crate::scenario::Tempo;
 use crate::stats::Stats;
@@ -283,24 +283,21 @@ impl Client {
     fn take(&mut self, hub: &mut Hub<'_>, bytes: &[u8]) -> Result<usize, Closed> {
         let mut used = 0;
         if self.link == Link::Upgrading {
-            let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(0) };
-            let head = String::from_utf8_lossy(&bytes[..end]);
-            if !head.starts_with("HTTP/1.1 101") {
-                hub.stats.refused(head.split(' ').nth(1).unwrap_or("?"));
-                let after = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("retry-after: ")?.parse().ok());
+            let Some((head, end)) = framing::answer(bytes) else { return Ok(0) };
+            if let Err(status) = framing::upgraded(head) {
+                hub.stats.refused(&status);
+                let text = String::from_utf8_lossy(head);
+                let after = text.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("retry-after: ")?.parse().ok());
                 return Err(Closed { code: None, retry_after: after.map(Duration::from_secs) });
             }
-            used = end + 4;
+            used = end;
             self.link = Link::Open;
             self.machine.handle_connected(hub.now(), &self.token);
         }
         while self.link == Link::Open {
-            let rest = &bytes[used..];
-            let header = frame::decode(rest, Sender::Server).map_err(|violation| self.broken(hub, &format!("{violation:?}")))?;
-            let Some(header) = header else { return Ok(used) };
-            let end = header.header_bytes.saturating_add(usize::try_from(header.payload_bytes).unwrap_or(usize::MAX));
-            let Some(payload) = rest.get(header.header_bytes..end) else { return Ok(used) };
-            used += end;
+            let whole = framing::first(&bytes[used..]).map_err(|violation| self.broken(hub, &format!("{violation:?}")))?;
+            let Some((header, payload, length)) = whole else { return Ok(used) };
+            used += length;
             match header.opcode {
                 Opcode::Binary if header.fin => self.message(hub, payload)?,
                 Opcode::Ping => self.frame(hub, Opcode::Pong, payload),
@@ -441,14 +438,14 @@ impl Client {
             if !self.machine.poll_transmit(now, hub.scratch) {
                 return;
             }
-            write_frame(&mut self.out, Opcode::Binary, hub.scratch);
+            framing::write(&mut self.out, Opcode::Binary, hub.scratch);
         }
     }
 
     fn frame(&mut self, hub: &mut Hub<'_>, opcode: Opcode, payload: &[u8]) {
         hub.scratch.clear();
         hub.scratch.extend_from_slice(payload);
-        write_frame(&mut self.out, opcode, hub.scratch);
+        framing::write(&mut self.out, opcode, hub.scratch);
     }
 
     fn close_frame(&mut self, hub: &mut Hub<'_>, code: u16) {
@@ -487,17 +484,6 @@ pub fn name_of(error: &SendError) -> String {
 /// Counted causes.
 pub type Causes = BTreeMap<String, u64>;
 
-/// Masks `payload` where it lies and appends it as a frame. Any mask will do for a server that must unmask.
-fn write_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &mut [u8]) {
-    let mut header = [0; HEADER_BYTES_MAX];
-    let len = frame::encode_client(&mut header, opcode, FrameEnd::Message, payload.len(), MASK);
-    // The whole payload at once: no rest needs the turned mask.
-    let _ = mask::apply(payload, MASK);
-    out.extend_from_slice(&header[..len]);
-    out.extend_from_slice(payload);
-}
-
-const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 /// Bytes waiting for the socket, beyond which no more frames are made.
 const OUT_BYTES_MAX: usize = 256 * 1024;
 /// Places an idle client may keep.

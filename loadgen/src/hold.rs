@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::light::{Board, Pulse, Swarm};
+use crate::hdr::Log;
 use crate::machine::Kernel;
 use crate::pace::nanos;
 use crate::report::{Report, Sample};
 use crate::run::{machine, unix_ms};
 use crate::stats::Percentiles;
 use crate::subject::{Process, http};
+use crate::swarm::{BackEnd, Board, Pulse, Swarm};
 
 /// What is done with the connections once they are there.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -28,6 +30,8 @@ pub struct Task {
 /// What a run with very many connections found out.
 #[derive(Clone, Default, Debug, Serialize)]
 pub struct Held {
+    /// Whose TCP carried them: `sockets` or `phantom`.
+    pub back_end: &'static str,
     /// Connections asked for.
     pub wanted: u64,
     /// Of these, with a session of the protocol: all, or none on a gateway that only echoes.
@@ -52,7 +56,7 @@ pub struct Held {
     pub gateway_user_bytes: Option<f64>,
     /// User memory of this program per connection.
     pub own_user_bytes: f64,
-    /// Kernel memory in slabs per connection, of both ends together.
+    /// Kernel memory in slabs per connection, of both ends together; a phantom has no end in the kernel.
     pub slab_bytes_both_ends: f64,
     /// The caches that grew, bytes per connection, both ends together.
     pub caches_both_ends: BTreeMap<String, f64>,
@@ -143,6 +147,7 @@ pub fn run(
     task: &Task,
     process: Option<Process>,
     admin: Option<SocketAddr>,
+    log: Option<Log>,
     progress: fn(&str, f64, &Sample),
 ) -> Result<Report, String> {
     let mut report = Report { scenario: "idle".to_owned(), ..Report::default() };
@@ -152,8 +157,17 @@ pub fn run(
     report.unix_s = unix_ms() / 1000;
     report.gateway.extend(process.and_then(Process::usage).map(|usage| ("before".to_owned(), usage)));
     std::thread::scope(|scope| {
-        let mut director =
-            Director { swarm, process, admin, progress, report, held: Held::default(), last: (Instant::now(), Board::default()) };
+        let mut director = Director {
+            swarm,
+            process,
+            admin,
+            log,
+            progress,
+            report,
+            held: Held::default(),
+            last: (Instant::now(), Board::default()),
+        };
+        director.held.back_end = swarm.back_end.name();
         director.held.wanted = swarm.connections as u64;
         director.held.sessions_wanted = if swarm.minter.is_some() { director.held.wanted } else { 0 };
         let before = director.memory();
@@ -183,6 +197,7 @@ struct Director<'a> {
     swarm: &'a Swarm,
     process: Option<Process>,
     admin: Option<SocketAddr>,
+    log: Option<Log>,
     progress: fn(&str, f64, &Sample),
     report: Report,
     held: Held,
@@ -260,6 +275,8 @@ impl Director<'_> {
     fn measure(&mut self, before: &Memory, after: &Memory) {
         let count = self.swarm.connections;
         let per = |after: u64, before: u64| (after as f64 - before as f64) / count as f64;
+        // A phantom has its TCP in this program.
+        let kernel_ends = if matches!(self.swarm.back_end, BackEnd::Phantom(_)) { 1.0 } else { 2.0 };
         let held = &mut self.held;
         held.gateway_user_bytes = after.gateway.zip(before.gateway).map(|(after, before)| per(after, before));
         held.own_user_bytes = per(after.own, before.own);
@@ -267,7 +284,7 @@ impl Director<'_> {
         held.caches_both_ends = after.kernel.grown(&before.kernel, count);
         let ports: f64 = held.caches_both_ends.iter().filter(|(name, _)| name.contains("bind")).map(|(_, bytes)| bytes).sum();
         let is_known = !after.kernel.caches.is_empty();
-        held.kernel_bytes = is_known.then(|| (held.slab_bytes_both_ends - ports) / 2.0);
+        held.kernel_bytes = is_known.then(|| (held.slab_bytes_both_ends - ports) / kernel_ends);
         held.machine_bytes_both_ends = per(before.kernel.available_bytes, after.kernel.available_bytes);
         let metrics = self.metrics();
         let sum = |name: &str| metrics.as_deref().map(|text| metric_sum(text, name));
@@ -292,6 +309,7 @@ impl Director<'_> {
         let board = self.swarm.board();
         let (latency, pacing) =
             board.pulse.ok_or("the threads did not end their echoes: this machine is too slow for the load")?;
+        self.log(&pulse, &latency, &pacing).map_err(|error| format!("cannot write the HdrHistogram log: {error}"))?;
         let back = (ended - begun) as f64;
         let is_ping = self.swarm.minter.is_some();
         self.held.echo = Some(Echo {
@@ -307,6 +325,14 @@ impl Director<'_> {
             gateway_cpu_us: after.gateway.zip(cpu.gateway).map(|(after, before)| (after - before) * 1e6 / back),
         });
         Ok(())
+    }
+
+    fn log(&mut self, pulse: &Pulse, latency: &Histogram<u64>, pacing: &Histogram<u64>) -> std::io::Result<()> {
+        let Some(mut log) = self.log.take() else { return Ok(()) };
+        let (from_s, until_s) = (pulse.measured_from_ns as f64 / 1e9, pulse.until_ns as f64 / 1e9);
+        log.interval("echo", from_s, until_s, latency)?;
+        log.interval("pacing", from_s, until_s, pacing)?;
+        log.finish()
     }
 
     /// Waits until the gateway has noticed that nobody is there any more.

@@ -4,15 +4,17 @@
 //!  main ─► run: stages, kills, storms ──orders──► Shared ◄──boards── worker, one thread each
 //!                                                                      │ pace: what is due
 //!                                                                      │ client: Machine and frames, pure
-//!                                                                      │ network: sockets, or another TCP
+//!                                                                      │ network: sockets, or phantom: a TCP on a TUN device
 //!                                                                      ▼
 //!                                              verify: the ledger ─► report: text, JSON; page: HTML
 //!
-//!  main ─► hold: ramp, rounds of pings, echoes ──orders──► Swarm ◄──boards── light: thousands of clients per thread, no ledger
+//!  main ─► hold: ramp, rounds of pings, echoes ──orders──► Swarm ◄──boards── light: thousands of clients per thread, no ledger, on either network
 //! ```
 
 pub mod client;
+pub mod framing;
 pub mod half_open;
+pub mod hdr;
 pub mod hold;
 pub mod light;
 pub mod machine;
@@ -20,11 +22,13 @@ pub mod network;
 pub mod notes;
 pub mod pace;
 pub mod page;
+pub mod phantom;
 pub mod random;
 pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod stats;
 pub mod subject;
+pub mod swarm;
 pub mod verify;
 pub mod worker;

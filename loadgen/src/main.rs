@@ -8,15 +8,18 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use loadgen::hdr::Log;
 use loadgen::hold::{self, Task};
-use loadgen::light::{self, Pulse, Swarm};
+use loadgen::network::{SOURCES_MAX, source};
 use loadgen::page;
+use loadgen::phantom::Device;
 use loadgen::report::{Report, Sample, Stage};
-use loadgen::run::{Bench, Progress, Run};
+use loadgen::run::{Bench, Progress, Run, unix_ms};
 use loadgen::scenario::Load;
 use loadgen::subject::{Minter, Process, Started, Target};
+use loadgen::swarm::{self, Pulse, Swarm};
 use loadgen::verify::PAYLOAD_BYTES_MIN;
 use tidegate::io::descriptors::Descriptors;
 use tidegate::verify::Verdict;
@@ -147,6 +150,14 @@ enum Scenario {
     },
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum BackEnd {
+    /// Real sockets.
+    Sockets,
+    /// Clients that cost this machine a few bytes each.
+    Phantom,
+}
+
 /// What is put under load, and where the report goes.
 #[derive(Clone, Debug, Args)]
 struct Aim {
@@ -156,6 +167,10 @@ struct Aim {
     /// The gateway's admin side.
     #[arg(long, default_value = "127.0.0.1:8081")]
     admin: SocketAddr,
+    /// Whose TCP carries the clients: the kernel's, or one of this program's own on a TUN device, which needs CAP_NET_ADMIN and reaches
+    /// a gateway at 198.18.0.1.
+    #[arg(long, value_enum, default_value_t = BackEnd::Sockets)]
+    back_end: BackEnd,
     /// Allow a gateway on another machine.
     #[arg(long)]
     allow_remote: bool,
@@ -189,6 +204,9 @@ struct Aim {
     /// Write the report as one HTML page with plots.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write latencies, and the lateness of sending, as a HdrHistogram log: by the second, of idle and echo in one interval.
+    #[arg(long, value_name = "FILE")]
+    hdr: Option<PathBuf>,
 }
 
 /// What scenarios of messages are told.
@@ -333,7 +351,7 @@ struct ManyArgs {
     #[arg(long, default_value_t = 0.0)]
     ramp: f64,
     /// Connections between connect and welcome at the same time.
-    #[arg(long, default_value_t = light::OPENING_MAX)]
+    #[arg(long, default_value_t = swarm::OPENING_MAX)]
     opening: usize,
     /// Threads that carry connections; by default as many as the limit of open files asks for, each with a descriptor table of its own.
     #[arg(long)]
@@ -452,8 +470,9 @@ impl Line {
                 return Err("a file names chat, group, slow, half-open, idle, echo, peak, crash or storm".to_owned());
             }
         };
+        let devices = common.aim.devices(common.threads)?;
         let mut started = common.aim.start()?;
-        let bench = common.bench(started.as_ref(), name == "crash")?;
+        let bench = common.bench(started.as_ref(), devices, name == "crash")?;
         let mut load = common.load(if name == "group" { 1.0 } else { 0.0 });
         if let Scenario::Slow(args) = &self.scenario {
             load.slow = args.slow.unwrap_or(common.connections / 10);
@@ -510,11 +529,20 @@ impl Aim {
 
     fn target(&self) -> Result<Target, String> {
         let target = Target::parse(&self.url)?;
-        let is_here = target.is_loopback() && self.admin.ip().is_loopback();
+        let is_local = target.is_loopback() || self.back_end == BackEnd::Phantom;
+        let is_here = is_local && self.admin.ip().is_loopback();
         if !is_here && !self.allow_remote {
             return Err(format!("{} is not this machine; --allow-remote if that is meant", self.url));
         }
         Ok(target)
+    }
+
+    /// The devices of the threads, if clients are phantoms. To be made first: the gateway listens on their address.
+    fn devices(&self, threads: usize) -> Result<Option<Vec<Device>>, String> {
+        if self.back_end == BackEnd::Sockets {
+            return Ok(None);
+        }
+        Device::all(self.target()?.address, threads).map(Some)
     }
 
     fn minter(&self) -> Result<Minter, String> {
@@ -555,32 +583,57 @@ impl ManyArgs {
     /// Opens them, does `task`, and lets them go.
     fn run(&self, name: &str, is_protocol: bool, task: &Task) -> Result<Report, String> {
         let target = self.aim.target()?;
+        if self.connections == 0 {
+            return Err("at least one connection, please".to_owned());
+        }
+        let back_end = self.back_end(&target)?;
+        let threads = match &back_end {
+            swarm::BackEnd::Sockets { .. } => self.threads_of_sockets()?,
+            swarm::BackEnd::Phantom(devices) => devices.len(),
+        };
+        let started = self.aim.start()?;
+        let minter = if is_protocol { Some(self.aim.minter()?) } else { None };
+        let mut swarm = Swarm::new(target, minter, tag(), self.connections, threads);
+        swarm.back_end = back_end;
+        swarm.ramp_per_s = self.ramp;
+        swarm.opening_max = self.opening.max(1);
+        swarm.seed = self.aim.seed;
+        let log = self.aim.hdr.as_deref().map(|path| Log::create(path, unix_ms() / 1000)).transpose();
+        let log = log.map_err(|error| format!("cannot write the HdrHistogram log: {error}"))?;
+        let process = self.aim.process(started.as_ref());
+        let mut report = hold::run(&swarm, task, process, Some(self.aim.admin), log, show_held)?;
+        BAR.finish_and_clear();
+        report.scenario = name.to_owned();
+        Ok(report)
+    }
+}
+
+impl ManyArgs {
+    fn back_end(&self, target: &Target) -> Result<swarm::BackEnd, String> {
+        if let Some(devices) = self.aim.devices(self.threads.unwrap_or(1))? {
+            return Ok(swarm::BackEnd::Phantom(devices));
+        }
+        let few = self.connections <= PORTS_OF_SOURCE || !target.is_loopback();
+        let sources = self.sources.unwrap_or(if few { 0 } else { self.connections.div_ceil(PORTS_OF_SOURCE) });
+        if sources > SOURCES_MAX {
+            return Err(format!("at most {SOURCES_MAX} sources"));
+        }
+        Ok(swarm::BackEnd::Sockets { private_tables: self.threads_of_sockets()? > 1, sources })
+    }
+
+    /// As many threads as tables of descriptors are needed, unless it is said.
+    fn threads_of_sockets(&self) -> Result<usize, String> {
         let descriptors = Descriptors::for_connections(0).map_err(|error| format!("open files: {error}"))?;
         let per_table = usize::try_from(descriptors.connections_per_table()).unwrap_or(usize::MAX).max(1);
         let enough = self.connections.div_ceil(per_table);
         let threads = self.threads.unwrap_or(enough);
-        if threads < enough || self.connections == 0 {
+        if threads < enough {
             return Err(format!(
                 "{} connections need {enough} threads or more under a limit of open files of {per_table}",
                 self.connections
             ));
         }
-        let started = self.aim.start()?;
-        let minter = if is_protocol { Some(self.aim.minter()?) } else { None };
-        let mut swarm = Swarm::new(target, minter, tag(), self.connections, threads);
-        swarm.private_tables = threads > 1;
-        let few = self.connections <= PORTS_OF_SOURCE || !swarm.target.is_loopback();
-        swarm.sources = self.sources.unwrap_or(if few { 0 } else { self.connections.div_ceil(PORTS_OF_SOURCE) });
-        if swarm.sources > light::SOURCES_MAX {
-            return Err(format!("at most {} sources", light::SOURCES_MAX));
-        }
-        swarm.ramp_per_s = self.ramp;
-        swarm.opening_max = self.opening.max(1);
-        swarm.seed = self.aim.seed;
-        let mut report = hold::run(&swarm, task, self.aim.process(started.as_ref()), Some(self.aim.admin), show_held)?;
-        BAR.finish_and_clear();
-        report.scenario = name.to_owned();
-        Ok(report)
+        Ok(threads)
     }
 }
 
@@ -638,9 +691,11 @@ impl VerifyArgs {
         let mut is_clean = true;
         if let Some(seconds) = self.canary {
             let seconds = Duration::from_secs_f64(seconds);
-            let report = self.common.bench(None, false)?.run("canary", self.common.load(0.0), |run| {
-                run.stage(self.rate, Duration::ZERO, seconds, Duration::from_secs_f64(self.common.drain)).map(drop)
-            })?;
+            let report = self.common.bench(None, self.common.aim.devices(self.common.threads)?, false)?.run(
+                "canary",
+                self.common.load(0.0),
+                |run| run.stage(self.rate, Duration::ZERO, seconds, Duration::from_secs_f64(self.common.drain)).map(drop),
+            )?;
             BAR.finish_and_clear();
             is_clean = report.findings.is_empty();
             if !is_clean {
@@ -682,7 +737,7 @@ impl ChatArgs {
 }
 
 impl Common {
-    fn bench(&self, started: Option<&Started>, is_audit: bool) -> Result<Bench, String> {
+    fn bench(&self, started: Option<&Started>, devices: Option<Vec<Device>>, is_audit: bool) -> Result<Bench, String> {
         let target = self.aim.target()?;
         if self.threads == 0 {
             return Err("at least one thread, please".to_owned());
@@ -690,7 +745,7 @@ impl Common {
         let tables = if self.private_tables { self.threads } else { 1 };
         let descriptors = Descriptors::for_connections((self.connections / tables) as u64);
         let descriptors = descriptors.map_err(|error| format!("open files: {error}"))?;
-        if !descriptors.suffice() {
+        if devices.is_none() && !descriptors.suffice() {
             return Err(format!("{descriptors}; or use more --threads with --private-tables"));
         }
         Ok(Bench {
@@ -698,13 +753,15 @@ impl Common {
             admin: Some(self.aim.admin),
             minter: self.aim.minter()?,
             workers: self.threads,
-            sources: (0..usize::from(self.sources)).map(light::source).collect(),
+            devices,
+            sources: (0..usize::from(self.sources)).map(source).collect(),
             private_tables: self.private_tables,
             ramp_per_s: self.ramp,
             back_off: (Duration::from_millis(self.back_off_ms), Duration::from_millis(self.back_off_max_ms)),
             audit: self.audit || is_audit,
             drain: Duration::from_secs_f64(self.drain),
             ledger_out: self.ledger_out.clone(),
+            hdr: self.aim.hdr.clone(),
             // The process changes with every kill.
             process: if is_audit { None } else { self.aim.process(started) },
             progress: show,

@@ -1,4 +1,4 @@
-//! Where connections are made: a trait, so that another TCP than the kernel's can carry the same clients; and the kernel's. [mio, rustix]
+//! Where connections are made: a trait, so that another TCP than the kernel's can carry the same clients; and the kernel's. [mio, nix, rustix]
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -28,11 +28,13 @@ pub struct Ready {
     pub readable: bool,
     /// It stands, or has room again.
     pub writable: bool,
+    /// Its end is there, perhaps behind bytes.
+    pub ended: bool,
 }
 
 /// Connections by index, each at most once at a time.
 pub trait Network {
-    /// Begins to open a connection; [`Ready::writable`] says when it stands.
+    /// Begins to open a connection; [`Ready::writable`] says when it stands. Some networks take bytes at once.
     ///
     /// # Errors
     /// It cannot be begun.
@@ -111,6 +113,8 @@ impl Sockets {
             rustix::net::sockopt::set_socket_recv_buffer_size(&socket, NARROW_BYTES)?;
         }
         if !self.sources.is_empty() {
+            // Else the kernel looks for a port that no connection of this address has, before it knows where this one goes.
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
             let source = self.sources[index as usize % self.sources.len()];
             bind(&socket, &SocketAddr::from((source, 0)))?;
         }
@@ -163,8 +167,8 @@ impl Network for Sockets {
         self.ready.clear();
         for event in self.events.iter().filter(|event| event.token() != TIMER) {
             let index = u32::try_from(event.token().0).expect("tokens are indices");
-            let readable = event.is_readable() || event.is_read_closed() || event.is_error();
-            self.ready.push(Ready { index, readable, writable: event.is_writable() });
+            let ended = event.is_read_closed() || event.is_error();
+            self.ready.push(Ready { index, readable: event.is_readable() || ended, writable: event.is_writable(), ended });
         }
         Ok(())
     }
@@ -172,6 +176,16 @@ impl Network for Sockets {
     fn next(&mut self) -> Option<Ready> {
         self.ready.pop()
     }
+}
+
+/// The `number`-th loopback address to come from: 127.1.0.1 and so on, 250 in each group.
+///
+/// # Panics
+/// It is not below [`SOURCES_MAX`].
+#[must_use]
+pub fn source(number: usize) -> Ipv4Addr {
+    let part = |value: usize| u8::try_from(value).expect("at most 62,500 addresses");
+    Ipv4Addr::new(127, 1, part(number / 250), part(number % 250 + 1))
 }
 
 /// A timer in a poll: the poll's own time-out has a grain of a millisecond.
@@ -202,7 +216,23 @@ impl Timer {
     }
 }
 
+/// Most sources that are used.
+pub const SOURCES_MAX: usize = 62_500;
 /// Receive buffer of a connection that reads slowly or not at all; the kernel doubles it.
 const NARROW_BYTES: usize = 4 * 1024;
 const EVENTS_MAX: usize = 1024;
 const TIMER: Token = Token(usize::MAX - 1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sources are addresses of this machine, all different.
+    #[test]
+    fn sources_differ() {
+        assert_eq!((source(0), source(250)), (Ipv4Addr::new(127, 1, 0, 1), Ipv4Addr::new(127, 1, 1, 1)));
+        let all: std::collections::HashSet<Ipv4Addr> = (0..SOURCES_MAX).map(source).collect();
+        assert_eq!(all.len(), SOURCES_MAX);
+        assert!(all.iter().all(Ipv4Addr::is_loopback));
+    }
+}

@@ -43,8 +43,13 @@ fn write(page: &mut String, run: &Value, other: Option<&Value>) -> std::fmt::Res
         let facts: Vec<String> = facts.map(|(name, value)| format!("{} {}", escape(name), text(value))).collect();
         writeln!(page, "<br><small>{}</small></p>", facts.join(", "))?;
     }
-    table(page, &runs)?;
-    percentiles(page, &runs)?;
+    if runs.iter().any(|one| one["stages"].as_array().is_some_and(|stages| !stages.is_empty())) {
+        table(page, &runs)?;
+        percentiles(page, &runs)?;
+    }
+    if runs.iter().any(|one| one["held"].is_object()) {
+        held(page, &runs)?;
+    }
     let samples = |name: &'static str, path: &'static [&'static str], scale: f64| (name, path, scale);
     for (name, path, scale) in [
         samples("acknowledged per second", &["acknowledged_per_s"], 1.0),
@@ -53,6 +58,7 @@ fn write(page: &mut String, run: &Value, other: Option<&Value>) -> std::fmt::Res
         samples("p99 of DELIVER since the stage began, ms", &["deliver_us_p99"], 1e-3),
         samples("gateway memory, MiB", &["gateway", "rss_bytes"], 1.0 / 1_048_576.0),
         samples("gateway descriptors", &["gateway", "descriptors"], 1.0),
+        samples("gateway CPU so far, s", &["gateway", "cpu_s"], 1.0),
     ] {
         let lines: Vec<Vec<(f64, f64)>> = runs.iter().map(|one| series(one, path, scale)).collect();
         plot(page, name, "s", &lines)?;
@@ -89,13 +95,51 @@ fn table(page: &mut String, runs: &[&Value]) -> std::fmt::Result {
 /// Latency of DELIVER by percentile: the last stage of each run, the tail stretched.
 fn percentiles(page: &mut String, runs: &[&Value]) -> std::fmt::Result {
     let of = |one: &&Value| {
-        let stage = one["stages"].as_array().and_then(|stages| stages.last()).cloned().unwrap_or_default();
-        let at = |(nines, key): (f64, &str)| Some((nines, find(&stage, &["deliver_us", key])? * 1e-3));
-        [(0.3, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p999"), (4.0, "p9999")].into_iter().filter_map(at).collect()
+        nines(&one["stages"].as_array().and_then(|stages| stages.last()).cloned().unwrap_or_default()["deliver_us"])
     };
     let lines: Vec<Vec<(f64, f64)>> = runs.iter().map(of).collect();
     plot(page, "DELIVER of the last stage, ms, by nines of the percentile (1: 90 %, 2: 99 %, 3: 99.9 %)", "", &lines)
 }
+
+/// Percentiles in milliseconds, by their nines.
+fn nines(percentiles_us: &Value) -> Vec<(f64, f64)> {
+    let at = |(nines, key): (f64, &str)| Some((nines, find(percentiles_us, &[key])? * 1e-3));
+    [(0.3, "p50"), (1.0, "p90"), (2.0, "p99"), (3.0, "p999"), (4.0, "p9999")].into_iter().filter_map(at).collect()
+}
+
+/// What very many connections cost, and how long their echoes took.
+fn held(page: &mut String, runs: &[&Value]) -> std::fmt::Result {
+    writeln!(page, "<h2>Connections that were held</h2><table>")?;
+    for (name, path, scale) in HELD {
+        write!(page, "<tr><th>{name}")?;
+        for (one, color) in runs.iter().zip(COLORS) {
+            let value = find(&one["held"], path).map_or("-".to_owned(), |value| format!("{:.2}", value * scale));
+            write!(page, "<td style='color:{color}'>{value}")?;
+        }
+        writeln!(page, "</tr>")?;
+    }
+    writeln!(page, "</table>")?;
+    let lines: Vec<Vec<(f64, f64)>> = runs.iter().map(|one| nines(&one["held"]["echo"]["round_trip_us"])).collect();
+    plot(page, "round trip, ms, by nines of the percentile (1: 90 %, 2: 99 %, 3: 99.9 %)", "", &lines)
+}
+
+/// Rows of [`held`]: name, place in the report, factor.
+const HELD: &[(&str, &[&str], f64)] = &[
+    ("connections wanted", &["wanted"], 1.0),
+    ("held to the end", &["held"], 1.0),
+    ("opening, s", &["open_s"], 1.0),
+    ("gateway CPU to open one, us", &["open_cpu_us", "gateway"], 1.0),
+    ("generator CPU to open one, us", &["open_cpu_us", "generator"], 1.0),
+    ("machine CPU to open one, us", &["open_cpu_us", "machine"], 1.0),
+    ("gateway CPU while holding, % of a core", &["hold_cpu_percent", "gateway"], 1.0),
+    ("gateway user memory of one, bytes", &["gateway_user_bytes"], 1.0),
+    ("kernel memory of one, gateway's end, bytes", &["kernel_bytes"], 1.0),
+    ("generator user memory of one, bytes", &["own_user_bytes"], 1.0),
+    ("echoes back per second", &["echo", "rate_per_s"], 1.0),
+    ("round trip p50, ms", &["echo", "round_trip_us", "p50"], 1e-3),
+    ("round trip p99, ms", &["echo", "round_trip_us", "p99"], 1e-3),
+    ("pacing p99, ms", &["echo", "pacing_us", "p99"], 1e-3),
+];
 
 fn series(run: &Value, path: &[&str], scale: f64) -> Vec<(f64, f64)> {
     let samples = run["samples"].as_array().into_iter().flatten();
@@ -163,8 +207,11 @@ mod tests {
             samples: vec![sample(1.0), sample(2.0)],
             ..Report::default()
         };
-        let run = serde_json::to_value(&report).unwrap();
+        let mut run = serde_json::to_value(&report).unwrap();
+        run["held"] = serde_json::json!({ "held": 7, "echo": { "round_trip_us": { "p50": 2000.0, "p99": 5000.0 } } });
         let page = html(&run, Some(&run));
+        assert!(page.contains("<th>held to the end<td style='color:#0a7'>7.00<td style='color:#c50'>7.00</tr>"), "{page}");
+        assert!(page.contains("<th>round trip p99, ms<td style='color:#0a7'>5.00"));
         assert!(page.contains("loadgen &lt;chat&gt;") && !page.contains("<chat>"));
         assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("<script"));
         let plotted = page.split("acknowledged per second</h2>").nth(1).unwrap().split("</svg>").next().unwrap();

@@ -9,9 +9,11 @@ use tidegate_client::Settings;
 
 use crate::client::Client;
 use crate::half_open;
+use crate::hdr::Log;
 use crate::network::Sockets;
 use crate::notes::Notes;
 use crate::pace::nanos;
+use crate::phantom::{Device, Phantom};
 use crate::random::Random;
 use crate::report::{Crash, Report, Sample, Stage, Storm};
 use crate::scenario::{Load, Plan, Tempo};
@@ -31,6 +33,8 @@ pub struct Bench {
     pub minter: Minter,
     /// Threads.
     pub workers: usize,
+    /// A device for each thread, if clients are phantoms; else they have sockets.
+    pub devices: Option<Vec<Device>>,
     /// Addresses that connections come from; empty: the kernel chooses.
     pub sources: Vec<Ipv4Addr>,
     /// Each thread has a descriptor table of its own, and with it a limit of its own.
@@ -45,6 +49,8 @@ pub struct Bench {
     pub drain: Duration,
     /// Where to write down what happens to every device.
     pub ledger_out: Option<PathBuf>,
+    /// Where to write latencies by interval, as a HdrHistogram log.
+    pub hdr: Option<PathBuf>,
     /// The gateway's process, if it is known.
     pub process: Option<Process>,
     /// Hears how it goes, once a second.
@@ -71,6 +77,7 @@ pub struct Run<'a> {
     shared: &'a Shared,
     report: Report,
     last: (Instant, u64, u64),
+    log: Option<Log>,
 }
 
 impl Bench {
@@ -106,6 +113,8 @@ impl Bench {
         .collect();
         report.machine = machine();
         report.unix_s = unix_ms() / 1000;
+        let log = self.hdr.as_deref().map(|path| Log::create(path, report.unix_s)).transpose();
+        let log = log.map_err(|error| format!("cannot write the HdrHistogram log: {error}"))?;
         report.gateway.extend(before.map(|usage| ("before".to_owned(), usage)));
         let (mut report, seats) = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..self.workers)
@@ -116,7 +125,7 @@ impl Bench {
                     })
                 })
                 .collect();
-            let mut run = Run { bench: self, shared: &shared, report, last: (Instant::now(), 0, 0) };
+            let mut run = Run { bench: self, shared: &shared, report, last: (Instant::now(), 0, 0), log };
             let done = run
                 .ramp()
                 .and_then(|()| {
@@ -125,7 +134,8 @@ impl Bench {
                     run.report.own_bytes_per_connection = grown / shared.load.connections as u64;
                     act(&mut run)
                 })
-                .and_then(|()| run.drain());
+                .and_then(|()| run.drain())
+                .and_then(|()| run.finish_log());
             if let Some(usage) = self.process.and_then(Process::usage) {
                 run.report.gateway.push(("with all connections".to_owned(), usage));
             }
@@ -158,6 +168,10 @@ impl Bench {
         let audits = if self.audit { shared.load.users } else { 0 };
         let indices = (number..shared.load.connections + audits).step_by(self.workers);
         let clients: Vec<Client> = indices.map(|index| self.client(index, shared)).collect();
+        if let Some(devices) = &self.devices {
+            let phantom = Phantom::new(&devices[number], self.target.address, clients.len(), shared.run);
+            return Worker::new(number, shared, phantom.map_err(|error| format!("phantoms: {error}"))?, clients).run();
+        }
         let narrow_from = clients.iter().take_while(|client| client.tempo() == Tempo::Brisk).count();
         let sockets = Sockets::new(self.target.address, self.sources.clone(), clients.len(), narrow_from);
         let sockets = sockets.map_err(|error| format!("sockets: {error}"))?;
@@ -224,6 +238,7 @@ impl Run<'_> {
         let (gateway_after, own_after) = self.usages();
         self.shared.stop_sending();
         let settled = self.settle(settle)?;
+        self.log(&settled)?;
         let span_s = (last.at_ns - first.at_ns) as f64 / 1e9;
         let per_s = |after: u64, before: u64| (after - before) as f64 / span_s;
         let percent = |after: Usage, before: Usage| (after.cpu_s - before.cpu_s) * 100.0 / seconds.as_secs_f64();
@@ -442,8 +457,22 @@ impl Run<'_> {
         };
         self.last = (Instant::now(), counts.acknowledged, counts.delivered);
         self.report.samples.push(sample);
+        self.log(&board)?;
         (self.bench.progress)(&Progress { phase, part, sample, findings: self.shared.ledger.findings_count() });
         Ok(())
+    }
+
+    fn log(&mut self, board: &Board) -> Result<(), String> {
+        let at_s = self.shared.now_ns() as f64 / 1e9;
+        let logged = self.log.as_mut().map_or(Ok(()), |log| log.follow(at_s, board.stage, &board.stats));
+        logged.map_err(|error| format!("cannot write the HdrHistogram log: {error}"))
+    }
+
+    fn finish_log(&mut self) -> Result<(), String> {
+        let board = self.board()?;
+        self.log(&board)?;
+        let finished = self.log.take().map_or(Ok(()), Log::finish);
+        finished.map_err(|error| format!("cannot write the HdrHistogram log: {error}"))
     }
 
     /// The boards of this stage, as soon as all workers show it.
@@ -508,7 +537,9 @@ pub(crate) fn machine() -> BTreeMap<String, String> {
     facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-pub(crate) fn unix_ms() -> u64 {
+/// Milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(unix.as_millis()).unwrap_or_default()
 }
