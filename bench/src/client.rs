@@ -12,6 +12,7 @@ use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::net::sockopt::set_socket_linger;
+use tidegate::wire::envelope::{ClientFrame, Cursors, Encoding, ServerFrame, ServerFrames, encode_client};
 use tidegate::wire::frame::{self, FrameEnd, HEADER_BYTES_MAX, Opcode, Sender};
 use tidegate::wire::mask;
 
@@ -24,6 +25,31 @@ pub trait Script {
     /// # Errors
     /// Why the run is worth nothing.
     fn message(&mut self, index: usize, payload: &[u8], out: &mut Outbox<'_>) -> Result<Ready, String>;
+}
+
+/// Hands out the frames of one message of the gateway; the connection is ready if any of them says so.
+///
+/// # Errors
+/// What cannot be read, or what `take` refuses.
+pub fn each_frame(
+    index: usize,
+    payload: &[u8],
+    mut take: impl FnMut(ServerFrame<'_>) -> Result<Ready, String>,
+) -> Result<Ready, String> {
+    let mut ready = Ready::NotYet;
+    let mut frames = ServerFrames::new(Encoding::Binary, payload);
+    while let Some(frame) = frames.next_frame().map_err(|error| format!("connection {index}: {error:?}"))? {
+        if take(frame)? == Ready::Yes {
+            ready = Ready::Yes;
+        }
+    }
+    Ok(ready)
+}
+
+/// Tells the gateway that everything up to `pos` came.
+pub fn acknowledge(pos: u64, out: &mut Outbox<'_>) {
+    let ack = ClientFrame::Ack { pos, cursors: Cursors::List(Vec::new()) };
+    out.message(|bytes| encode_client(Encoding::Binary, &ack, bytes));
 }
 
 /// Whether a connection has come as far as it should before measuring.

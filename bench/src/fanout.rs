@@ -12,9 +12,9 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use serde_json::json;
 use tidegate::ids::Cmid;
-use tidegate::wire::envelope::{ClientFrame, Cursors, Encoding, Send, ServerFrame, ServerFrames, encode_client};
+use tidegate::wire::envelope::{ClientFrame, Encoding, Send, ServerFrame, encode_client};
 
-use crate::client::{Outbox, Ready, Script, Swarm};
+use crate::client::{Outbox, Ready, Script, Swarm, acknowledge, each_frame};
 use crate::idle::{Greeter, user};
 use crate::paired::{Case, Generator, Options, Per, Sample, Team, Watch, measure};
 use crate::server::{Bare, Contender, Server};
@@ -193,26 +193,23 @@ impl Script for Listeners {
     }
 
     fn message(&mut self, index: usize, payload: &[u8], out: &mut Outbox<'_>) -> Result<Ready, String> {
-        let mut ready = Ready::NotYet;
-        let mut frames = ServerFrames::new(Encoding::Binary, payload);
-        while let Some(frame) = frames.next_frame().map_err(|error| format!("connection {index}: {error:?}"))? {
+        each_frame(index, payload, |frame| {
             match frame {
                 ServerFrame::Deliver(deliver) => {
                     self.delivered_count += 1;
                     self.unacked[index] += 1;
                     if self.unacked[index] == ACK_EVERY {
                         self.unacked[index] = 0;
-                        let ack = ClientFrame::Ack { pos: deliver.pos, cursors: Cursors::List(Vec::new()) };
-                        out.message(|bytes| encode_client(Encoding::Binary, &ack, bytes));
+                        acknowledge(deliver.pos, out);
                     }
                 }
                 ServerFrame::Sent { .. } => self.acknowledged_count += 1,
-                ServerFrame::Welcome(_) => ready = Ready::Yes,
+                ServerFrame::Welcome(_) => return Ok(Ready::Yes),
                 ServerFrame::Conv { .. } => {}
                 other => return Err(format!("connection {index}: unexpected {other:?}")),
             }
-        }
-        Ok(ready)
+            Ok(Ready::NotYet)
+        })
     }
 }
 

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame, ServerFrames, encode_client};
+use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame, encode_client};
 
 use crate::Common;
-use crate::client::{Outbox, Ready, Script, Swarm};
+use crate::client::{Outbox, Ready, Script, Swarm, each_frame};
 use crate::gateway::Gateway;
 use crate::machine::slab_bytes;
 use crate::results::Run;
@@ -98,16 +98,11 @@ impl Script for Greeter {
     }
 
     fn message(&mut self, index: usize, payload: &[u8], _: &mut Outbox<'_>) -> Result<Ready, String> {
-        let mut ready = Ready::NotYet;
-        let mut frames = ServerFrames::new(Encoding::Binary, payload);
-        while let Some(frame) = frames.next_frame().map_err(|error| format!("connection {index}: {error:?}"))? {
-            match frame {
-                ServerFrame::Welcome(_) => ready = Ready::Yes,
-                ServerFrame::Error { code, detail, .. } => return Err(format!("connection {index}: ERROR {code} {detail}")),
-                ServerFrame::Goaway { code, .. } => return Err(format!("connection {index}: GOAWAY {code}")),
-                _ => {}
-            }
-        }
-        Ok(ready)
+        each_frame(index, payload, |frame| match frame {
+            ServerFrame::Welcome(_) => Ok(Ready::Yes),
+            ServerFrame::Error { code, detail, .. } => Err(format!("connection {index}: ERROR {code} {detail}")),
+            ServerFrame::Goaway { code, .. } => Err(format!("connection {index}: GOAWAY {code}")),
+            _ => Ok(Ready::NotYet),
+        })
     }
 }

@@ -23,7 +23,8 @@ use crate::send::latency_histogram;
 /// Writes the configuration of a server that keeps its promise: each message is synced before it is acknowledged.
 pub fn write_configuration(folder: &Path, port: u16) -> Result<(), String> {
     let text = format!(
-        "host: 127.0.0.1\nport: {port}\nmax_connections: 100000\njetstream {{\n  store_dir: \"{}\"\n  sync_interval: always\n}}\n",
+        "host: 127.0.0.1\nport: {port}\nmax_connections: 100000\njetstream {{\n  store_dir: \"{}\"\n  sync_interval: always\n  \
+         max_buffered_msgs: {BUFFERED_MESSAGES_MAX}\n}}\n",
         folder.join("store").display()
     );
     fs::create_dir_all(folder)
@@ -196,6 +197,8 @@ fn take(bytes: &[u8], out: &mut Vec<u8>) -> Result<(usize, usize), String> {
         match line {
             "PING" => out.extend_from_slice(b"PONG\r\n"),
             "PONG" => {}
+            // Sent again when something about the server changes.
+            other if other.starts_with("INFO ") => {}
             other => return Err(other.to_owned()),
         }
         used = after;
@@ -237,4 +240,7 @@ fn make_stream(address: SocketAddr) -> Result<(), String> {
     if answer.contains("\"error\"") { Err(format!("stream: {answer}")) } else { Ok(()) }
 }
 
-const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// With as many in flight as here, the ten thousand of its default would make it refuse some.
+const BUFFERED_MESSAGES_MAX: usize = 100_000;
+/// Sixteen thousand syncs, on a disk that needs some milliseconds for each.
+const DRAIN_MAX: Duration = Duration::from_secs(180);

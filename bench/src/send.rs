@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use tidegate::ids::Cmid;
-use tidegate::wire::envelope::{ClientFrame, Cursors, Encoding, Send, ServerFrame, ServerFrames, encode_client};
+use tidegate::wire::envelope::{ClientFrame, Encoding, Send, ServerFrame, encode_client};
 
-use crate::client::{Outbox, Ready, Script, Swarm};
+use crate::client::{Outbox, Ready, Script, Swarm, acknowledge, each_frame};
 use crate::gateway::{Gateway, stage_buckets, stage_quantile};
 use crate::idle::{Greeter, user};
 use crate::pace::{Pace, nanos};
@@ -300,8 +300,7 @@ impl Load {
         self.delivered_count += 1;
         if side.unacked >= ACK_EVERY {
             side.unacked = 0;
-            let ack = ClientFrame::Ack { pos, cursors: Cursors::List(Vec::new()) };
-            out.message(|bytes| encode_client(Encoding::Binary, &ack, bytes));
+            acknowledge(pos, out);
         }
         Ok(())
     }
@@ -324,20 +323,18 @@ impl Script for Load {
     }
 
     fn message(&mut self, index: usize, payload: &[u8], out: &mut Outbox<'_>) -> Result<Ready, String> {
-        let mut ready = Ready::NotYet;
-        let mut frames = ServerFrames::new(Encoding::Binary, payload);
-        while let Some(frame) = frames.next_frame().map_err(|error| format!("connection {index}: {error:?}"))? {
+        each_frame(index, payload, |frame| {
             match frame {
                 ServerFrame::Sent { rid, seq, .. } => self.sent(index, rid, seq, out)?,
                 ServerFrame::Deliver(deliver) => self.delivered(index, deliver.pos, deliver.seq, &deliver.payload, out)?,
                 ServerFrame::Welcome(welcome) => {
                     self.pairs[index].send_window = usize::from(welcome.send_window);
-                    ready = Ready::Yes;
+                    return Ok(Ready::Yes);
                 }
                 other => return Err(format!("connection {index}: unexpected {other:?}")),
             }
-        }
-        Ok(ready)
+            Ok(Ready::NotYet)
+        })
     }
 }
 

@@ -128,6 +128,9 @@ const COLUMNS: &[(&str, &str)] = &[
     ("uring", "io_uring"),
     ("bun", "Bun (uWebSockets' engine)"),
     ("tokio_tungstenite", "tokio-tungstenite"),
+    ("nats", "NATS"),
+    ("centrifugo", "Centrifugo"),
+    ("nchan", "Nchan"),
     ("floor_again", "the floor itself"),
 ];
 const UNITS: &[&str] = &["message", "connection", "delivery"];

@@ -17,50 +17,39 @@ use crate::server::{Bare, Contender, Server};
 
 /// Both cases.
 pub fn run(options: &Options) -> Result<(), String> {
-    let facts = || vec![("connections_count", CONNECTIONS as f64), ("opening_count", OPENING_MAX as f64)];
-    let name = "full upgrade".to_owned();
-    if options.wants_case(&name) {
-        let team = |contender: Contender| {
-            // Who never says HELLO counts as still shaking hands, of which there is a bound; the echo endpoint knows no HELLO.
-            let server = Server::start(contender, Bare::Upgrade, options, &["--echo"])?;
-            let address = server.address;
-            Team::new(contender, server, move || Newcomers::new(address))
-        };
-        let teams = options.choose(OURS).into_iter().map(team).collect::<Result<_, _>>()?;
-        measure(
-            "upgrade",
-            &Case { name, unit: "connection", facts: facts(), reference: Contender::Floor, per: Per::CpuSecond },
-            teams,
-            options,
-        )?;
+    // Who never says HELLO counts as still shaking hands, of which there is a bound; the echo endpoint knows no HELLO.
+    compare("full upgrade", options, &["--echo"], Until::Upgraded)?;
+    // A session that nobody comes back for would be kept for two minutes.
+    let settings = [options.settings.clone(), vec!["protocol.resume_ms=0".to_owned()]].concat();
+    compare("full upgrade, HELLO and WELCOME", &Options { settings, ..options.clone() }, &[], Until::Welcomed)
+}
+
+/// How far a newcomer goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Upgraded,
+    Welcomed,
+}
+
+fn compare(name: &str, options: &Options, arguments: &[&str], until: Until) -> Result<(), String> {
+    if !options.wants_case(name) {
+        return Ok(());
     }
-    let name = "full upgrade, HELLO and WELCOME".to_owned();
-    if options.wants_case(&name) {
-        // A session that nobody comes back for would be kept for two minutes.
-        let options = &Options {
-            settings: [options.settings.clone(), vec!["protocol.resume_ms=0".to_owned()]].concat(),
-            ..options.clone()
-        };
-        let team = |contender: Contender| {
-            let server = Server::start(contender, Bare::Upgrade, options, &[])?;
-            let address = server.address;
-            match server.gateway() {
-                None => Team::new(contender, server, move || Ok(Guests::Bare(Newcomers::new(address)?))),
-                Some(gateway) => {
-                    let mint = gateway.minter()?;
-                    Team::new(contender, server, move || Ok(Guests::Ours { address, mint: Box::new(mint) }))
-                }
+    let team = |contender: Contender| {
+        let server = Server::start(contender, Bare::Upgrade, options, arguments)?;
+        let address = server.address;
+        match server.gateway().filter(|_| until == Until::Welcomed) {
+            None => Team::new(contender, server, move || Ok(Guests::Bare(Newcomers::new(address)?))),
+            Some(gateway) => {
+                let mint = gateway.minter()?;
+                Team::new(contender, server, move || Ok(Guests::Ours { address, mint: Box::new(mint) }))
             }
-        };
-        let teams = options.choose(OURS).into_iter().map(team).collect::<Result<_, _>>()?;
-        measure(
-            "upgrade",
-            &Case { name, unit: "connection", facts: facts(), reference: Contender::Floor, per: Per::CpuSecond },
-            teams,
-            options,
-        )?;
-    }
-    Ok(())
+        }
+    };
+    let teams = options.choose(OURS).into_iter().map(team).collect::<Result<_, _>>()?;
+    let facts = vec![("connections_count", CONNECTIONS as f64), ("opening_count", OPENING_MAX as f64)];
+    let case = Case { name: name.to_owned(), unit: "connection", facts, reference: Contender::Floor, per: Per::CpuSecond };
+    measure("upgrade", &case, teams, options)
 }
 
 /// Opens connections up to the 101, so many at a time.
