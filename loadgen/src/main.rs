@@ -449,9 +449,15 @@ struct StormArgs {
     /// Messages per second in all, before and during the storm.
     #[arg(long, default_value_t = 100.0)]
     rate: f64,
-    /// Seconds that 99.9 % may take to be back.
+    /// Seconds that 99.9 % may take to be back; more is a broken threshold.
     #[arg(long, default_value_t = 60.0)]
     wait: f64,
+    /// Connections that are not cut, and are then the only ones that send: an even number.
+    #[arg(long, default_value_t = 0)]
+    spared: usize,
+    /// Fail if the p99 of DELIVER of the spared rises to more than so many times what it was before.
+    #[arg(long, value_name = "TIMES")]
+    max_ratio: Option<f64>,
 }
 
 impl Line {
@@ -477,6 +483,9 @@ impl Line {
         if let Scenario::Slow(args) = &self.scenario {
             load.slow = args.slow.unwrap_or(common.connections / 10);
             load.deaf = args.deaf.unwrap_or(common.connections / 10);
+        }
+        if let Scenario::Storm(args) = &self.scenario {
+            load.spared = args.spared;
         }
         let seconds = Duration::from_secs_f64;
         let mut broken = Vec::new();
@@ -513,6 +522,9 @@ impl Line {
             broken.extend(args.max_growth.and_then(|percent| report.growth(percent)));
             broken.extend(args.max_rss.and_then(|mib| report.too_large(mib)));
             broken.extend(args.no_sockets_left.then(|| report.sockets_left()).flatten());
+        }
+        if let Scenario::Storm(args) = &self.scenario {
+            broken.extend(report.unweathered(args.max_ratio));
         }
         broken.extend(report.left_standing());
         report.broken = broken;
@@ -780,6 +792,7 @@ impl Common {
             tag: tag(),
             slow: 0,
             deaf: 0,
+            spared: 0,
         }
     }
 }

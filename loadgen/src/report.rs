@@ -131,6 +131,10 @@ pub struct Storm {
     pub back_s: Option<f64>,
     /// Of these, sessions taken up again.
     pub resumed: u64,
+    /// Connections that were spared.
+    pub spared: u64,
+    /// Their p99 of DELIVER before the storm, and until it was over, microseconds.
+    pub spared_us_p99: Option<(f64, f64)>,
 }
 
 impl Report {
@@ -178,6 +182,19 @@ impl Report {
             .map(|kind| format!("{} of {} half-open connections stood on: {}", kind.opened - kind.closed, kind.opened, kind.kind))
     }
 
+    /// Why a storm was not weathered: who was cut is not back in time, or the p99 of the spared rose to more than `ratio_max` times.
+    pub fn unweathered(&self, ratio_max: Option<f64>) -> impl Iterator<Item = String> {
+        let storm = self.storm.as_ref();
+        let late = storm.filter(|storm| storm.back_s.is_none()).map(|_| "99.9 % were not back in time".to_owned());
+        let ratio = storm.and_then(|storm| storm.spared_us_p99).map(|(before, during)| during / before);
+        let disturbed = ratio_max.and_then(|most| match ratio {
+            Some(ratio) if ratio <= most => None,
+            Some(ratio) => Some(format!("the p99 of the spared was {ratio:.1} times that before the storm, above {most}")),
+            None => Some("the p99 of the spared is not known: --spared N".to_owned()),
+        });
+        late.into_iter().chain(disturbed)
+    }
+
     /// Why sockets are left: there are more than before the first connection.
     #[must_use]
     pub fn sockets_left(&self) -> Option<String> {
@@ -211,9 +228,15 @@ impl Report {
                  {acknowledged_ms_median:.0} ms (medians); {repeats_recognised} repeats recognised"
             )?;
         }
-        if let Some(Storm { cut, back_s, resumed }) = &self.storm {
+        if let Some(Storm { cut, back_s, resumed, spared, spared_us_p99 }) = &self.storm {
             let back = back_s.map_or_else(|| "not in time".to_owned(), |seconds| format!("after {seconds:.2} s"));
             writeln!(out, "storm: {cut} cut at once, 99.9 % back {back}, {resumed} resumed")?;
+            if let Some((before, during)) = spared_us_p99 {
+                writeln!(
+                    out,
+                    "storm: p99 of DELIVER of the {spared} spared: {before:.0} us before, {during:.0} us until it was over"
+                )?;
+            }
         }
         for HalfOpen { kind, opened, closed, longest_s } in &self.half_open {
             writeln!(out, "half open, {kind}: {opened} opened, {closed} closed by the gateway, the last after {longest_s:.2} s")?;
@@ -316,6 +339,22 @@ mod tests {
         let rising = report(&[100, 100, 110, 120, 130, 140, 150, 160, 170]);
         assert!(rising.growth(5.0).is_some_and(|text| text.contains("by 30.8 %")));
         assert!(Report::default().growth(5.0).is_some());
+    }
+
+    /// A storm that is not over in time is named, and so are spared ones that were disturbed, or none where there should be some.
+    #[test]
+    fn a_storm_is_weathered_or_not() {
+        let report = |back_s, spared_us_p99| Report {
+            storm: Some(Storm { back_s, spared_us_p99, ..Storm::default() }),
+            ..Report::default()
+        };
+        let why = |report: Report, most| report.unweathered(most).count();
+        assert_eq!(why(report(Some(9.0), None), None), 0);
+        assert_eq!(why(report(None, None), None), 1);
+        assert_eq!(why(report(Some(9.0), None), Some(3.0)), 1);
+        assert_eq!(why(report(Some(9.0), Some((2.0, 6.0))), Some(3.0)), 0);
+        assert_eq!(why(report(None, Some((2.0, 6.1))), Some(3.0)), 2);
+        assert_eq!(why(Report::default(), None), 0);
     }
 
     /// A socket more than before is named, one fewer is not.

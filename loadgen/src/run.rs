@@ -328,14 +328,18 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Cuts all connections at once while `rate_per_s` goes on, and waits until 99.9 % are back.
+    /// Cuts all connections but the spared at once, while `rate_per_s` goes on, and waits until 99.9 % of them are back. Where some are
+    /// spared, their latency until then is held against that of the stage before.
     ///
     /// # Errors
     /// As [`Run::stage`].
     pub fn storm(&mut self, rate_per_s: f64, wait: Duration) -> Result<(), String> {
+        let spared = self.shared.load.spared;
+        let before_us_p99 = self.report.stages.last().map(|stage| stage.deliver_us.p99);
         self.shared.stage(rate_per_s, (self.shared.now_ns(), u64::MAX));
         let board = self.board()?;
-        let (cut, wanted) = (board.active as u64, board.born - board.born / 1000);
+        let cut = board.active.saturating_sub(spared);
+        let wanted = spared + cut - cut / 1000;
         self.shared.storm();
         let begun = Instant::now();
         // What is shown may be a moment old: first the loss must show.
@@ -344,7 +348,10 @@ impl Run<'_> {
         let back_s = back.is_ok().then(|| begun.elapsed().as_secs_f64());
         self.shared.stop_sending();
         let board = self.settle(self.bench.drain)?;
-        self.report.storm = Some(Storm { cut, back_s, resumed: board.stats.counts.resumed });
+        let during_us_p99 = Percentiles::of(&board.stats.deliver_ns).p99;
+        let spared_us_p99 = before_us_p99.filter(|_| spared > 0).map(|before| (before, during_us_p99));
+        let resumed = board.stats.counts.resumed;
+        self.report.storm = Some(Storm { cut: cut as u64, back_s, resumed, spared: spared as u64, spared_us_p99 });
         self.absorb(&board);
         Ok(())
     }

@@ -25,6 +25,8 @@ pub struct Load {
     pub slow: usize,
     /// Connections that read nothing any more once they are welcomed.
     pub deaf: usize,
+    /// The first so many connections are spared by a storm, and are the only ones that send; 0: nobody is spared, and all send.
+    pub spared: usize,
 }
 
 /// How a connection reads.
@@ -83,6 +85,11 @@ impl Plan {
         }
         if load.slow + load.deaf >= load.connections {
             return Err(format!("of {} connections one must read as it should", load.connections));
+        }
+        if load.spared > 0 && (load.users < load.connections || load.spared % 2 == 1 || load.spared >= load.connections) {
+            return Err(
+                "those whom the storm spares are users with one connection each, in pairs, and not all of them".to_owned()
+            );
         }
         if !(0.0..=1.0).contains(&load.group_share) {
             return Err(format!("a group share lies between 0 and 1, not at {}", load.group_share));
@@ -145,7 +152,18 @@ mod tests {
     fn load() -> Load {
         let payload_bytes = (64, 64);
         let tag = "t".to_owned();
-        Load { connections: 20, users: 11, payload_bytes, group_share: 0.5, group_size: 4, seed: 1, tag, slow: 0, deaf: 0 }
+        Load {
+            connections: 20,
+            users: 11,
+            payload_bytes,
+            group_share: 0.5,
+            group_size: 4,
+            seed: 1,
+            tag,
+            slow: 0,
+            deaf: 0,
+            spared: 0,
+        }
     }
 
     /// Everybody has a direct conversation and a group, an odd one out talks to itself, and the seed decides the groups.
@@ -172,7 +190,10 @@ mod tests {
         let tempos: Vec<Tempo> = (14..22).map(|index| load.tempo(index)).collect();
         let (brisk, slow, deaf) = (Tempo::Brisk, Tempo::Slow, Tempo::Deaf);
         assert_eq!(tempos, [brisk, slow, slow, deaf, deaf, deaf, brisk, brisk]);
-        assert!(Plan::new(&Load { slow: 10, deaf: 10, ..load }).is_err());
+        assert!(Plan::new(&Load { slow: 10, deaf: 10, ..load.clone() }).is_err());
+        assert!(Plan::new(&Load { spared: 4, ..load.clone() }).is_err(), "users with two connections each");
+        assert!(Plan::new(&Load { spared: 3, users: 20, ..load.clone() }).is_err());
+        assert!(Plan::new(&Load { spared: 4, users: 20, ..load }).is_ok());
     }
 
     /// A share decides between group and direct; more users than connections are refused.

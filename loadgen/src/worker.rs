@@ -127,7 +127,7 @@ impl Shared {
         *lock(&self.churn) = per_s;
     }
 
-    /// Cuts all connections at once.
+    /// Cuts all connections at once, but for those that are spared.
     pub fn storm(&self) {
         self.storms.fetch_add(1, Ordering::Release);
     }
@@ -173,6 +173,8 @@ pub struct Worker<'a, N> {
     regular: usize,
     /// Of these the first, who read as they should, send, and are cut.
     brisk: usize,
+    /// Of these the first, whom a storm spares.
+    spared: usize,
     born: usize,
     timers: BinaryHeap<Reverse<(u64, u32)>>,
     pace: Pace,
@@ -198,6 +200,7 @@ impl<'a, N: Network> Worker<'a, N> {
             network,
             regular: clients.iter().filter(|client| (client.index() as usize) < shared.load.connections).count(),
             brisk: clients.iter().take_while(|client| client.tempo() == Tempo::Brisk).count(),
+            spared: clients.iter().take_while(|client| (client.index() as usize) < shared.load.spared).count(),
             clients,
             born: 0,
             timers: BinaryHeap::new(),
@@ -262,7 +265,7 @@ impl<'a, N: Network> Worker<'a, N> {
         let storms = self.shared.storms.load(Ordering::Acquire);
         if storms != self.storms {
             self.storms = storms;
-            (0..self.born).for_each(|at| self.cut(at));
+            (self.spared.min(self.born)..self.born).for_each(|at| self.cut(at));
         }
     }
 
@@ -283,7 +286,8 @@ impl<'a, N: Network> Worker<'a, N> {
     fn send_due(&mut self) -> bool {
         for _ in 0..SENDS_PER_TURN_MAX {
             let Some(intended_ns) = self.pace.due(self.shared.now_ns()) else { return false };
-            let senders = self.born.min(self.regular).min(self.brisk);
+            let all = if self.shared.load.spared > 0 { self.spared } else { self.brisk };
+            let senders = self.born.min(self.regular).min(all);
             if senders == 0 {
                 continue;
             }

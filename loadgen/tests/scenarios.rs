@@ -91,3 +91,19 @@ fn churn_resumes_and_leaves_nothing() {
     assert!(broken.len() == 1 && broken[0].as_str().is_some_and(|text| text.contains("memory grew")), "{}", said(&output));
     assert!(report["counts"]["resumed"].as_u64().is_some_and(|count| count > 20), "{}", said(&output));
 }
+
+/// A storm cuts all but the spared, who go on; who was cut comes back in time, and what is not in time breaks a threshold.
+#[test]
+fn a_storm_cuts_all_but_the_spared() {
+    let place = Place::new();
+    let more = ["-n", "120", "--spared", "20", "--rate", "100", "--back-off-ms", "50", "--back-off-max-ms", "500"];
+    let (output, report) = place.loadgen("storm", &place.command(), place.port, &[&more[..], &["--max-ratio", "0"]].concat());
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    let storm = &report["storm"];
+    assert_eq!((storm["cut"].as_u64(), storm["spared"].as_u64()), (Some(100), Some(20)), "{}", said(&output));
+    assert!(storm["back_s"].as_f64().is_some(), "{}", said(&output));
+    assert_eq!(report["counts"]["cut_on_purpose"].as_u64(), Some(100), "{}", said(&output));
+    assert!(storm["spared_us_p99"][1].as_f64().is_some_and(|p99| p99 > 0.0), "{}", said(&output));
+    assert!(said(&output).contains("the p99 of the spared was"), "{}", said(&output));
+    assert_eq!(report["broken"].as_array().map(Vec::len), Some(1), "{}", said(&output));
+}
