@@ -50,6 +50,10 @@ impl Peer {
     fn input(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
         let segment = Segment::decode(packet).expect("a whole packet with right checksums");
         assert_eq!((segment.source, segment.target), (self.other, self.own));
+        if segment.flags & SYN != 0 && self.is_open {
+            // An old one (RFC 9293 3.10.7.4).
+            return vec![self.packet(ACK, 0, &[])];
+        }
         if segment.flags & SYN != 0 {
             self.rcv = segment.seq.wrapping_add(1);
             return vec![self.packet(SYN | ACK, 0, &[])];
