@@ -80,10 +80,11 @@ impl Peer {
         if must_answer { vec![self.packet(ACK, 0, &[])] } else { Vec::new() }
     }
 
-    /// Everything that is not acknowledged, once more.
+    /// Everything that is not acknowledged, once more, its SYN included.
     fn tick(&mut self) -> Vec<Vec<u8>> {
         if !self.is_open {
-            return Vec::new();
+            let is_asked = self.rcv != 0;
+            return if is_asked { vec![self.packet(SYN | ACK, 0, &[])] } else { Vec::new() };
         }
         let bytes: Vec<u8> = self.outgoing.iter().copied().take(8 * MSS).collect();
         let offset = |number: usize| u32::try_from(number * MSS).expect("little");
@@ -113,16 +114,17 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
-/// One direction of a network whose faults come to an end.
+/// One direction of a network. Its faults come to an end, and after each one two packets pass: a connection may die of more.
 struct Line {
     fates: VecDeque<Fate>,
+    spared: u32,
     packets: VecDeque<Vec<u8>>,
     late: Vec<(usize, Vec<u8>)>,
 }
 
 impl Line {
     fn new(fates: &[Fate]) -> Self {
-        Self { fates: fates.iter().copied().collect(), packets: VecDeque::new(), late: Vec::new() }
+        Self { fates: fates.iter().copied().collect(), spared: 0, packets: VecDeque::new(), late: Vec::new() }
     }
 
     fn carry(&mut self, mut packet: Vec<u8>) {
@@ -130,7 +132,9 @@ impl Line {
         for (_, due) in self.late.extract_if(.., |(left, _)| *left == 0) {
             self.packets.push_back(due);
         }
-        match self.fates.pop_front().unwrap_or(Fate::Pass) {
+        let fate = self.fates.pop_front().filter(|_| self.spared == 0).unwrap_or(Fate::Pass);
+        self.spared = if matches!(fate, Fate::Pass | Fate::Double) { self.spared.saturating_sub(1) } else { 2 };
+        match fate {
             Fate::Pass => self.packets.push_back(packet),
             Fate::Lose => {}
             Fate::Double => self.packets.extend([packet.clone(), packet]),
