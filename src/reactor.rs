@@ -651,6 +651,7 @@ mod tests {
             own_origins: std::sync::OnceLock::new(),
             balancers: crate::shard::Balancers::default(),
             quotas: crate::shard::Quotas::default(),
+            deflate: false,
             echo: false,
             level: 2,
             connections_max: 8,

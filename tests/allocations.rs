@@ -387,6 +387,7 @@ fn rules() -> Rules {
         own_origins: std::sync::OnceLock::new(),
         balancers: tidegate::shard::Balancers::default(),
         quotas: tidegate::shard::Quotas::default(),
+        deflate: false,
         echo: false,
         level: 2,
         connections_max: 128,

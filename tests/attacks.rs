@@ -16,8 +16,9 @@ use malformed::frame;
 use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
-use support::raw::Raw;
-use tidegate::wire::envelope::{Encoding, encode_client};
+use support::raw::{Raw, cmid, hello, send};
+use tidegate::conn::deflate::{Deflater, Inflater};
+use tidegate::wire::envelope::{ClientFrame, Encoding, encode_client};
 
 /// Deadlines so long that no answer of these tests is theirs.
 const PATIENT: [(&str, &str); 2] = [("protocol.upgrade_ms", "60000"), ("protocol.hello_ms", "60000")];
@@ -53,6 +54,71 @@ fn a_decompression_bomb_is_refused_by_its_header() {
     drop(al.socket.get_mut().write_all(&bomb));
     assert_eq!(al.closed(), Some(1002));
     assert!(gateway.resident_bytes() < before + 32 * 1024 * 1024, "something was inflated");
+    gateway.ends_well();
+}
+
+/// Compression that was agreed on: nothing is inflated before the token has been judged, and then no further than a message may be long.
+/// Who does not show a token in the request is not agreed with. A long answer comes compressed.
+#[test]
+fn an_agreed_compression_is_bounded() {
+    let mut gateway = Gateway::with(&[&PATIENT[..], &[("protocol.deflate", "true")]].concat());
+    let offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+    let mut stranger = Peer::connect(gateway.listen);
+    stranger.write(upgrade("tidegate.v1", offer).as_bytes());
+    assert!(!String::from_utf8_lossy(&stranger.read_head()).contains("permessage-deflate"));
+    let agreed = |gateway: &Gateway| {
+        let mut peer = Peer::connect(gateway.listen);
+        let token = format!("{offer}Authorization: Bearer {}\r\n", gateway.token("al"));
+        peer.write(upgrade("tidegate.v1", &token).as_bytes());
+        let head = String::from_utf8(peer.read_head()).expect("ASCII");
+        let answer =
+            "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n";
+        assert!(head.contains(answer), "{head}");
+        peer
+    };
+    let encoded = |frames: &[ClientFrame<'_>]| {
+        let mut bytes = Vec::new();
+        frames.iter().for_each(|frame| encode_client(Encoding::Binary, frame, &mut bytes));
+        bytes
+    };
+    let mut deflater = Deflater::default();
+    let mut compressed = |bytes: &[u8]| {
+        let (small, is_small) = deflater.message(|out| out.extend_from_slice(bytes));
+        assert!(is_small, "{} bytes stay as they are", bytes.len());
+        frame(0xc2, small)
+    };
+    let early = compressed(&encoded(&vec![hello("", "1"); 20]));
+    let mut peer = agreed(&gateway);
+    peer.write(&early[..2]);
+    assert_eq!(peer.closed(), Some(1002), "before HELLO");
+
+    let welcomed = |gateway: &Gateway| {
+        let mut peer = agreed(gateway);
+        peer.write(&frame(0x82, &encoded(&[hello("", "1")])));
+        assert_eq!(peer.read_frame().1[0], 0x41, "WELCOME");
+        peer
+    };
+    let bomb = compressed(&vec![0; 64 << 20]);
+    let before = gateway.resident_bytes();
+    for (bytes, code) in [(&bomb, 1009), (&frame(0xc2, b"\xff"), 1007), (&frame(0xc9, b""), 1002)] {
+        let mut peer = welcomed(&gateway);
+        peer.write(bytes);
+        assert_eq!(peer.closed(), Some(code));
+    }
+    assert!(gateway.resident_bytes() < before + 32 * 1024 * 1024, "something was inflated");
+
+    let mut peer = welcomed(&gateway);
+    let text = b"what repeats is short ".repeat(100);
+    peer.write(&compressed(&encoded(&[send(1, "d:al:al", cmid(), 0, &text)])));
+    assert_eq!(peer.read_frame().1[0], 0x50, "SENT");
+    let fetch = ClientFrame::Fetch { rid: 2, conv: "d:al:al".into(), from: 1, to: 0, limit: 1, flags: 0 };
+    peer.write(&frame(0x82, &encoded(&[fetch])));
+    let (first, page) = peer.read_frame();
+    assert_eq!((first, page.len() < 200), (0xc2, true), "a compressed PAGE");
+    let mut inflated = Vec::new();
+    Inflater::default().inflate(&page, 128 * 1024, &mut inflated).expect("a message");
+    assert_eq!(inflated[0], 0x71, "PAGE");
+    assert!(inflated.windows(text.len()).any(|window| window == text));
     gateway.ends_well();
 }
 

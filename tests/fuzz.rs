@@ -31,6 +31,7 @@ use mutator::{INPUT_BYTES_MAX, Random, mutate};
 use tidegate::conn::carry::HeadCarry;
 use tidegate::conn::connection::{Kinds, ReceiveLimits};
 use tidegate::limits::{MESSAGE_BYTES_MAX, STASH_BYTES_MAX};
+use tidegate::wire::frame::Reserved;
 use tidegate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal};
 use tidegate::wire::violation::Violation;
 use websocket::{Seen, receive};
@@ -45,12 +46,13 @@ fn every_malformed_input_gets_its_documented_answer() {
     }
 }
 
-/// The table leaves out no rule that a client can break: only what a server does, and what depends on time, load or settings.
+/// The table leaves out no rule that a client can break: only what a server does, and what depends on time, load or settings, as
+/// compression does.
 #[test]
 fn the_table_breaks_every_rule() {
     let reached: HashSet<String> = malformed::cases().iter().filter_map(|case| answer(case, usize::MAX).1).collect();
     let elsewhere = [Refusal::OriginNotAllowed, Refusal::HeadTimeout, Refusal::RateLimited, Refusal::Overloaded];
-    for rule in Violation::ALL.into_iter().filter(|rule| *rule != Violation::Masked) {
+    for rule in Violation::ALL.into_iter().filter(|rule| !matches!(rule, Violation::Masked | Violation::DeflateInvalid)) {
         assert!(reached.contains(rule.name()), "no case for {}", rule.name());
     }
     for refusal in Refusal::ALL.into_iter().filter(|refusal| !elsewhere.contains(refusal)) {
@@ -71,6 +73,11 @@ fn fuzz_proxy() {
 #[test]
 fn fuzz_frame_message() {
     fuzz("frame", targets::frame_message, &targets::FRAME_WORDS, cases(|on| on != On::Connect));
+}
+
+#[test]
+fn fuzz_deflate() {
+    fuzz("deflate", targets::deflate, &targets::DEFLATE_WORDS, vec![targets::deflate_seed()]);
 }
 
 #[test]
@@ -112,7 +119,7 @@ fn answer(case: &Case, chunk: usize) -> (Expected, Option<String>) {
         On::Binary => Kinds::Binary,
         On::Json => Kinds::Text,
     };
-    let limits = ReceiveLimits { message_bytes_max: MESSAGE_BYTES_MAX, kinds };
+    let limits = ReceiveLimits { message_bytes_max: MESSAGE_BYTES_MAX, kinds, reserved: Reserved::None };
     let seen = receive(&case.bytes, &[chunk], limits, STASH_BYTES_MAX);
     match seen.as_slice() {
         [] | [Seen::Pong(_)] => (Expected::Silence, None),
@@ -122,7 +129,7 @@ fn answer(case: &Case, chunk: usize) -> (Expected, Option<String>) {
 }
 
 fn answer_to_request(bytes: &[u8], chunk: usize) -> (Expected, Option<String>) {
-    let policy = Policy { path: "/ws", endpoint: Endpoint::Gateway, origins: Origins::Any };
+    let policy = Policy { path: "/ws", endpoint: Endpoint::Gateway, origins: Origins::Any, deflate: false };
     let mut carry = HeadCarry::default();
     for piece in bytes.chunks(chunk) {
         let judged = match carry.push(piece) {

@@ -56,6 +56,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("crc32c", &["store/backup", "store/log", "store/log/", "verify"]),
     ("crossbeam_channel", &["io/queue"]),
     ("fjall", &["store/engine"]),
+    ("flate2", &["conn/deflate"]),
     ("getrandom", &["config/secret", "gateway", "gateway/store"]),
     ("hdrhistogram", &["observe/histogram"]),
     ("httparse", &["wire/upgrade"]),

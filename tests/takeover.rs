@@ -263,6 +263,7 @@ impl Fixed {
             own_origins: std::sync::OnceLock::new(),
             balancers: tidegate::shard::Balancers::default(),
             quotas: tidegate::shard::Quotas::default(),
+            deflate: false,
             echo: false,
             level: 2,
             connections_max: 8,

@@ -199,6 +199,9 @@ settings! {
     max_frame_bytes: u32 = 128 * KIB, Rule::Between(4_096, 16 << 20), Start;
     /// The longest payload of one message, in bytes.
     max_payload_bytes: u32 = 64 * KIB, Rule::Between(1_024, 8 << 20), Live;
+    /// Whether messages may be compressed (permessage-deflate), for clients that show their token in the upgrade request.
+    /// Each message by itself, with one compressor per core. Browsers do not show their token there, and are not compressed.
+    deflate: bool = false, Rule::Any, Start;
     /// Silence after which the gateway pings, in milliseconds. It closes after 2.5 times this.
     ping_ms: u32 = 30_000, Rule::Between(1_000, HOUR_MS), Start;
     /// How long a connection may take to send a whole upgrade request, in milliseconds.

@@ -7,6 +7,7 @@
 //!
 //! [`HeadCarry`] does the same for the request head before the upgrade.
 
+use crate::conn::deflate::{Fault, Inflater};
 use crate::limits::{STASH_CLASSES_BYTES, STASH_FREE_BYTES_MAX, UPGRADE_HEAD_BYTES_MAX};
 use crate::wire::frame::CONTROL_PAYLOAD_BYTES_MAX;
 use crate::wire::upgrade::{HeadScan, Refusal};
@@ -23,6 +24,8 @@ pub struct Stashes {
     free_bytes: usize,
     used_bytes: usize,
     bytes_max: usize,
+    /// For compressed messages; made for the first one.
+    inflater: Option<Box<Inflater>>,
 }
 
 /// Names a stash; 0 names none.
@@ -58,7 +61,15 @@ impl Stashes {
     /// Stashes of at most `bytes_max` together; nothing is allocated before the first.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { slots: Vec::new(), vacant: Vec::new(), free: Default::default(), free_bytes: 0, used_bytes: 0, bytes_max }
+        Self {
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            free: Default::default(),
+            free_bytes: 0,
+            used_bytes: 0,
+            bytes_max,
+            inflater: None,
+        }
     }
 
     /// Bytes of memory held for unfinished messages, whole capacities.
@@ -97,6 +108,19 @@ impl Stashes {
         if self.used_count() == 0 {
             self.slots = Vec::new();
             self.vacant = Vec::new();
+        }
+    }
+
+    /// Inflates a whole compressed message of at most `bytes_max`. Give it to [`Stashes::recycle`] after use.
+    pub(super) fn inflate(&mut self, payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, Fault> {
+        let mut out = self.take_free(INFLATED_CLASS);
+        let inflated = self.inflater.get_or_insert_default().inflate(payload, bytes_max, &mut out);
+        match inflated {
+            Ok(()) => Ok(out),
+            Err(fault) => {
+                self.recycle(out);
+                Err(fault)
+            }
         }
     }
 
@@ -262,6 +286,8 @@ impl HeadCarry {
     }
 }
 
+/// Size class an inflated message begins in.
+const INFLATED_CLASS: usize = 2;
 /// First allocation of a [`HeadCarry`]: most heads of browsers fit.
 const HEAD_BYTES_MIN: usize = 1024;
 

@@ -12,14 +12,17 @@
 //! stash. A message that lies whole in the lent buffer is unmasked there and handed out there; only what is cut by the end of the
 //! buffer, or into fragments, is copied. Whatever the cut, the events are the same.
 //!
+//! A compressed message is inflated when it is whole, never beyond the limit of a message.
+//!
 //! Use: make a [`Reader`] of the lent bytes, and call [`Reader::next`] until it returns `Ok(None)`. The reader borrows nothing but
 //! the bytes, so the caller may touch all its state between two events.
 
 use std::ops::Range;
 
 use crate::conn::carry::{Part, StashIndex, Stashes, StashesFull};
+use crate::conn::deflate::Fault;
 use crate::limits::FRAGMENTS_PER_MESSAGE_MAX;
-use crate::wire::frame::{self, HEADER_BYTES_MAX, Header, Opcode, Sender};
+use crate::wire::frame::{self, HEADER_BYTES_MAX, Header, Opcode, Reserved, Sender};
 use crate::wire::violation::Violation;
 use crate::wire::{mask, utf8};
 
@@ -60,6 +63,8 @@ pub struct ReceiveLimits {
     pub message_bytes_max: u32,
     /// Which messages belong here.
     pub kinds: Kinds,
+    /// Whether messages may be compressed.
+    pub reserved: Reserved,
 }
 
 /// Which messages belong here: the subprotocol decides.
@@ -101,6 +106,8 @@ const MESSAGE_STASHED: u8 = 8;
 const CONTROL_STASHED: u8 = 16;
 /// A Close frame came, or a rule was broken: all further bytes are ignored.
 const STOPPED: u8 = 32;
+/// The open message is compressed.
+const IS_COMPRESSED: u8 = 64;
 
 const _: () = assert!(size_of::<Receive>() == 28);
 
@@ -111,7 +118,7 @@ pub struct Reader<'b> {
     consumed: usize,
     /// The connection, as [`Stashes::largest_owner`] shall name it.
     owner: u32,
-    /// A message that was put together in a stash, held until the next call.
+    /// A message that was put together in a stash, or inflated; held until the next call.
     assembled: Vec<u8>,
 }
 
@@ -185,7 +192,7 @@ impl<'b> Reader<'b> {
                 return Ok(None);
             }
             if !receive.is(IN_FRAME) {
-                let Some(header) = self.header(receive)? else { return Ok(None) };
+                let Some(header) = self.header(receive, limits.reserved)? else { return Ok(None) };
                 receive.begin_frame(&header, stashes, limits, self.owner)?;
             }
             let opcode = receive.opcode();
@@ -201,11 +208,11 @@ impl<'b> Reader<'b> {
     }
 
     /// The next header, from the lent bytes alone or together with what was kept of it.
-    fn header(&mut self, receive: &mut Receive) -> Result<Option<Header>, Violation> {
+    fn header(&mut self, receive: &mut Receive, reserved: Reserved) -> Result<Option<Header>, Violation> {
         let lent = &self.bytes[self.consumed..];
         let kept = usize::from(receive.header_len);
         if kept == 0
-            && let Some(header) = frame::decode(lent, Sender::Client)?
+            && let Some(header) = frame::decode_with(lent, Sender::Client, reserved)?
         {
             receive.header[0] = lent[0];
             self.consumed += header.header_bytes;
@@ -213,7 +220,7 @@ impl<'b> Reader<'b> {
         }
         let taken = lent.len().min(HEADER_BYTES_MAX - kept);
         receive.header[kept..kept + taken].copy_from_slice(&lent[..taken]);
-        match frame::decode(&receive.header[..kept + taken], Sender::Client)? {
+        match frame::decode_with(&receive.header[..kept + taken], Sender::Client, reserved)? {
             Some(header) => {
                 assert!(header.header_bytes > kept);
                 self.consumed += header.header_bytes - kept;
@@ -263,6 +270,11 @@ impl<'b> Reader<'b> {
         let opcode = if receive.is(IS_TEXT) { Opcode::Text } else { Opcode::Binary };
         if whole && fin && !receive.is(MESSAGE_STASHED) {
             self.unmask(receive, arrived.clone());
+            if receive.is(IS_COMPRESSED) {
+                receive.clear(IN_FRAME | IN_MESSAGE | IS_TEXT | IS_COMPRESSED);
+                self.assembled = inflate(&self.bytes[arrived], opcode, stashes, limits)?;
+                return Ok(Some((opcode, Payload::Assembled)));
+            }
             if opcode == Opcode::Text && !utf8::is_valid(&self.bytes[arrived.clone()]) {
                 return Err(Violation::TextNotUtf8.into());
             }
@@ -281,7 +293,7 @@ impl<'b> Reader<'b> {
             receive.set(MESSAGE_STASHED);
             self.unmask(receive, arrived.clone());
             let stash = stashes.stash(index);
-            if opcode == Opcode::Text {
+            if opcode == Opcode::Text && !receive.is(IS_COMPRESSED) {
                 stash.utf8.push(&self.bytes[arrived.clone()]).map_err(|_| Violation::TextNotUtf8)?;
             }
             stash.part(Part::Message).extend_from_slice(&self.bytes[arrived]);
@@ -296,9 +308,16 @@ impl<'b> Reader<'b> {
         if opcode == Opcode::Text {
             stashes.stash(receive.stash).utf8.finish().map_err(|_| Violation::TextNotUtf8)?;
         }
-        self.assembled = stashes.take(receive.stash, Part::Message);
-        receive.clear(IN_MESSAGE | IS_TEXT | MESSAGE_STASHED);
+        let whole = stashes.take(receive.stash, Part::Message);
+        let is_compressed = receive.is(IS_COMPRESSED);
+        receive.clear(IN_MESSAGE | IS_TEXT | IS_COMPRESSED | MESSAGE_STASHED);
         receive.release_idle_stash(stashes);
+        self.assembled = whole;
+        if is_compressed {
+            let inflated = inflate(&self.assembled, opcode, stashes, limits);
+            stashes.recycle(std::mem::take(&mut self.assembled));
+            self.assembled = inflated?;
+        }
         Ok(Some((opcode, Payload::Assembled)))
     }
 
@@ -316,6 +335,18 @@ impl<'b> Reader<'b> {
         receive.left -= u32::try_from(range.len()).expect("within the frame");
         receive.mask = mask::apply(&mut self.bytes[range], receive.mask);
     }
+}
+
+/// Inflates a whole message, and judges it as if it had come so.
+fn inflate(payload: &[u8], opcode: Opcode, stashes: &mut Stashes, limits: &ReceiveLimits) -> Result<Vec<u8>, Violation> {
+    let inflated = stashes.inflate(payload, limits.message_bytes_max as usize).map_err(|fault| match fault {
+        Fault::TooLarge => Violation::MessageTooLarge,
+        Fault::Invalid => Violation::DeflateInvalid,
+    })?;
+    if opcode == Opcode::Text && !utf8::is_valid(&inflated) {
+        return Err(Violation::TextNotUtf8);
+    }
+    Ok(inflated)
 }
 
 impl Receive {
@@ -373,6 +404,9 @@ impl Receive {
                 self.set(IN_MESSAGE);
                 if header.opcode == Opcode::Text {
                     self.set(IS_TEXT);
+                }
+                if header.compressed {
+                    self.set(IS_COMPRESSED);
                 }
                 if !header.fin {
                     // Fragments are counted, also empty ones, and the count lives in the stash.
@@ -476,12 +510,14 @@ impl From<StashesFull> for Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conn::deflate::Deflater;
     use crate::limits::{ECHO_MESSAGE_BYTES_MAX, STASH_BYTES_MAX};
     use crate::wire::frame::FrameEnd;
     use proptest::prelude::*;
 
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-    const BOTH: ReceiveLimits = ReceiveLimits { message_bytes_max: ECHO_MESSAGE_BYTES_MAX, kinds: Kinds::Both };
+    const BOTH: ReceiveLimits =
+        ReceiveLimits { message_bytes_max: ECHO_MESSAGE_BYTES_MAX, kinds: Kinds::Both, reserved: Reserved::None };
 
     #[derive(Clone, PartialEq, Eq, Debug)]
     enum Owned {
@@ -584,6 +620,48 @@ mod tests {
             assert!(fed.receive.is_idle());
             assert_eq!((fed.stashes.used_count(), fed.stashes.used_bytes()), (0, 0));
         }
+    }
+
+    /// A compressed message is the same in one frame and in many, whatever the cut, with a ping in between; an uncompressed one may follow.
+    #[test]
+    fn compressed_messages_are_inflated_when_they_are_whole() {
+        let limits = ReceiveLimits { reserved: Reserved::Deflate, ..BOTH };
+        let text = "what repeats is short, ".repeat(40);
+        let mut deflater = Deflater::default();
+        let (small, is_small) = deflater.message(|out| out.extend_from_slice(text.as_bytes()));
+        assert!(is_small && small.len() < 60);
+        let (front, rest) = small.split_at(20);
+        let compressed = |mut frame: Vec<u8>| {
+            frame[0] |= 0x40;
+            frame
+        };
+        let stream = [
+            compressed(whole(Opcode::Text, small)),
+            compressed(part(Opcode::Binary, front)),
+            whole(Opcode::Ping, b"in between"),
+            whole(Opcode::Continuation, rest),
+            whole(Opcode::Text, b"plain"),
+        ]
+        .concat();
+        let (text, ping) = (text.into_bytes(), Owned::Ping(b"in between".to_vec()));
+        let expected = [Owned::Text(text.clone()), ping, Owned::Binary(text), Owned::Text(b"plain".to_vec())];
+        for cut in 0..=stream.len() {
+            let mut fed = Fed::new(limits);
+            fed.feed(&stream[..cut]).feed(&stream[cut..]);
+            assert_eq!(fed.events, expected, "cut at {cut}");
+            assert!(fed.receive.is_idle());
+            assert_eq!((fed.stashes.used_count(), fed.stashes.used_bytes()), (0, 0));
+        }
+        let ends = |limits, frame: Vec<u8>| Fed::new(limits).feed(&compressed(frame)).events.clone();
+        let bounded = ReceiveLimits { message_bytes_max: 900, ..limits };
+        assert_eq!(ends(bounded, whole(Opcode::Text, small)), [broken(Violation::MessageTooLarge)]);
+        assert_eq!(ends(limits, whole(Opcode::Binary, &[0xff])), [broken(Violation::DeflateInvalid)]);
+        // A stored block with a byte that is no text.
+        assert_eq!(ends(limits, whole(Opcode::Text, &[0, 1, 0, 0xfe, 0xff, 0xff, 0])), [broken(Violation::TextNotUtf8)]);
+        for opcode in [Opcode::Ping, Opcode::Close, Opcode::Continuation] {
+            assert_eq!(ends(limits, whole(opcode, b"")), [broken(Violation::ReservedBit)], "{opcode:?}");
+        }
+        assert_eq!(ends(BOTH, whole(Opcode::Text, small)), [broken(Violation::ReservedBit)]);
     }
 
     /// Each rule that depends on what came before, and what is thereafter ignored.

@@ -2,5 +2,6 @@
 
 pub mod carry;
 pub mod connection;
+pub mod deflate;
 pub mod send_queue;
 pub mod timers;

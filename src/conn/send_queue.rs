@@ -49,6 +49,8 @@ pub enum Wrap {
     Raw,
     /// A WebSocket header with this opcode.
     Frame(Opcode),
+    /// The same; the bytes are a compressed message.
+    Compressed(Opcode),
 }
 
 /// Frames and nodes of one core.
@@ -385,11 +387,14 @@ const _: () = assert!(size_of::<Node>() == 16);
 const _: () = assert!(size_of::<SendQueue>() == 16);
 
 fn write_head(frame: &Frame, pos: u64, encoding: Encoding, out: &mut [u8; HEAD_BYTES_MAX]) -> usize {
-    let Wrap::Frame(opcode) = frame.wrap else { return 0 };
+    let (Wrap::Frame(opcode) | Wrap::Compressed(opcode)) = frame.wrap else { return 0 };
     let mut deliver = [0; envelope::DELIVER_HEAD_BYTES_MAX];
     let deliver_len = if pos > 0 { envelope::deliver_head(encoding, pos, frame.bytes.len(), &mut deliver) } else { 0 };
     let mut header = [0; frame::SERVER_HEADER_BYTES_MAX];
     let header_len = frame::encode_server(&mut header, opcode, deliver_len + frame.bytes.len());
+    if matches!(frame.wrap, Wrap::Compressed(_)) {
+        frame::mark_compressed(&mut header);
+    }
     out[..header_len].copy_from_slice(&header[..header_len]);
     out[header_len..header_len + deliver_len].copy_from_slice(&deliver[..deliver_len]);
     header_len + deliver_len

@@ -375,7 +375,7 @@ impl CloseCause {
 const REFUSAL_STATUSES: [&str; 10] = ["400", "403", "404", "405", "408", "426", "429", "431", "503", "other"];
 
 /// The rules of `wire::violation`, which stands above this floor; the admin room's tests compare the two lists.
-pub const VIOLATION_NAMES: [&str; 18] = [
+pub const VIOLATION_NAMES: [&str; 19] = [
     "reserved_bit",
     "unknown_opcode",
     "fragmented_control",
@@ -394,6 +394,7 @@ pub const VIOLATION_NAMES: [&str; 18] = [
     "binary_not_accepted",
     "message_too_large",
     "too_many_fragments",
+    "deflate_invalid",
 ];
 
 const REQUEST_NAMES: [&str; 11] = ["hello", "ping", "auth", "send", "ack", "nack", "sync", "fetch", "read", "watch", "signal"];

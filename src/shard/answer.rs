@@ -58,7 +58,18 @@ impl Shard {
     /// Queues one protocol frame of this connection's own.
     pub(super) fn push_server(&mut self, id: ConnectionId, frame: &ServerFrame<'_>) {
         let Some(encoding) = self.connections.get(id).and_then(|connection| connection.encoding) else { return };
-        let frame = self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, frame, out));
+        self.push_message(id, opcode_of(encoding), |out| encode_server(encoding, frame, out));
+    }
+
+    /// Queues a message of this connection's own, compressed where that was agreed to and is worth it.
+    pub(super) fn push_message(&mut self, id: ConnectionId, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
+        let frame = if self.connections.get(id).is_some_and(|connection| connection.flags & flags::DEFLATE != 0) {
+            let (bytes, is_compressed) = self.deflater.get_or_insert_default().message(write);
+            let wrap = if is_compressed { Wrap::Compressed(opcode) } else { Wrap::Frame(opcode) };
+            self.pool.build(wrap, |out| out.extend_from_slice(bytes))
+        } else {
+            self.pool.build(Wrap::Frame(opcode), write)
+        };
         self.push_frame(id, frame, 0);
         self.pool.release(frame);
     }

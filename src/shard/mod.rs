@@ -36,6 +36,7 @@ use std::sync::{Arc, OnceLock};
 use crate::clock::Moment;
 use crate::conn::carry::{HeadCarry, Stashes};
 use crate::conn::connection::Receive;
+use crate::conn::deflate::Deflater;
 use crate::conn::send_queue::{SendPool, SendQueue};
 use crate::conn::timers::{Liveness, Timer, Wheel};
 use crate::ids::{ConnectionId, ReactorId, SessionRef};
@@ -94,6 +95,8 @@ pub struct Rules {
     pub own_origins: OnceLock<Vec<Origin>>,
     pub balancers: Balancers,
     pub quotas: Quotas,
+    /// Agree to compressed messages.
+    pub deflate: bool,
     /// Answer every message with itself, for conformance suites and measurements; no sessions then.
     pub echo: bool,
     pub level: u8,
@@ -143,6 +146,8 @@ pub struct Shard {
     sessions: Table<Session>,
     backlogs: SpareBacklogs,
     pool: SendPool,
+    /// For compressed answers; made for the first one.
+    deflater: Option<Box<Deflater>>,
     arena: Arena,
     wheel: Wheel,
     /// Deadlines and silent slots of this turn; reused.
@@ -238,6 +243,7 @@ impl Shard {
             sessions: Table::with_capacity(2 * connections_max + SESSIONS_LEAVING_MAX),
             backlogs: SpareBacklogs::default(),
             pool: SendPool::new(),
+            deflater: None,
             arena: Arena::new(crate::limits::ARENA_CHUNK_BYTES),
             wheel: Wheel::new(now.tick()),
             fired: Vec::new(),
@@ -336,6 +342,9 @@ impl Shard {
         self.pool.trim();
         self.backlogs.trim();
         self.arena.trim();
+        if let Some(deflater) = &mut self.deflater {
+            deflater.trim();
+        }
     }
 
     /// Chunks the arena has asked of the allocator.
@@ -559,6 +568,10 @@ mod flags {
     pub const HANDSHAKE: u16 = 128;
     /// Speaks TLS; see `secure.rs`.
     pub const TLS: u16 = 256;
+    /// Its messages may be compressed.
+    pub const INFLATE: u16 = 1 << 14;
+    /// Messages to it may be compressed.
+    pub const DEFLATE: u16 = 1 << 15;
 }
 
 /// The cold line of a connection, a parallel array: 40 bytes.

@@ -11,8 +11,9 @@ use crate::ids::ConnectionId;
 use crate::io::driver::Flow;
 use crate::limits;
 use crate::observe::counters::CloseCause;
+use crate::wire::deflate::Agreement;
 use crate::wire::envelope::Encoding;
-use crate::wire::frame::Opcode;
+use crate::wire::frame::{Opcode, Reserved};
 use crate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal, Request};
 use crate::wire::violation::Violation;
 
@@ -73,6 +74,7 @@ impl Shard {
             path: &rules.path,
             endpoint: if rules.echo { Endpoint::Echo } else { Endpoint::Gateway },
             origins: Origins::Listed { configured: &rules.origins, own: rules.own_origins.get().map_or(&[], Vec::as_slice) },
+            deflate: rules.deflate,
         };
         let consumed = match carry.push(bytes) {
             Err(refusal) => return self.refuse_upgrade(id, refusal, CloseCause::UpgradeRefused),
@@ -113,6 +115,11 @@ impl Shard {
         self.pool.push(&mut connection.queue, frame, 0);
         self.pool.release(frame);
         connection.encoding = request.encoding;
+        connection.flags |= match request.deflate {
+            None => 0,
+            Some(Agreement { may_deflate: false, .. }) => flags::INFLATE,
+            Some(Agreement { may_deflate: true, .. }) => flags::INFLATE | flags::DEFLATE,
+        };
         if self.rules.echo {
             self.let_in(id, State::Echo);
             self.end_handshake(id);
@@ -197,12 +204,15 @@ impl Shard {
     }
 
     fn receive_limits(&self, id: ConnectionId) -> ReceiveLimits {
+        let connection = self.connections.get(id).expect("looked up by the caller");
+        // Nothing is inflated for whom we do not know yet.
+        let is_known = matches!(connection.state, State::Echo | State::Active | State::Draining);
+        let reserved = if is_known && connection.flags & flags::INFLATE != 0 { Reserved::Deflate } else { Reserved::None };
         if self.rules.echo {
-            return ReceiveLimits { message_bytes_max: limits::ECHO_MESSAGE_BYTES_MAX, kinds: Kinds::Both };
+            return ReceiveLimits { message_bytes_max: limits::ECHO_MESSAGE_BYTES_MAX, kinds: Kinds::Both, reserved };
         }
-        let encoding = self.connections.get(id).and_then(|connection| connection.encoding);
-        let kinds = if encoding == Some(Encoding::Json) { Kinds::Text } else { Kinds::Binary };
-        ReceiveLimits { message_bytes_max: self.rules.max_frame, kinds }
+        let kinds = if connection.encoding == Some(Encoding::Json) { Kinds::Text } else { Kinds::Binary };
+        ReceiveLimits { message_bytes_max: self.rules.max_frame, kinds, reserved }
     }
 
     fn handle_event(&mut self, id: ConnectionId, event: Event<'_>, outlet: &mut impl Outlet) {
@@ -224,9 +234,7 @@ impl Shard {
     }
 
     fn echo(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
-        let frame = self.pool.build(Wrap::Frame(opcode), |out| out.extend_from_slice(payload));
-        self.push_frame(id, frame, 0);
-        self.pool.release(frame);
+        self.push_message(id, opcode, |out| out.extend_from_slice(payload));
     }
 
     /// The peer closes: echo its code, then FIN.

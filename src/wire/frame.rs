@@ -74,6 +74,15 @@ pub enum Sender {
     Server,
 }
 
+/// What the three reserved bits may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reserved {
+    /// All clear.
+    None,
+    /// RSV1 may be set in the first frame of a message: permessage-deflate (RFC 7692 6).
+    Deflate,
+}
+
 /// A frame header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
@@ -81,12 +90,22 @@ pub struct Header {
     pub fin: bool,
     /// What the frame is.
     pub opcode: Opcode,
+    /// Whether it begins a compressed message.
+    pub compressed: bool,
     /// The client's mask; zeros, which change nothing, in a frame of a server.
     pub mask: [u8; 4],
     /// Bytes of payload that follow the header, below 2^63.
     pub payload_bytes: u64,
     /// Bytes of the header itself, 2 to 14.
     pub header_bytes: usize,
+}
+
+/// As [`decode`] with [`Reserved::None`]: nothing was negotiated.
+///
+/// # Errors
+/// As [`decode_with`].
+pub fn decode(bytes: &[u8], sender: Sender) -> Result<Option<Header>, Violation> {
+    decode_with(bytes, sender, Reserved::None)
 }
 
 /// Decodes one frame header from the front of `bytes`.
@@ -97,12 +116,16 @@ pub struct Header {
 /// [`Violation`] for a reserved bit, an unknown opcode, a control frame that is fragmented or longer than 125 bytes, a mask that
 /// is missing or should be, a length in a longer form than it needs or with the top bit set. What `bytes` shows already is judged
 /// even when the header is not complete.
-pub fn decode(bytes: &[u8], sender: Sender) -> Result<Option<Header>, Violation> {
+pub fn decode_with(bytes: &[u8], sender: Sender, reserved: Reserved) -> Result<Option<Header>, Violation> {
     let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
-    if first & RESERVED != 0 {
+    let compressed = first & COMPRESSED != 0 && reserved == Reserved::Deflate;
+    if first & RESERVED != if compressed { COMPRESSED } else { 0 } {
         return Err(Violation::ReservedBit);
     }
     let opcode = Opcode::of(first).ok_or(Violation::UnknownOpcode)?;
+    if compressed && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+        return Err(Violation::ReservedBit);
+    }
     let fin = first & FIN != 0;
     if opcode.is_control() && !fin {
         return Err(Violation::FragmentedControl);
@@ -125,7 +148,12 @@ pub fn decode(bytes: &[u8], sender: Sender) -> Result<Option<Header>, Violation>
             None => return Ok(None),
         },
     };
-    Ok(Some(Header { fin, opcode, mask, payload_bytes, header_bytes: bytes.len() - rest.len() }))
+    Ok(Some(Header { fin, opcode, compressed, mask, payload_bytes, header_bytes: bytes.len() - rest.len() }))
+}
+
+/// Marks a header as the beginning of a compressed message (RFC 7692 6).
+pub fn mark_compressed(header: &mut [u8; SERVER_HEADER_BYTES_MAX]) {
+    header[0] |= COMPRESSED;
 }
 
 /// Writes the header of an unfragmented server frame and returns its length, 2 to 10 bytes.
@@ -260,6 +288,8 @@ fn decode_length(short: u8, rest: &[u8]) -> Result<Option<(u64, &[u8])>, Violati
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
+/// RSV1 (RFC 7692 6).
+const COMPRESSED: u8 = 0x40;
 const OPCODE: u8 = 0x0f;
 const CONTROL: u8 = 0x08;
 const MASK: u8 = 0x80;
@@ -273,7 +303,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn header(fin: bool, opcode: Opcode, mask: [u8; 4], payload_bytes: u64, header_bytes: usize) -> Header {
-        Header { fin, opcode, mask, payload_bytes, header_bytes }
+        Header { fin, opcode, compressed: false, mask, payload_bytes, header_bytes }
     }
 
     /// The six examples of RFC 6455 5.7.

@@ -6,6 +6,7 @@
     deny(clippy::indexing_slicing, clippy::panic, clippy::string_slice, clippy::unreachable, clippy::unwrap_used)
 )]
 
+pub mod deflate;
 pub mod envelope;
 pub mod forwarded;
 pub mod frame;

@@ -13,6 +13,7 @@ use sha1::{Digest, Sha1};
 
 use crate::limits::{UPGRADE_HEAD_BYTES_MAX, UPGRADE_HEADERS_MAX};
 use crate::origin::Origin;
+use crate::wire::deflate::{self, Agreement};
 use crate::wire::envelope::Encoding;
 
 /// What this endpoint takes.
@@ -24,6 +25,9 @@ pub struct Policy<'p> {
     pub endpoint: Endpoint,
     /// Which web pages may connect.
     pub origins: Origins<'p>,
+    /// Whether an offer of permessage-deflate is looked at. What comes before the token is judged must not be compressed, and a browser
+    /// compresses all it sends: only a client that shows its token in this request is agreed with.
+    pub deflate: bool,
 }
 
 /// What stands behind the upgrade.
@@ -60,6 +64,8 @@ pub struct Request<'a> {
     pub bearer: Option<&'a str>,
     /// The web page, as its browser names it.
     pub origin: Option<&'a str>,
+    /// What is agreed to about compression.
+    pub deflate: Option<Agreement>,
     key: &'a [u8],
 }
 
@@ -164,7 +170,9 @@ pub fn parse<'a>(head: &'a [u8], policy: &Policy<'_>) -> Result<Request<'a>, Ref
         Endpoint::Echo => None,
     };
     let bearer = fields.authorization.map(as_text).transpose()?.and_then(bearer_of);
-    Ok(Request { encoding, subprotocol, bearer, origin, key })
+    let may_deflate = policy.deflate && (bearer.is_some() || policy.endpoint == Endpoint::Echo);
+    let deflate = if may_deflate { deflate::negotiate(values(request.headers, "sec-websocket-extensions")) } else { None };
+    Ok(Request { encoding, subprotocol, bearer, origin, deflate, key })
 }
 
 impl Request<'_> {
@@ -177,6 +185,9 @@ impl Request<'_> {
         if let Some(subprotocol) = self.subprotocol {
             out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
             out.extend_from_slice(subprotocol.as_bytes());
+        }
+        if let Some(agreement) = &self.deflate {
+            agreement.write(out);
         }
         out.extend_from_slice(b"\r\n\r\n");
     }
@@ -404,6 +415,11 @@ fn path_of(target: &str) -> Option<&str> {
     known.then(|| rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or("/"))
 }
 
+/// The values of all headers of this name.
+fn values<'a>(headers: &[httparse::Header<'a>], name: &str) -> impl Iterator<Item = &'a [u8]> {
+    headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+}
+
 /// The items of a comma-separated header value; empty ones do not count (RFC 9110 5.6.1).
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|item| !item.is_empty())
@@ -417,10 +433,8 @@ fn is_key(key: &[u8]) -> bool {
 
 /// The first subprotocol we know in the client's order; on the echo endpoint, the first that is a token at all.
 fn choose_subprotocol<'a>(headers: &[httparse::Header<'a>], endpoint: Endpoint) -> Option<&'a str> {
-    headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case("sec-websocket-protocol"))
-        .flat_map(|header| list(header.value))
+    values(headers, "sec-websocket-protocol")
+        .flat_map(list)
         .filter(|item| item.iter().all(|&byte| is_token_byte(byte)))
         .filter_map(|item| std::str::from_utf8(item).ok())
         .find(|item| endpoint == Endpoint::Echo || encoding_of(item).is_some())
@@ -472,7 +486,7 @@ const KEY_SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 mod tests {
     use super::*;
 
-    const POLICY: Policy<'static> = Policy { path: "/ws", endpoint: Endpoint::Gateway, origins: Origins::Any };
+    const POLICY: Policy<'static> = Policy { path: "/ws", endpoint: Endpoint::Gateway, origins: Origins::Any, deflate: false };
 
     /// A good request in which one line is replaced: `("Host", "")` drops it, `("", "X: y\r\n")` adds one.
     fn request(change: &str, line: &str) -> Vec<u8> {
@@ -633,6 +647,24 @@ mod tests {
         ] {
             assert_eq!(parse(&request("", line), &POLICY).expect("good").bearer, expected, "{line}");
         }
+    }
+
+    /// Compression is agreed to when it is switched on and the token is there; the answer then says so.
+    #[test]
+    fn compression_is_for_those_who_show_a_token() {
+        let line = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+        let token = format!("{line}Authorization: Bearer abc\r\n");
+        let answer = |line: &str, policy: &Policy<'_>| {
+            let mut out = Vec::new();
+            parse(&request("", line), policy).expect("good").write_accept(&mut out);
+            String::from_utf8(out).expect("ASCII").contains("Sec-WebSocket-Extensions: permessage-deflate; ")
+        };
+        let on = Policy { deflate: true, ..POLICY };
+        assert!(answer(&token, &on));
+        assert!(!answer(line, &on));
+        assert!(!answer(&token, &POLICY));
+        assert!(!answer("Authorization: Bearer abc\r\n", &on));
+        assert!(answer(line, &Policy { endpoint: Endpoint::Echo, ..on }));
     }
 
     /// What is not a head is refused at its first impossible byte, without waiting for more.

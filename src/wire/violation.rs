@@ -40,11 +40,13 @@ pub enum Violation {
     MessageTooLarge,
     /// A message of more fragments than the limit.
     TooManyFragments,
+    /// A compressed message that is no DEFLATE stream (RFC 7692 7.2.2).
+    DeflateInvalid,
 }
 
 impl Violation {
     /// Every rule, in the order of [`Violation::index`].
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ReservedBit,
         Self::UnknownOpcode,
         Self::FragmentedControl,
@@ -63,6 +65,7 @@ impl Violation {
         Self::BinaryNotAccepted,
         Self::MessageTooLarge,
         Self::TooManyFragments,
+        Self::DeflateInvalid,
     ];
 
     /// Position in [`Violation::ALL`]: the slot of its counter.
@@ -93,6 +96,7 @@ impl Violation {
             Self::BinaryNotAccepted => "binary_not_accepted",
             Self::MessageTooLarge => "message_too_large",
             Self::TooManyFragments => "too_many_fragments",
+            Self::DeflateInvalid => "deflate_invalid",
         }
     }
 
@@ -100,7 +104,7 @@ impl Violation {
     #[must_use]
     pub fn close_code(self) -> u16 {
         match self {
-            Self::TextNotUtf8 | Self::CloseReasonNotUtf8 => 1007,
+            Self::TextNotUtf8 | Self::CloseReasonNotUtf8 | Self::DeflateInvalid => 1007,
             Self::TextNotAccepted | Self::BinaryNotAccepted => 1003,
             Self::MessageTooLarge | Self::TooManyFragments => 1009,
             _ => 1002,
@@ -119,6 +123,6 @@ mod tests {
             assert_eq!(rule.index(), index);
             assert_eq!(Violation::ALL.iter().filter(|other| other.name() == rule.name()).count(), 1);
         }
-        assert_eq!(Violation::TooManyFragments.index() + 1, Violation::ALL.len());
+        assert_eq!(Violation::DeflateInvalid.index() + 1, Violation::ALL.len());
     }
 }

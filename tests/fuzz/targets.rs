@@ -7,18 +7,24 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
+use miniz_oxide::inflate::stream::{InflateState, inflate};
+use miniz_oxide::{DataFormat, MZFlush, MZStatus};
 use tidegate::conn::carry::HeadCarry;
 use tidegate::conn::connection::{Kinds, ReceiveLimits};
+use tidegate::conn::deflate::{Deflater, Fault, Inflater};
 use tidegate::limits::{PROXY_HEADER_BYTES_MAX, UPGRADE_HEAD_BYTES_MAX};
 use tidegate::origin::Origin;
 use tidegate::wire::forwarded::{self, Header};
+use tidegate::wire::frame::Reserved;
 use tidegate::wire::proxy::{self, Source};
 use tidegate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal};
 
 use crate::websocket::{Seen, receive, receive_slowly};
 
 /// Words of HTTP.
-pub const UPGRADE_WORDS: [&[u8]; 24] = [
+pub const UPGRADE_WORDS: [&[u8]; 26] = [
+    b"Sec-WebSocket-Extensions: permessage-deflate\r\n",
+    b"; server_max_window_bits=10",
     b"\r\n",
     b"\r\n\r\n",
     b"\n",
@@ -69,8 +75,22 @@ pub const PROXY_WORDS: [&[u8]; 20] = [
     b"\\\"",
 ];
 
+/// Words of RFC 1951: the heads of blocks of each kind, an empty one, a final one, a stored text.
+pub const DEFLATE_WORDS: [&[u8]; 8] = [
+    b"\xf2\x48\xcd\xc9\xc9\x07\0",
+    b"\xf3\x48\xcd\xc9\xc9\x07\0\0",
+    b"\0\0\0\xff\xff",
+    b"\0\x05\0\xfa\xffHello",
+    b"\x01\0\0\xff\xff",
+    b"\x05\xc0",
+    b"\x04\xc0",
+    b"\xff\xff",
+];
+
 /// Words of RFC 6455: heads with a mask of zeros, sequences of UTF-8, close codes.
-pub const FRAME_WORDS: [&[u8]; 24] = [
+pub const FRAME_WORDS: [&[u8]; 26] = [
+    b"\xc1\x87\0\0\0\0\xf2\x48\xcd\xc9\xc9\x07\0",
+    b"\x42\x81\0\0\0\0",
     b"\x81\x80\0\0\0\0",
     b"\x82\x81\0\0\0\0",
     b"\x01\x83\0\0\0\0",
@@ -107,6 +127,7 @@ pub fn upgrade(input: &[u8]) -> u64 {
         path: "/ws",
         endpoint: if settings & 1 == 0 { Endpoint::Gateway } else { Endpoint::Echo },
         origins: if settings & 2 == 0 { Origins::Any } else { Origins::Listed { configured: &listed, own: &[] } },
+        deflate: settings & 8 != 0,
     };
     let refusal = match found {
         Ok(None) => return 0,
@@ -117,7 +138,9 @@ pub fn upgrade(input: &[u8]) -> u64 {
                 let mut out = Vec::new();
                 request.write_accept(&mut out);
                 let lines = out.split(|&byte| byte == b'\n').count();
-                assert_eq!(lines, 6 + usize::from(request.subprotocol.is_some()), "the answer has other lines than ours");
+                let more = usize::from(request.subprotocol.is_some()) + usize::from(request.deflate.is_some());
+                assert_eq!(lines, 6 + more, "the answer has other lines than ours");
+                assert!(request.deflate.is_none() || policy.deflate);
                 return hash(&(request.encoding.map(|one| one as u8), request.bearer.is_some(), request.origin.is_some()));
             }
             Err(refusal) => refusal,
@@ -170,6 +193,7 @@ pub fn frame_message(input: &[u8]) -> u64 {
     let limits = ReceiveLimits {
         message_bytes_max: [100, 1000, 128 * 1024, 16 * 1024 * 1024][usize::from(settings >> 2 & 3)],
         kinds: [Kinds::Both, Kinds::Text, Kinds::Binary, Kinds::Both][usize::from(settings & 3)],
+        reserved: if settings & 16 == 0 { Reserved::None } else { Reserved::Deflate },
     };
     let at_once = receive(stream, &[usize::MAX], limits, usize::MAX >> 1);
     assert_eq!(at_once, receive_slowly(stream, limits), "the slow decoder sees something else");
@@ -185,6 +209,50 @@ pub fn frame_message(input: &[u8]) -> u64 {
         }
     }
     hash(&at_once.iter().map(sort_of).collect::<Vec<_>>())
+}
+
+/// One compressed message: what is inflated stays within its limit, and is what another implementation makes of it.
+pub fn deflate(input: &[u8]) -> u64 {
+    let (settings, _, payload) = split(input);
+    let bytes_max = [0, 100, 5_000, 128 * 1024][usize::from(settings & 3)];
+    let mut out = Vec::new();
+    let ours = Inflater::default().inflate(payload, bytes_max, &mut out);
+    assert!(out.capacity() <= bytes_max + 8 * 1024, "{} bytes held for a message of {bytes_max}", out.capacity());
+    let theirs = inflate_elsewhere(payload);
+    match (ours, &theirs) {
+        (Ok(()), Some(message)) => assert_eq!(&out, message, "two readers see two messages"),
+        (Err(Fault::TooLarge), Some(message)) => assert!(message.len() > bytes_max, "{} bytes are not too many", message.len()),
+        _ => {}
+    }
+    hash(&(ours.err().map(|fault| fault as u8), theirs.is_some(), out.len().min(127) / 8))
+}
+
+/// By miniz_oxide; at most 256 KiB. `None`: it is no such message for it, or longer.
+fn inflate_elsewhere(payload: &[u8]) -> Option<Vec<u8>> {
+    let whole = [payload, &[0x00, 0x00, 0xff, 0xff]].concat();
+    let (mut rest, mut out, mut len) = (&whole[..], vec![0; 256 * 1024], 0);
+    while !rest.is_empty() {
+        let mut state = InflateState::new(DataFormat::Raw);
+        let result = inflate(&mut state, rest, &mut out[len..], MZFlush::None);
+        len += result.bytes_written;
+        rest = &rest[result.bytes_consumed..];
+        match result.status {
+            Ok(MZStatus::StreamEnd) => {}
+            Ok(MZStatus::Ok) if rest.is_empty() => {}
+            _ => return None,
+        }
+    }
+    out.truncate(len);
+    Some(out)
+}
+
+/// A message of every kind of block, as the fuzzer wants its inputs.
+pub fn deflate_seed() -> Vec<u8> {
+    let text = "what repeats, what repeats, and some that does not: ".repeat(20);
+    let mut deflater = Deflater::default();
+    let (payload, is_small) = deflater.message(|out| out.extend_from_slice(text.as_bytes()));
+    assert!(is_small);
+    [&[3, 0][..], payload].concat()
 }
 
 fn sort_of(event: &Seen) -> (u8, usize) {

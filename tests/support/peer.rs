@@ -85,6 +85,23 @@ impl Peer {
         std::mem::take(&mut self.received)
     }
 
+    /// The next frame: its first byte, and its payload.
+    pub fn read_frame(&mut self) -> (u8, Vec<u8>) {
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        let mut head = [0; 2];
+        self.stream.read_exact(&mut head).expect("a frame");
+        let mut len = usize::from(head[1]);
+        if len == 126 {
+            let mut long = [0; 2];
+            self.stream.read_exact(&mut long).expect("a length");
+            len = usize::from(u16::from_be_bytes(long));
+        }
+        assert!(len != 127, "no frame of these tests is so long");
+        let mut payload = vec![0; len];
+        self.stream.read_exact(&mut payload).expect("a payload");
+        (head[0], payload)
+    }
+
     /// The code of the Close frame at the end; before it only pings, pongs and protocol frames may stand.
     pub fn closed(&mut self) -> Option<u16> {
         let bytes = self.read_all();

@@ -2,7 +2,9 @@
 
 use tidegate::conn::carry::Stashes;
 use tidegate::conn::connection::{Event, Kinds, Reader, Receive, ReceiveLimits, Stop};
+use tidegate::conn::deflate::{Fault, Inflater};
 use tidegate::limits::FRAGMENTS_PER_MESSAGE_MAX;
+use tidegate::wire::frame::Reserved;
 use tidegate::wire::violation::Violation;
 
 /// An event, kept.
@@ -72,11 +74,14 @@ pub fn receive_slowly(stream: &[u8], limits: ReceiveLimits) -> Vec<Seen> {
 
 fn read_slowly(mut rest: &[u8], limits: ReceiveLimits, seen: &mut Vec<Seen>) -> Result<(), Violation> {
     let mut open: Option<(bool, Vec<u8>, u32)> = None;
+    let mut compressed = false;
     loop {
         let Some(&first) = rest.first() else { return Ok(()) };
         let (fin, opcode) = (first & 0x80 != 0, first & 0x0f);
-        require(first & 0x70 == 0, Violation::ReservedBit)?;
+        let deflate = first & 0x40 != 0 && limits.reserved == Reserved::Deflate;
+        require(first & 0x30 == 0 && (deflate || first & 0x40 == 0), Violation::ReservedBit)?;
         require([0, 1, 2, 8, 9, 10].contains(&opcode), Violation::UnknownOpcode)?;
+        require(!deflate || opcode == 1 || opcode == 2, Violation::ReservedBit)?;
         require(opcode < 8 || fin, Violation::FragmentedControl)?;
         let Some(&second) = rest.get(1) else { return Ok(()) };
         require(second & 0x80 != 0, Violation::Unmasked)?;
@@ -109,6 +114,7 @@ fn read_slowly(mut rest: &[u8], limits: ReceiveLimits, seen: &mut Vec<Seen>) -> 
             require(opcode == 0 || open.is_none(), Violation::StartInsideMessage)?;
             require(opcode != 1 || limits.kinds != Kinds::Binary, Violation::TextNotAccepted)?;
             require(opcode != 2 || limits.kinds != Kinds::Text, Violation::BinaryNotAccepted)?;
+            compressed = if opcode == 0 { compressed } else { deflate };
             let (_, so_far, fragments) = open.get_or_insert((opcode == 1, Vec::new(), 0));
             require(so_far.len() as u64 + length <= u64::from(limits.message_bytes_max), Violation::MessageTooLarge)?;
             *fragments += 1;
@@ -121,12 +127,19 @@ fn read_slowly(mut rest: &[u8], limits: ReceiveLimits, seen: &mut Vec<Seen>) -> 
         if opcode < 8 {
             let (text, message, _) = open.as_mut().expect("opened above");
             message.extend(payload);
-            if *text && let Err(error) = std::str::from_utf8(message) {
+            if *text
+                && !compressed
+                && let Err(error) = std::str::from_utf8(message)
+            {
                 let ended = whole && fin;
                 require(error.error_len().is_none() && !ended, Violation::TextNotUtf8)?;
             }
             if whole && fin {
-                let (text, message, _) = open.take().expect("opened above");
+                let (text, mut message, _) = open.take().expect("opened above");
+                if compressed {
+                    message = inflate(&message, limits.message_bytes_max as usize)?;
+                    require(!text || std::str::from_utf8(&message).is_ok(), Violation::TextNotUtf8)?;
+                }
                 seen.push(if text { Seen::Text(message) } else { Seen::Binary(message) });
             }
         } else if whole {
@@ -142,6 +155,15 @@ fn read_slowly(mut rest: &[u8], limits: ReceiveLimits, seen: &mut Vec<Seen>) -> 
         if !whole {
             return Ok(());
         }
+    }
+}
+
+fn inflate(message: &[u8], bytes_max: usize) -> Result<Vec<u8>, Violation> {
+    let mut out = Vec::new();
+    match Inflater::default().inflate(message, bytes_max, &mut out) {
+        Ok(()) => Ok(out),
+        Err(Fault::TooLarge) => Err(Violation::MessageTooLarge),
+        Err(Fault::Invalid) => Err(Violation::DeflateInvalid),
     }
 }
 

@@ -1,0 +1,194 @@
+//! Compressed messages (RFC 7692), one after the other for all connections of a core.                                 [flate2]
+//!
+//! A compressed message has RSV1 set in its first frame. Its payload, all fragments together, is a DEFLATE stream (RFC 1951) that ends
+//! with an empty stored block, of which the last four bytes do not travel:
+//!
+//! ```text
+//!  [ blocks ... ][ 0 .. | 00 00 ff ff ]
+//!    travels       travels   left away, and put back here
+//! ```
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+/// Why a compressed message is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// It would be longer than the limit; what was inflated until then is dropped.
+    TooLarge,
+    /// It is no DEFLATE stream.
+    Invalid,
+}
+
+/// Inflates the messages of one core, one after the other. Holds some 40 KiB from the first one on.
+#[derive(Debug)]
+pub struct Inflater {
+    stream: Decompress,
+}
+
+impl Default for Inflater {
+    fn default() -> Self {
+        Self { stream: Decompress::new(false) }
+    }
+}
+
+impl Inflater {
+    /// Appends what `payload` says to `out`, which is empty and afterwards never longer than `bytes_max`. Never holds more than a
+    /// message of `bytes_max` and a step.
+    ///
+    /// # Errors
+    /// [`Fault`]; what is in `out` then means nothing.
+    pub fn inflate(&mut self, payload: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+        self.stream.reset(false);
+        for part in [payload, TAIL] {
+            let mut rest = part;
+            while !rest.is_empty() || out.len() == out.capacity() {
+                if out.len() > bytes_max {
+                    return Err(Fault::TooLarge);
+                }
+                if out.len() == out.capacity() {
+                    // One byte more than is allowed tells a message that is too large.
+                    out.reserve_exact(out.len().max(STEP_BYTES).min(bytes_max + 1 - out.len()));
+                }
+                let before = (self.stream.total_in(), out.len());
+                let status = self.stream.decompress_vec(rest, out, FlushDecompress::Sync).map_err(|_| Fault::Invalid)?;
+                let taken = usize::try_from(self.stream.total_in() - before.0).map_err(|_| Fault::Invalid)?;
+                rest = rest.get(taken..).ok_or(Fault::Invalid)?;
+                match status {
+                    // A final block may stand before the end; what follows is a stream of its own (RFC 7692 7.2.3.5).
+                    Status::StreamEnd => self.stream.reset(false),
+                    Status::Ok | Status::BufError if taken > 0 || out.len() > before.1 => {}
+                    Status::Ok | Status::BufError if rest.is_empty() => break,
+                    Status::Ok | Status::BufError => return Err(Fault::Invalid),
+                }
+            }
+        }
+        if out.len() > bytes_max { Err(Fault::TooLarge) } else { Ok(()) }
+    }
+}
+
+/// Compresses the messages of one core, one after the other. Holds some 300 KiB from the first one on.
+#[derive(Debug)]
+pub struct Deflater {
+    stream: Compress,
+    /// The message as it was.
+    plain: Vec<u8>,
+    /// The message as it travels.
+    small: Vec<u8>,
+}
+
+impl Default for Deflater {
+    fn default() -> Self {
+        Self { stream: Compress::new(Compression::fast(), false), plain: Vec::new(), small: Vec::new() }
+    }
+}
+
+impl Deflater {
+    /// What `write` appends, and whether it is compressed: it is not when it is short or would not become shorter.
+    pub fn message(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> (&[u8], bool) {
+        self.plain.clear();
+        write(&mut self.plain);
+        let is_small = self.plain.len() >= DEFLATED_BYTES_MIN && self.deflate().is_some();
+        (if is_small { &self.small } else { &self.plain }, is_small)
+    }
+
+    fn deflate(&mut self) -> Option<()> {
+        self.stream.reset();
+        self.small.clear();
+        // With its tail it must fit into less than it was.
+        self.small.reserve(self.plain.len());
+        let status = self.stream.compress_vec(&self.plain, &mut self.small, FlushCompress::Sync).ok()?;
+        let is_whole = self.stream.total_in() == self.plain.len() as u64 && self.small.len() < self.small.capacity();
+        if status != Status::Ok || !is_whole {
+            return None;
+        }
+        let len = self.small.strip_suffix(TAIL)?.len();
+        self.small.truncate(len);
+        (len < self.plain.len()).then_some(())
+    }
+
+    /// Gives memory of an unusually long message back.
+    pub fn trim(&mut self) {
+        self.plain.shrink_to(KEPT_BYTES_MAX);
+        self.small.shrink_to(KEPT_BYTES_MAX);
+    }
+}
+
+/// What a sender leaves away (RFC 7692 7.2.1).
+const TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
+/// First room for an inflated message, and least growth.
+const STEP_BYTES: usize = 4 * 1024;
+/// Shorter messages do not become shorter by enough to be worth it.
+const DEFLATED_BYTES_MIN: usize = 512;
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn inflate(payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, Fault> {
+        let mut out = Vec::new();
+        Inflater::default().inflate(payload, bytes_max, &mut out).map(|()| out)
+    }
+
+    /// The examples of RFC 7692 7.2.3: one block, two blocks, without compression, with a final block, empty.
+    #[test]
+    fn examples_of_the_rfc_are_read() {
+        for payload in [
+            &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00][..],
+            &[0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00],
+            &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
+            &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00],
+        ] {
+            assert_eq!(inflate(payload, 5).as_deref(), Ok(&b"Hello"[..]), "{payload:x?}");
+            assert_eq!(inflate(payload, 4), Err(Fault::TooLarge), "{payload:x?}");
+        }
+        assert_eq!(inflate(&[0x00], 0), Ok(Vec::new()));
+        for broken in [&[0xff][..], b"not a stream", &[0x07, 0x00]] {
+            assert_eq!(inflate(broken, 100), Err(Fault::Invalid), "{broken:x?}");
+        }
+    }
+
+    /// A bomb is stopped at the limit: 64 MiB of zeros in 64 KiB never take more than the limit and a byte.
+    #[test]
+    fn a_bomb_is_stopped_at_the_limit() {
+        let mut bomb = Deflater { stream: Compress::new(Compression::best(), false), ..Deflater::default() };
+        let (payload, is_small) = bomb.message(|out| out.resize(64 << 20, 0));
+        assert!(is_small && payload.len() < 70_000);
+        let mut out = Vec::new();
+        assert_eq!(Inflater::default().inflate(payload, 100_000, &mut out), Err(Fault::TooLarge));
+        assert!(out.capacity() <= 110_000, "{}", out.capacity());
+    }
+
+    proptest! {
+        /// What we compress comes back, whatever came before it; and what is short or random travels as it is.
+        #[test]
+        fn messages_come_back(words in prop::collection::vec(("[a-d]{0,6}", 0usize..400), 1..5)) {
+            let (mut deflater, mut inflater) = (Deflater::default(), Inflater::default());
+            for (word, times) in words {
+                let plain = word.repeat(times).into_bytes();
+                let (payload, is_small) = deflater.message(|out| out.extend_from_slice(&plain));
+                prop_assert!(payload.len() <= plain.len());
+                if !is_small {
+                    prop_assert_eq!(payload, &plain[..]);
+                    continue;
+                }
+                let mut out = Vec::new();
+                prop_assert_eq!(inflater.inflate(payload, plain.len(), &mut out), Ok(()));
+                prop_assert_eq!(&out, &plain);
+                out.clear();
+                prop_assert_eq!(inflater.inflate(payload, plain.len() - 1, &mut out), Err(Fault::TooLarge));
+            }
+        }
+
+        /// Any bytes are a message or a fault, within the limit and in bounded steps.
+        #[test]
+        fn any_bytes_are_judged(payload in prop::collection::vec(any::<u8>(), 0..300), bytes_max in 0usize..10_000) {
+            let mut out = Vec::new();
+            if Inflater::default().inflate(&payload, bytes_max, &mut out).is_ok() {
+                prop_assert!(out.len() <= bytes_max);
+            }
+            prop_assert!(out.capacity() <= bytes_max.max(STEP_BYTES) + STEP_BYTES);
+        }
+    }
+}
