@@ -70,7 +70,7 @@ pub fn run(common: &Common) -> Result<Run, String> {
     let rate = Rate { per_second: 65_535, burst: 65_535 };
     let meters = Meters::new(65_536);
     let mut bucket = Bucket::full(rate, 0);
-    run.add("bucket_ns", nanos(|index| bucket.take(rate, index as u32)));
+    run.add("bucket_ns", nanos(|index| bucket.take(rate, u32::try_from(index).unwrap_or(u32::MAX))));
     run.add("meter_one_user_ns", nanos(|index| meters.take(7, rate, index, 0)));
     run.add("meter_many_users_ns", nanos(|index| meters.take(index.wrapping_mul(0x9e37_79b9_7f4a_7c15), rate, index, 0)));
     Ok(run)
