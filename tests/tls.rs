@@ -217,6 +217,7 @@ fn what_is_not_tls_is_told_so() {
     // A record longer than any, and one that never ends.
     assert_eq!(exchange(address, &[&[22, 3, 1, 0xff, 0xff][..], &[0; 40_000]].concat()), b"");
     eventually("three failures", || (handshakes(&gateway, "failed") == 3.0).then_some(()));
+    assert!(gateway.metric(r#"tidegate_closes_total{cause="tls_failed"}"#) >= 1.0);
     assert!(exchange(gateway.listen, &hello(&authority)).starts_with(b"HTTP/1.1 400 "));
 }
 

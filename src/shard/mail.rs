@@ -314,9 +314,7 @@ impl Shard {
             Ok(page) => {
                 self.page_reaches(id, &reply.reached);
                 self.counters.pages_sent_count += 1;
-                let frame = self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| *out = page);
-                self.push_frame(id, frame, 0);
-                self.pool.release(frame);
+                self.push_message(id, opcode_of(encoding), |out| *out = page);
             }
             Err(code) if code.close_code().is_some() => self.fail(id, reply.rid, code, "cursor is not one of ours"),
             Err(code) => self.refuse(id, reply.rid, code, if code.is_retryable() { RETRY_PAGE_MS } else { 0 }, ""),
