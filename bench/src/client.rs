@@ -67,6 +67,7 @@ pub struct Swarm {
     buffer: Vec<u8>,
     scratch: Vec<u8>,
     ready_count: usize,
+    opening_max: usize,
     address: SocketAddr,
     request: Vec<u8>,
 }
@@ -86,16 +87,22 @@ impl Swarm {
             buffer: vec![0; 256 * 1024],
             scratch: Vec::new(),
             ready_count: 0,
+            opening_max: OPENING_MAX,
             address,
             request: request.into_bytes(),
         })
     }
 
-    /// Opens connections until there are `count`, all ready, at most 256 at a time between connect and ready.
+    /// How many connections may be between connect and ready; 256 unless told.
+    pub fn open_at_once(&mut self, max: usize) {
+        self.opening_max = max;
+    }
+
+    /// Opens connections until there are `count`, all ready.
     pub fn grow(&mut self, count: usize, script: &mut impl Script) -> Result<(), String> {
         let started = Instant::now();
         while self.ready_count < count {
-            while self.connections.len() < count && self.connections.len() - self.ready_count < OPENING_MAX {
+            while self.connections.len() < count && self.connections.len() - self.ready_count < self.opening_max {
                 self.connect().map_err(|error| format!("connect: {error}"))?;
             }
             self.turn(Duration::from_millis(100), script)?;

@@ -72,6 +72,38 @@ impl Gateway {
         &self.data
     }
 
+    /// Holds `count` idle sessions open beside what is measured, with the `loadgen` beside this program, until the answer is dropped.
+    pub fn crowd(&self, count: usize) -> Result<Crowd, String> {
+        let program = std::env::current_exe().unwrap_or_default().with_file_name("loadgen");
+        let mut command = Command::new(&program);
+        command
+            .args(["idle", "--url", &format!("ws://{}/ws", self.address), "--admin", &self.admin.to_string(), "--data-dir"])
+            .arg(&self.data)
+            .args(["-n", &count.to_string(), "--seconds", "3600"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let child = command.spawn().map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let mut crowd = Crowd(child);
+        let started = Instant::now();
+        while metric_sum(&self.metrics()?, "tidegate_sessions_open") < count as f64 {
+            if let Ok(Some(status)) = crowd.0.try_wait() {
+                return Err(format!("loadgen ended: {status}"));
+            }
+            if started.elapsed() > CROWD_WAIT {
+                return Err(format!("{count} idle sessions did not come in time"));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(crowd)
+    }
+
+    /// Bytes its process has caused to be written to disks so far.
+    pub fn written_bytes(&self) -> Result<u64, String> {
+        let text = self.proc("io")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+        line.and_then(|bytes| bytes.parse().ok()).ok_or_else(|| "a strange /proc/PID/io".to_owned())
+    }
+
     /// Its number.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -170,6 +202,16 @@ impl Drop for Gateway {
     }
 }
 
+/// Idle sessions of another process, gone when dropped.
+pub struct Crowd(Child);
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// What `smaps_rollup` says, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
@@ -249,6 +291,7 @@ pub fn free_address() -> Result<SocketAddr, String> {
     listener.map_err(|error| format!("no free port: {error}"))
 }
 
+const CROWD_WAIT: Duration = Duration::from_secs(180);
 /// `USER_HZ`, which Linux shows to user space as 100.
 const TICKS_PER_SECOND: f64 = 100.0;
 

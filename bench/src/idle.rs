@@ -71,18 +71,23 @@ impl Greeter {
 
     /// HELLO of a connection with this delivery window.
     pub fn hello(&self, index: usize, window: u16, out: &mut Outbox<'_>) {
-        let hello = Hello {
-            minor: 0,
-            platform: 0,
-            window,
-            caps: 0,
-            last_pos: 0,
-            session: [0; 16],
-            device: "bench".into(),
-            client: "tidegate-bench".into(),
-            token: self.tokens[index].as_str().into(),
-        };
+        let hello = Hello { window, ..hello(&self.tokens[index]) };
         out.message(|bytes| encode_client(Encoding::Binary, &ClientFrame::Hello(hello), bytes));
+    }
+}
+
+/// HELLO of a new session, without a window.
+pub fn hello(token: &str) -> Hello<'_> {
+    Hello {
+        minor: 0,
+        platform: 0,
+        window: 0,
+        caps: 0,
+        last_pos: 0,
+        session: [0; 16],
+        device: "bench".into(),
+        client: "tidegate-bench".into(),
+        token: token.into(),
     }
 }
 

@@ -27,8 +27,10 @@ mod paired;
 mod refuse;
 mod reopen;
 mod results;
+mod resume;
 mod send;
 mod server;
+mod sync;
 mod table;
 mod upgrade;
 mod volley;
@@ -63,6 +65,8 @@ fn run(subject: &Subject) -> Result<(), String> {
         Subject::Reopen(options) => {
             results::report("reopen", &options.common, &repeat(&options.common, || reopen::run(options))?)
         }
+        Subject::Resume(common) => results::report("resume", common, &repeat(common, || resume::run(common))?),
+        Subject::Sync(common) => results::report("sync", common, &repeat(common, || sync::run(common))?),
         Subject::Floor { duty } => floor::run(*duty).map_err(|error| error.to_string()),
         Subject::Echo(options) => compare(options, &[echo::run]),
         Subject::Upgrade(options) => compare(options, &[upgrade::run]),
@@ -118,6 +122,10 @@ enum Subject {
     Send(SendOptions),
     /// From kill -9 at full load until ready again.
     Reopen(ReopenOptions),
+    /// Everybody gone and back at once: memory of a session that waits, cost of resuming it.
+    Resume(Common),
+    /// SYNC of one user with as many conversations as `--connections` says.
+    Sync(Common),
     /// What others are held against; started by the comparisons.
     #[command(hide = true)]
     Floor { duty: Duty },
@@ -186,4 +194,10 @@ struct SendOptions {
     /// Closed loop: messages of each connection in flight.
     #[arg(long, default_value_t = 1)]
     in_flight: u32,
+    /// Each message is refused once by its receiver, and comes again a second later.
+    #[arg(long)]
+    nack: bool,
+    /// Idle sessions beside those that send, held open by the `loadgen` beside this program.
+    #[arg(long, default_value_t = 0)]
+    beside: usize,
 }

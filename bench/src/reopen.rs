@@ -44,7 +44,7 @@ pub fn run(options: &ReopenOptions) -> Result<Run, String> {
 fn case(options: &ReopenOptions, case: &str, arguments: &[&str], run: &mut Run) -> Result<(), String> {
     let common = &options.common;
     let mut gateway = Gateway::start(common, arguments)?;
-    let send = SendOptions { common: common.clone(), rate: 0, in_flight: options.in_flight };
+    let send = SendOptions { common: common.clone(), rate: 0, in_flight: options.in_flight, nack: false, beside: 0 };
     let mut load = Load::new(&send, Greeter::new(common.connections, gateway.minter()?))?;
     let mut swarm = Swarm::new(gateway.address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
     swarm.grow(common.connections, &mut load)?;

@@ -23,6 +23,7 @@ use crate::{Common, SendOptions};
 pub fn run(options: &SendOptions) -> Result<Run, String> {
     let common = &options.common;
     let gateway = Gateway::start(common, &[])?;
+    let _crowd = if options.beside > 0 { Some(gateway.crowd(options.beside)?) } else { None };
     let mut load = Load::new(options, Greeter::new(common.connections, gateway.minter()?))?;
     let mut swarm = Swarm::new(gateway.address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
     swarm.grow(common.connections, &mut load)?;
@@ -44,10 +45,13 @@ fn figures(options: &SendOptions, load: &Load, before: &Snapshot, after: &Snapsh
     let messages = (after.sent_count - before.sent_count) as f64;
     let mut run = Run::default();
     run.add("connections_count", options.common.connections as f64);
+    run.add("idle_sessions_beside_count", options.beside as f64);
     run.add("payload_bytes", load.payload.len() as f64);
     run.add("rate_wanted_per_s", options.rate as f64);
     run.add("messages_per_s", messages / seconds);
     run.add("deliveries_per_s", (after.delivered_count - before.delivered_count) as f64 / seconds);
+    run.add("redeliveries_per_s", (after.again_count - before.again_count) as f64 / seconds);
+    run.add("written_bytes_per_message", (after.written_bytes - before.written_bytes) as f64 / messages);
     run.add("cpu_us_per_message", (after.cpu - before.cpu) * 1e6 / messages);
     for (kind, used) in &after.cpu_kinds {
         let earlier = before.cpu_kinds.iter().find(|(known, _)| known == kind).map_or(0.0, |&(_, used)| used);
@@ -78,6 +82,8 @@ struct Snapshot {
     at: Instant,
     sent_count: u64,
     delivered_count: u64,
+    again_count: u64,
+    written_bytes: u64,
     cpu: f64,
     cpu_kinds: Vec<(String, f64)>,
     own_cpu: f64,
@@ -93,6 +99,8 @@ impl Snapshot {
             at: Instant::now(),
             sent_count: load.sent_count,
             delivered_count: load.delivered_count,
+            again_count: load.again_count,
+            written_bytes: gateway.written_bytes()?,
             cpu: gateway.cpu_total()?,
             cpu_kinds: gateway.cpu()?,
             own_cpu: own_cpu()?,
@@ -188,6 +196,10 @@ pub struct Load {
     cmid: u128,
     pub sent_count: u64,
     delivered_count: u64,
+    /// Each delivery is refused the first time.
+    is_nacked: bool,
+    /// Deliveries of what was refused.
+    again_count: u64,
     pub sent_latency: Histogram<u64>,
     deliver_latency: Histogram<u64>,
 }
@@ -231,6 +243,8 @@ impl Load {
             cmid: 0,
             sent_count: 0,
             delivered_count: 0,
+            is_nacked: options.nack,
+            again_count: 0,
             sent_latency: latency_histogram()?,
             deliver_latency: latency_histogram()?,
         })
@@ -292,21 +306,35 @@ impl Load {
 
     fn delivered(&mut self, index: usize, pos: u64, seq: u64, payload: &[u8], out: &mut Outbox<'_>) -> Result<(), String> {
         let side = &mut self.pairs[index];
-        side.follow(index, seq)?;
         side.unacked += 1;
+        let is_again = self.is_nacked && seq <= side.have;
+        if is_again {
+            self.again_count += 1;
+            side.acknowledge(pos, out);
+            return Ok(());
+        }
+        side.follow(index, seq)?;
+        if self.is_nacked {
+            let nack = ClientFrame::Nack { conv: side.conv.as_str().into(), seq, delay_ms: 0, reason: 0 };
+            out.message(|bytes| encode_client(Encoding::Binary, &nack, bytes));
+        }
         let head = payload.first_chunk().ok_or_else(|| format!("connection {index}: a strange payload"))?;
         let latency = nanos(self.origin.elapsed()).saturating_sub(u64::from_le_bytes(*head));
         self.deliver_latency.saturating_record(latency);
         self.delivered_count += 1;
-        if side.unacked >= ACK_EVERY {
-            side.unacked = 0;
-            acknowledge(pos, out);
-        }
+        self.pairs[index].acknowledge(pos, out);
         Ok(())
     }
 }
 
 impl Side {
+    fn acknowledge(&mut self, pos: u64, out: &mut Outbox<'_>) {
+        if self.unacked >= ACK_EVERY {
+            self.unacked = 0;
+            acknowledge(pos, out);
+        }
+    }
+
     fn follow(&mut self, index: usize, seq: u64) -> Result<(), String> {
         if seq != self.have + 1 {
             return Err(format!("connection {index}: seq {seq} after {}", self.have));

@@ -59,7 +59,7 @@ pub fn pairs(
     let (address, mint) = (server.address, server.gateway().ok_or("not a gateway")?.minter()?);
     let mut common = options.common(contender.name());
     (common.connections, common.payload) = (CONNECTIONS, Some(PAYLOAD_BYTES));
-    let options = SendOptions { common, rate: 0, in_flight };
+    let options = SendOptions { common, rate: 0, in_flight, nack: false, beside: 0 };
     Ok(move || {
         let mut load = Load::new(&options, Greeter::new(CONNECTIONS, mint))?;
         let mut swarm = Swarm::new(address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
