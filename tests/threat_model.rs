@@ -25,7 +25,7 @@ fn each_threat_has_its_test() {
             let path = if place.starts_with("src/") { format!("{place}.rs") } else { format!("tests/{place}.rs") };
             let text = fs::read_to_string(root.join(&path)).unwrap_or_default();
             let is_test = text.split("#[test]").skip(1).any(|after| {
-                after.trim_start().lines().take(3).any(|line| line.trim_start().starts_with(&format!("fn {test}()")))
+                after.trim_start().lines().take(3).any(|line| line.trim_start().starts_with(&format!("fn {test}(")))
             });
             if !is_test {
                 wrong.push(format!("{path} has no test {test}"));
