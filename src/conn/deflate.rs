@@ -160,6 +160,27 @@ mod tests {
         assert!(out.capacity() <= 110_000, "{}", out.capacity());
     }
 
+    /// Noise of every entropy, in sizes from a KiB to 128, comes back: what hardly becomes shorter fills every buffer to its end.
+    #[test]
+    fn noise_comes_back() {
+        let (mut deflater, mut inflater) = (Deflater::default(), Inflater::default());
+        let mut state = 1_u32;
+        for (size, values) in (10..=17).flat_map(|power| [1_u32, 3, 16, 100, 200, 256].map(|values| (1_usize << power, values))) {
+            let mut byte = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                u8::try_from((state >> 16) % values).expect("at most 255")
+            };
+            let plain: Vec<u8> = (0..size).map(|_| byte()).collect();
+            let (payload, is_small) = deflater.message(|out| out.extend_from_slice(&plain));
+            assert!(is_small || (payload == plain && values > 100), "{values} values, {size} bytes");
+            if is_small {
+                let mut out = Vec::new();
+                assert_eq!(inflater.inflate(payload, size, &mut out), Ok(()));
+                assert!(out == plain, "{values} values, {size} bytes");
+            }
+        }
+    }
+
     proptest! {
         /// What we compress comes back, whatever came before it; and what is short or random travels as it is.
         #[test]

@@ -211,14 +211,14 @@ pub fn frame_message(input: &[u8]) -> u64 {
     hash(&at_once.iter().map(sort_of).collect::<Vec<_>>())
 }
 
-/// One compressed message: what is inflated stays within its limit, and is what another implementation makes of it.
+/// One compressed message: what is inflated stays within its limit, and is what the library makes of it at once and without a limit.
 pub fn deflate(input: &[u8]) -> u64 {
     let (settings, _, payload) = split(input);
     let bytes_max = [0, 100, 5_000, 128 * 1024][usize::from(settings & 3)];
     let mut out = Vec::new();
     let ours = Inflater::default().inflate(payload, bytes_max, &mut out);
     assert!(out.capacity() <= bytes_max + 8 * 1024, "{} bytes held for a message of {bytes_max}", out.capacity());
-    let theirs = inflate_elsewhere(payload);
+    let theirs = inflate_at_once(payload);
     match (ours, &theirs) {
         (Ok(()), Some(message)) => assert_eq!(&out, message, "two readers see two messages"),
         (Err(Fault::TooLarge), Some(message)) => assert!(message.len() > bytes_max, "{} bytes are not too many", message.len()),
@@ -227,8 +227,8 @@ pub fn deflate(input: &[u8]) -> u64 {
     hash(&(ours.err().map(|fault| fault as u8), theirs.is_some(), out.len().min(127) / 8))
 }
 
-/// By miniz_oxide; at most 256 KiB. `None`: it is no such message for it, or longer.
-fn inflate_elsewhere(payload: &[u8]) -> Option<Vec<u8>> {
+/// In one step; at most 256 KiB. `None`: it is no such message, or longer.
+fn inflate_at_once(payload: &[u8]) -> Option<Vec<u8>> {
     let whole = [payload, &[0x00, 0x00, 0xff, 0xff]].concat();
     let (mut rest, mut out, mut len) = (&whole[..], vec![0; 256 * 1024], 0);
     while !rest.is_empty() {
