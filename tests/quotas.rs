@@ -14,8 +14,11 @@ const XFF: &str = "X-Forwarded-For";
 const NOBODY: (&str, &str) = ("limits.address_exempt", "");
 const HERE: (&str, &str) = ("proxy.networks", "127.0.0.1");
 
-/// What an upgrade request is told: the status, and `Retry-After`.
-fn ask(gateway: &Gateway, front: &str, headers: &str) -> (Peer, u16, Option<u32>) {
+/// The status, and `Retry-After`.
+type Answer = (Peer, u16, Option<u32>);
+
+/// What an upgrade request is told.
+fn ask(gateway: &Gateway, front: &str, headers: &str) -> Answer {
     let mut peer = Peer::connect(gateway.listen);
     peer.write(front.as_bytes());
     peer.write(upgrade("tidegate.v1", headers).as_bytes());
@@ -48,7 +51,7 @@ fn an_address_has_so_many_connections() {
         let by_head = |address: &str| ask(&forwarded, "", &format!("{XFF}: {address}\r\n"));
         let family = if full.contains(':') { "TCP6" } else { "TCP4" };
         let by_proxy = |address: &str| ask(&proxied, &format!("PROXY {family} {address} {address} 1 2\r\n"), "");
-        let ways: [&dyn Fn(&str) -> (Peer, u16, Option<u32>); 2] = [&by_head, &by_proxy];
+        let ways: [&dyn Fn(&str) -> Answer; 2] = [&by_head, &by_proxy];
         for way in ways {
             let kept = [way(full), way(same)];
             assert!(kept.iter().all(|(_, code, _)| *code == 101));
