@@ -1,0 +1,75 @@
+//! Sends: one at a time, from blocks that live until their completion.
+
+use std::io;
+
+use io_uring::{opcode, types};
+
+use super::slot::{BLOCKED, CLOSING, LINGERS, Operation, QUITTING, SEND_BACK, SENDING, live_slot, open_slot, user_data};
+use super::{SENDS_QUEUED_MAX, Uring};
+use crate::ids::ConnectionId;
+use crate::io::driver::Sink;
+
+/// Sending.
+impl Uring {
+    /// Queues the rest of a connection's block.
+    pub(super) fn push_send(&mut self, connection: ConnectionId) {
+        let Some(slot) = live_slot(&mut self.slots, connection) else { return };
+        slot.set(SENDING);
+        let fd = types::Fd(slot.raw());
+        let rest = self.outgoing.rest(slot.outgoing);
+        let len = u32::try_from(rest.len()).expect("a send is short");
+        let send = opcode::Send::new(fd, rest.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build();
+        // SAFETY: the block stays where it is, and unchanged, until the completion releases it; if the driver goes before, it is never
+        // freed. The descriptor is closed only when nothing is in flight.
+        unsafe { self.ring.push(send.user_data(user_data(Operation::Send, connection))) };
+        self.sends_queued += 1;
+        // Holding back many sends until the end of a turn would put server and clients in lock-step.
+        if self.sends_queued.is_multiple_of(SENDS_QUEUED_MAX) {
+            self.counters.system_calls_count += 1;
+            self.ring.submit();
+        }
+    }
+
+    pub(super) fn handle_send<S: Sink<Self>>(&mut self, connection: ConnectionId, result: i32, sink: &mut S) {
+        let Some(slot) = live_slot(&mut self.slots, connection) else { unreachable!("a slot outlives what is in flight") };
+        slot.clear(SENDING | SEND_BACK);
+        let (id, is_ending, is_quitting) = (slot.outgoing, slot.is(CLOSING), slot.is(QUITTING));
+        let lingers = slot.is(LINGERS);
+        let result = match u32::try_from(result) {
+            Ok(count) => {
+                let sent = self.outgoing.advance(id, count);
+                if count > 0 && is_ending && !is_quitting && !self.outgoing.rest(id).is_empty() {
+                    // The core will not offer the rest of its last words again.
+                    return self.push_send(connection);
+                }
+                Ok(sent)
+            }
+            Err(_) if matches!(-result, libc::EAGAIN | libc::EINTR) && !is_quitting => return self.push_send(connection),
+            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+        };
+        self.outgoing.release(id);
+        let failed = result.is_err();
+        sink.sent(self, connection, result);
+        if is_quitting {
+            self.arm(connection);
+        } else if lingers {
+            self.begin_graceful(connection, failed);
+        }
+    }
+
+    /// Those told "blocked", while there is room.
+    pub(super) fn feed_starved<S: Sink<Self>>(&mut self, sink: &mut S) {
+        for _ in 0..self.starved.len() {
+            if !self.outgoing.has_room() {
+                return;
+            }
+            let Some(connection) = self.starved.pop_front() else { return };
+            if let Some(slot) = open_slot(&mut self.slots, connection)
+                && slot.is(BLOCKED)
+            {
+                slot.clear(BLOCKED);
+                sink.writable(self, connection);
+            }
+        }
+    }
+}
