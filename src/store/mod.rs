@@ -33,3 +33,5 @@ pub mod thread;
 
 #[cfg(test)]
 pub(crate) mod model;
+#[cfg(test)]
+mod neighbours;

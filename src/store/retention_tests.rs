@@ -1,7 +1,7 @@
 //! Tests of [`super`]: a store with retention among neighbours that the test commands, and what crashes leave of it.
 
-use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -9,18 +9,19 @@ use proptest::prelude::*;
 use super::super::disk::SpaceRule;
 use super::super::disk_memory::{Faults, MemoryDisk};
 use super::super::engine_memory::MemoryEngine;
-use super::super::job::{Answer, Job, Loaded, Progress, Projection};
+use super::super::job::{Loaded, Progress, Projection};
 use super::super::level::Levels;
 use super::super::log::{Log, LogSettings};
+use super::super::neighbours::Neighbours;
 use super::super::reader::{Reply, reply};
 use super::super::record;
 use super::super::recovery::Cold;
 use super::super::schema::Hashes;
-use super::super::sequencer::{Policy, Ports, Sequencer, Settings};
+use super::super::sequencer::{Policy, Sequencer, Settings};
 use super::*;
 use crate::clock::Moment;
 use crate::ids::{Cmid, ReactorId, RosterId, SessionRef};
-use crate::mail::{Attach, Event, Group, PageMail, PageRequest, SendMail, Sender, Submit};
+use crate::mail::{Attach, Event, PageMail, PageRequest, SendMail, Sender, Submit};
 use crate::observe::trace::Sampling;
 use crate::wire::envelope::{Encoding, ServerFrame, ServerFrames, page_flags, send_flags};
 use crate::wire::message::Body;
@@ -34,39 +35,22 @@ struct World {
     disk: MemoryDisk,
     engine: MemoryEngine,
     progress: Arc<Progress>,
-    now: Cell<Moment>,
-    submits: VecDeque<Submit>,
-    answers: VecDeque<Answer>,
-    jobs: VecDeque<Job>,
-    projections: VecDeque<Projection>,
-    groups: Vec<Group>,
+    neighbours: Neighbours,
     /// Pages the readers have made.
     pages: Vec<Vec<u8>>,
 }
 
-impl Ports for World {
-    fn now(&self) -> Moment {
-        self.now.get()
+impl Deref for World {
+    type Target = Neighbours;
+    fn deref(&self) -> &Neighbours {
+        &self.neighbours
     }
-    fn next_submit(&mut self) -> Option<Submit> {
-        self.submits.pop_front()
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Neighbours {
+        &mut self.neighbours
     }
-    fn next_answer(&mut self) -> Option<Answer> {
-        self.answers.pop_front()
-    }
-    fn send_group(&mut self, _: ReactorId, group: Group) -> Result<(), Group> {
-        self.groups.push(group);
-        Ok(())
-    }
-    fn send_job(&mut self, job: Job) -> bool {
-        self.jobs.push_back(job);
-        true
-    }
-    fn send_projection(&mut self, projection: Projection) -> Result<(), Projection> {
-        self.projections.push_back(projection);
-        Ok(())
-    }
-    fn give_back(&mut self, _: u64) {}
 }
 
 impl Cold for World {
@@ -84,18 +68,7 @@ impl Cold for World {
 impl World {
     fn new(disk: MemoryDisk, engine: MemoryEngine, now: Moment) -> Self {
         let group = Rows::position(&&engine).unwrap().group;
-        Self {
-            disk,
-            engine,
-            progress: Arc::new(Progress::new(group)),
-            now: Cell::new(now),
-            submits: VecDeque::new(),
-            answers: VecDeque::new(),
-            jobs: VecDeque::new(),
-            projections: VecDeque::new(),
-            groups: Vec::new(),
-            pages: Vec::new(),
-        }
+        Self { disk, engine, progress: Arc::new(Progress::new(group)), neighbours: Neighbours::new(now), pages: Vec::new() }
     }
 
     fn history(&self) -> History<&MemoryEngine> {
@@ -117,11 +90,6 @@ impl World {
         };
         let progress = Arc::clone(&self.progress);
         Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, self).map_err(|error| error.to_string())
-    }
-
-    fn pass(&self, ms: u64) {
-        let now = self.now.get();
-        self.now.set(Moment { mono_ns: now.mono_ns + ms * 1_000_000, unix_ms: now.unix_ms + ms });
     }
 
     fn project_all(&mut self) {
@@ -242,7 +210,7 @@ fn each_class_keeps_what_it_should() {
     world.send("d:al:bo", 22, 0);
     world.send("d:al:bo", 1, send_flags::RETRY);
     world.settle(&mut sequencer);
-    let sents = world.groups.iter().flat_map(|group| &group.events);
+    let sents = world.groups.iter().flat_map(|(_, group)| &group.events);
     let seqs: Vec<u64> = sents.filter_map(|event| if let Event::Sent { seq, .. } = event { Some(*seq) } else { None }).collect();
     assert_eq!(seqs, [22, 1]);
 }
@@ -300,7 +268,7 @@ struct Truth {
 
 impl Truth {
     fn hear(&mut self, world: &mut World) {
-        for event in world.groups.drain(..).flat_map(|group| group.events) {
+        for event in world.groups.drain(..).flat_map(|(_, group)| group.events) {
             if let Event::Sent { rid, seq, .. } = event {
                 let highest = self.sent.entry(self.asked[&rid]).or_default();
                 *highest = seq.max(*highest);

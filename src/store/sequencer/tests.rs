@@ -4,8 +4,7 @@ mod crash;
 mod order;
 mod pressure;
 
-use std::cell::Cell;
-use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 
 use super::*;
 use crate::ids::{Cmid, RosterId, SessionRef};
@@ -14,6 +13,7 @@ use crate::store::disk_memory::MemoryDisk;
 use crate::store::job::{JobFault, Loaded};
 use crate::store::log::LogSettings;
 use crate::store::model::Engine;
+use crate::store::neighbours::Neighbours;
 use crate::store::retention::Swept;
 use crate::store::schema::Hashes;
 use crate::wire::envelope::Encoding;
@@ -24,49 +24,21 @@ const SPACE: SpaceRule = SpaceRule { free_bytes_min: 1 << 20, free_percent_min: 
 
 /// The neighbours: readers and projector work when told, lanes hold as much as told.
 struct World {
-    now: Cell<Moment>,
-    submits: VecDeque<Submit>,
-    answers: VecDeque<Answer>,
-    jobs: VecDeque<Job>,
-    jobs_max: usize,
-    projections: VecDeque<Projection>,
+    neighbours: Neighbours,
     engine: Engine,
     progress: Arc<Progress>,
-    groups: Vec<(ReactorId, Group)>,
-    groups_max: usize,
-    given_back: u64,
 }
 
-impl Ports for World {
-    fn now(&self) -> Moment {
-        self.now.get()
+impl Deref for World {
+    type Target = Neighbours;
+    fn deref(&self) -> &Neighbours {
+        &self.neighbours
     }
-    fn next_submit(&mut self) -> Option<Submit> {
-        self.submits.pop_front()
-    }
-    fn next_answer(&mut self) -> Option<Answer> {
-        self.answers.pop_front()
-    }
-    fn send_group(&mut self, reactor: ReactorId, group: Group) -> Result<(), Group> {
-        if self.groups.len() >= self.groups_max {
-            return Err(group);
-        }
-        self.groups.push((reactor, group));
-        Ok(())
-    }
-    fn send_job(&mut self, job: Job) -> bool {
-        let fits = self.jobs.len() < self.jobs_max;
-        if fits {
-            self.jobs.push_back(job);
-        }
-        fits
-    }
-    fn send_projection(&mut self, projection: Projection) -> Result<(), Projection> {
-        self.projections.push_back(projection);
-        Ok(())
-    }
-    fn give_back(&mut self, bytes: u64) {
-        self.given_back += bytes;
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Neighbours {
+        &mut self.neighbours
     }
 }
 
@@ -84,24 +56,8 @@ impl Cold for World {
 
 impl World {
     fn new(engine: Engine) -> Self {
-        Self {
-            now: Cell::new(Moment { mono_ns: 1, unix_ms: 1_764_000_000_000 }),
-            submits: VecDeque::new(),
-            answers: VecDeque::new(),
-            jobs: VecDeque::new(),
-            jobs_max: usize::MAX,
-            projections: VecDeque::new(),
-            progress: Arc::new(Progress::new(engine.position().group)),
-            engine,
-            groups: Vec::new(),
-            groups_max: usize::MAX,
-            given_back: 0,
-        }
-    }
-
-    fn pass(&self, ms: u64) {
-        let now = self.now.get();
-        self.now.set(Moment { mono_ns: now.mono_ns + ms * 1_000_000, unix_ms: now.unix_ms + ms });
+        let neighbours = Neighbours::new(Moment { mono_ns: 1, unix_ms: 1_764_000_000_000 });
+        Self { neighbours, progress: Arc::new(Progress::new(engine.position().group)), engine }
     }
 
     /// The projector writes what it was given.
@@ -219,7 +175,13 @@ fn open_at(
     let position = world.engine.position();
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss, projected: position.group };
     let (log, recovered) = Log::open(disk.clone(), settings).expect("the log opens");
-    let settings = Settings {
+    let progress = Arc::clone(&world.progress);
+    Sequencer::recover(log, &recovered, (&STORE, &position), settings_of(levels), progress, world)
+}
+
+/// Two cores, and nothing followed or limited.
+fn settings_of(levels: Levels) -> Settings {
+    Settings {
         levels,
         hellos_per_minute: 0,
         sampling: Sampling { every: 0 },
@@ -227,9 +189,7 @@ fn open_at(
         cores: 2,
         policy: Policy::default(),
         started_ms: STARTED_MS,
-    };
-    let progress = Arc::clone(&world.progress);
-    Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, world)
+    }
 }
 
 fn session(index: u32) -> SessionRef {

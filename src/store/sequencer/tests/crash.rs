@@ -136,15 +136,7 @@ fn a_repeat_is_known_to_an_engine_made_anew() {
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: 0 };
     let (log, recovered) = Log::open(disk, settings).unwrap();
     let position = anew.engine.position();
-    let settings = Settings {
-        levels: Levels::all(2),
-        hellos_per_minute: 0,
-        sampling: Sampling { every: 0 },
-        space: SPACE,
-        cores: 2,
-        policy: Policy::default(),
-        started_ms: STARTED_MS,
-    };
+    let settings = settings_of(Levels::all(2));
     let progress = Arc::new(Progress::new(0));
     let mut sequencer = Sequencer::recover(log, &recovered, (&store, &position), settings, progress, &mut anew).unwrap();
     let mut world = World::new(anew.engine);
@@ -336,15 +328,7 @@ fn power_cut(steps: &[(u8, u8)], syncs: u64, keep: u64, acknowledge_before_sync:
     let position = world.engine.position();
     let settings = LogSettings { segment_bytes: 1 << 16, accept_loss: false, projected: position.group };
     let (log, recovered) = Log::open(disk, settings).map_err(|error| error.to_string())?;
-    let settings = Settings {
-        levels: Levels::all(2),
-        hellos_per_minute: 0,
-        sampling: Sampling { every: 0 },
-        space: SPACE,
-        cores: 2,
-        policy: Policy::default(),
-        started_ms: STARTED_MS,
-    };
+    let settings = settings_of(Levels::all(2));
     let progress = Arc::clone(&world.progress);
     Sequencer::recover(log, &recovered, (&STORE, &position), settings, progress, &mut world)
         .map_err(|error| error.to_string())?;
