@@ -47,9 +47,8 @@ impl Shard {
 
     /// AUTH: a fresh token of the same user for a session that is active.
     pub(super) fn handle_auth(&mut self, id: ConnectionId, rid: u32, token: &str, outlet: &mut impl Outlet) {
-        let now_ms = self.now_ms();
         let slot = id.index as usize;
-        if let Err(retry_ms) = self.cold[slot].reads.take(self.rules.read_rate, now_ms) {
+        if let Err(retry_ms) = self.take_read(id) {
             return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
         if !self.verifier.defers(token) {
