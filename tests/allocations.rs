@@ -136,17 +136,7 @@ impl Node {
             Sec-WebSocket-Protocol: tidegate.v1\r\n\r\n"
             .to_vec();
         let token = mint(secret, user, None, self.now.unix_ms / 1000 + 3600).expect("a good name");
-        let hello = Hello {
-            minor: 0,
-            platform: 0,
-            window: 0,
-            caps: 0,
-            last_pos: 0,
-            session: [0; 16],
-            device: "phone".into(),
-            client: "test/1".into(),
-            token: token.as_str().into(),
-        };
+        let hello = Hello::new("phone", "test/1", token.as_str());
         head.extend_from_slice(&message(&ClientFrame::Hello(hello)));
         self.lend(id, &mut head);
         self.turn_store();

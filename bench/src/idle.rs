@@ -78,17 +78,7 @@ impl Greeter {
 
 /// HELLO of a new session, without a window.
 pub fn hello(token: &str) -> Hello<'_> {
-    Hello {
-        minor: 0,
-        platform: 0,
-        window: 0,
-        caps: 0,
-        last_pos: 0,
-        session: [0; 16],
-        device: "bench".into(),
-        client: "tidegate-bench".into(),
-        token: token.into(),
-    }
+    Hello::new("bench", "tidegate-bench", token)
 }
 
 /// Zero-padded, so that the byte order of names is the order of numbers.

@@ -360,17 +360,7 @@ impl<'a, N: Network> Thread<'a, N> {
     fn greet(&mut self, at: usize) {
         let Some(minter) = &self.swarm.minter else { return };
         let token = minter.token(&format!("{}-{:07}", self.swarm.tag, self.number_of(at)));
-        let hello = Hello {
-            minor: 0,
-            platform: 5,
-            window: 0,
-            caps: 0,
-            last_pos: 0,
-            session: [0; 16],
-            device: "d".into(),
-            client: "loadgen".into(),
-            token: token.as_str().into(),
-        };
+        let hello = Hello { platform: 5, ..Hello::new("d", "loadgen", &token) };
         self.scratch.clear();
         encode_client(Encoding::Binary, &ClientFrame::Hello(hello), &mut self.scratch);
         self.out.clear();

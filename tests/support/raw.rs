@@ -336,17 +336,7 @@ impl Raw {
 }
 
 pub fn hello<'h>(token: &'h str, device: &'h str) -> ClientFrame<'h> {
-    ClientFrame::Hello(Hello {
-        minor: 0,
-        platform: 0,
-        window: 0,
-        caps: 0,
-        last_pos: 0,
-        session: [0; 16],
-        device: device.into(),
-        client: "test/1".into(),
-        token: token.into(),
-    })
+    ClientFrame::Hello(Hello::new(device, "test/1", token))
 }
 
 pub fn send<'s>(rid: u32, conv: &'s str, cmid: Cmid, flags: u8, payload: &'s [u8]) -> ClientFrame<'s> {

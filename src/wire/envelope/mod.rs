@@ -68,6 +68,24 @@ pub struct Hello<'a> {
     pub token: Cow<'a, str>,
 }
 
+impl<'a> Hello<'a> {
+    /// Of a new session that asks for nothing.
+    #[must_use]
+    pub fn new(device: &'a str, client: &'a str, token: &'a str) -> Self {
+        Self {
+            minor: 0,
+            platform: 0,
+            window: 0,
+            caps: 0,
+            last_pos: 0,
+            session: [0; 16],
+            device: device.into(),
+            client: client.into(),
+            token: token.into(),
+        }
+    }
+}
+
 /// A message on its way in.
 #[derive(Clone, PartialEq, Debug)]
 #[expect(missing_docs, reason = "fields carry the names and meanings of docs/protocol.md section 4")]
