@@ -245,7 +245,8 @@ fn a_full_window_is_marked_while_away() {
 /// until a SYNC has been answered.
 #[test]
 fn marks_beyond_their_bound_become_one_resync() {
-    let gateway = Gateway::with(&[("protocol.window_default", "1"), ("protocol.send_rate", "1000")]);
+    let gateway =
+        Gateway::with(&[("protocol.window_default", "1"), ("protocol.send_rate", "1000"), ("protocol.send_burst", "1000")]);
     let convs: Vec<String> = (0..258).map(|number| format!("g:{number}")).collect();
     convs.iter().for_each(|conv| gateway.group(conv, &["al", "bo"]));
     for encoding in ENCODINGS {
