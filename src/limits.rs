@@ -369,7 +369,7 @@ pub const RING_BUFFER_BYTES: usize = 2048;
 /// See [`RING_BUFFER_BYTES`].
 pub const RING_BULK_BUFFERS: u8 = 8;
 
-/// Bytes of one send through the ring, which is a copy that lives until the completion. Longer: the rest is offered again.
+/// Bytes that one send through the ring copies. More: the rest is offered again.
 pub const RING_SEND_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes of sends in flight on one ring, per reactor when there is one for each core. Full: the connection is told "blocked" until

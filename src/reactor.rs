@@ -8,7 +8,7 @@
 //! A `catch_unwind` stands here, around the handling of one connection's bytes: that connection is closed with 1011, a crash record is
 //! logged, the others go on. The other one of the product stands around one token in `auth`. A panic in any other phase ends the process.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::clock::{Clock, Moment};
 use crate::conn::carry::Stashes;
 use crate::conn::send_queue::Batch;
 use crate::ids::{ConnectionId, ReactorId};
-use crate::io::driver::{Backlog, Door, Driver, Flow, Sent, Sink};
+use crate::io::driver::{Backlog, Door, Driver, Flow, Piece, Sent, Sink};
 use crate::io::socket::Socket;
 use crate::io::uring::Uring;
 use crate::io::wake::Waker;
@@ -583,17 +583,17 @@ fn shown(address: SocketAddr) -> tracing::field::DisplayValue<Shown> {
     tracing::field::display(Shown(address))
 }
 
-/// Lends the vectors of a batch to the driver.
+/// Offers a batch to the driver.
 fn send<D: Driver>(driver: &mut D, id: ConnectionId, shard: &Shard, batch: &Batch) -> Sent {
     let count = batch.segments.len();
     if count == 1 {
-        return driver.send(id, &[IoSlice::new(shard.segment(batch, 0))]);
+        return driver.send(id, &[shard.piece(batch, 0)]);
     }
-    let mut vectors = [IoSlice::new(&[]); limits::WRITE_SEGMENTS_MAX];
-    for (index, vector) in vectors[..count].iter_mut().enumerate() {
-        *vector = IoSlice::new(shard.segment(batch, index));
+    let mut pieces = [Piece::Lent(&[]); limits::WRITE_SEGMENTS_MAX];
+    for (index, piece) in pieces[..count].iter_mut().enumerate() {
+        *piece = shard.piece(batch, index);
     }
-    driver.send(id, &vectors[..count])
+    driver.send(id, &pieces[..count])
 }
 
 /// Panics of one core within the last minute.

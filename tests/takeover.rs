@@ -709,7 +709,7 @@ impl World {
                     let link = self.links.iter_mut().find(|link| link.core == index && link.id == id).unwrap();
                     for segment in 0..batch.segments.len() {
                         if link.is_read {
-                            link.bytes.extend_from_slice(core.shard.segment(&batch, segment));
+                            link.bytes.extend_from_slice(core.shard.piece(&batch, segment).bytes());
                         }
                     }
                     core.shard.handle_taken(id, bytes);

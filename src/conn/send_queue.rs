@@ -13,7 +13,10 @@
 //!
 //! Blocks and nodes are recycled, so that a core at rest allocates nothing. Trimmed by [`SendPool::trim`].
 
+use std::rc::Rc;
+
 use crate::ids::FrameIndex;
+use crate::io::driver::{Block, Piece};
 use crate::wire::envelope::{self, Encoding};
 use crate::wire::frame::{self, Opcode};
 
@@ -75,7 +78,7 @@ impl SendPool {
     #[must_use]
     pub fn new() -> Self {
         let mut pool = Self::default();
-        pool.frames.push(Frame { bytes: Vec::new(), count: 1, wrap: Wrap::Raw });
+        pool.frames.push(Frame { bytes: Block::default(), count: 1, wrap: Wrap::Raw });
         pool.nodes.push(Node { frame: 0, next: NONE, pos: 0 });
         pool
     }
@@ -88,7 +91,7 @@ impl SendPool {
         let free = self.free_frames.pop();
         self.unused_frames = self.unused_frames.min(self.free_frames.len());
         let index = free.unwrap_or_else(|| {
-            self.frames.push(Frame { bytes: Vec::new(), count: 0, wrap });
+            self.frames.push(Frame { bytes: Block::default(), count: 0, wrap });
             u32::try_from(self.frames.len() - 1).expect("four billion frames do not fit the byte budget")
         });
         let frame = &mut self.frames[index as usize];
@@ -96,8 +99,9 @@ impl SendPool {
         self.free_bytes -= frame.bytes.capacity();
         frame.count = 1;
         frame.wrap = wrap;
-        frame.bytes.clear();
-        write(&mut frame.bytes);
+        let bytes = unshared(&mut frame.bytes);
+        bytes.clear();
+        write(bytes);
         assert!(frame.bytes.len() < (u32::MAX / 2) as usize);
         FrameIndex(index)
     }
@@ -111,7 +115,7 @@ impl SendPool {
             return;
         }
         if frame.bytes.capacity() > KEPT_BLOCK_BYTES_MAX || self.free_bytes > FREE_BYTES_MAX {
-            frame.bytes = Vec::new();
+            *unshared(&mut frame.bytes) = Vec::new();
         }
         self.free_bytes += frame.bytes.capacity();
         self.free_frames.push(index.0);
@@ -209,12 +213,12 @@ impl SendPool {
         }
     }
 
-    /// The bytes of a segment of `batch`.
+    /// A segment of `batch`, for the driver.
     #[must_use]
-    pub fn segment<'a>(&'a self, batch: &'a Batch, segment: &Segment) -> &'a [u8] {
+    pub fn piece<'a>(&'a self, batch: &'a Batch, segment: &Segment) -> Piece<'a> {
         match *segment {
-            Segment::Scratch { start, end } => &batch.scratch[start..end],
-            Segment::Frame { index, start, end } => &self.frames[index as usize].bytes[start..end],
+            Segment::Scratch { start, end } => Piece::Lent(&batch.scratch[start..end]),
+            Segment::Frame { index, start, end } => Piece::Shared { block: &self.frames[index as usize].bytes, start, end },
         }
     }
 
@@ -246,7 +250,7 @@ impl SendPool {
         for &index in &self.free_frames[..unused] {
             let block = &mut self.frames[index as usize].bytes;
             self.free_bytes -= block.capacity();
-            *block = Vec::new();
+            *unshared(block) = Vec::new();
         }
     }
 
@@ -365,7 +369,8 @@ pub enum Segment {
 
 #[derive(Debug)]
 struct Frame {
-    bytes: Vec<u8>,
+    /// A driver may hold it too, longer than the frame lives.
+    bytes: Block,
     count: u32,
     wrap: Wrap,
 }
@@ -374,6 +379,15 @@ impl Frame {
     fn len(&self) -> u32 {
         u32::try_from(self.bytes.len()).expect("asserted when built")
     }
+}
+
+/// The block of a frame that nobody waits for, to be written anew. If the kernel still sends it, for a connection that has ended, it is
+/// left to the driver.
+fn unshared(block: &mut Block) -> &mut Vec<u8> {
+    if Rc::strong_count(block) > 1 {
+        *block = Block::default();
+    }
+    Rc::get_mut(block).expect("held here alone")
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -425,7 +439,7 @@ mod tests {
         let (mut out, mut batch) = (Vec::new(), Batch::default());
         while !queue.is_empty() {
             pool.gather(queue, Encoding::Binary, &mut batch);
-            let bytes: Vec<u8> = batch.segments.iter().flat_map(|segment| pool.segment(&batch, segment).to_vec()).collect();
+            let bytes: Vec<u8> = batch.segments.iter().flat_map(|segment| pool.piece(&batch, segment).bytes().to_vec()).collect();
             assert_eq!(bytes.len(), batch.bytes());
             let taken = step.min(bytes.len());
             out.extend_from_slice(&bytes[..taken]);

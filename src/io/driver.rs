@@ -5,12 +5,13 @@
 //!
 //! - Every event whose generation differs from the slot's is dropped by the driver and counted.
 //! - [`Sink::bytes`] lends a mutable slice valid only during the call: unmask and parse in place.
-//! - At most one send is outstanding per connection. While [`Sent::Pending`], bytes and vectors stay pinned by the driver, even if
-//!   the connection is closing; [`Sink::sent`] ends it.
+//! - At most one send is outstanding per connection. While [`Sent::Pending`], the driver keeps what it sends, even if the connection
+//!   is closing: a copy of what was lent, a count of what is shared. [`Sink::sent`] ends it.
 //! - The driver never re-enters the core. The core may call the driver from inside a `Sink` method: the driver queues.
 //! - After [`Driver::close`] come no more bytes; [`Sink::closed`] is the last word, after which the slot may be reused.
 
-use std::io::{self, IoSlice};
+use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::ids::ConnectionId;
@@ -35,8 +36,8 @@ pub trait Driver: Sized {
     /// Only those after which the ring or poll is unusable; `EINTR` and its like are an empty turn.
     fn turn<S: Sink<Self>>(&mut self, max_wait: Duration, sink: &mut S) -> io::Result<()>;
 
-    /// Sends the vectors, in order. At most one send outstanding per connection.
-    fn send(&mut self, connection: ConnectionId, vectors: &[IoSlice<'_>]) -> Sent;
+    /// Sends the pieces, in order. At most one send outstanding per connection.
+    fn send(&mut self, connection: ConnectionId, pieces: &[Piece<'_>]) -> Sent;
 
     /// Inbound backpressure: no more bytes until [`Driver::resume_recv`], but for what the kernel had already delivered.
     fn pause_recv(&mut self, connection: ConnectionId);
@@ -131,6 +132,36 @@ pub enum Flow {
     Pause,
     /// The core called, or is about to call, [`Driver::close`]; deliver no more bytes.
     Close,
+}
+
+/// Bytes that many may send at once. Whoever holds a count sees them unchanged.
+pub type Block = Rc<Vec<u8>>;
+
+/// One stretch of a send.
+#[derive(Clone, Copy, Debug)]
+pub enum Piece<'a> {
+    /// For the length of the call: a driver that needs it longer copies it.
+    Lent(&'a [u8]),
+    /// Part of a block: a driver that needs it longer keeps a count.
+    Shared {
+        /// The block.
+        block: &'a Block,
+        /// First byte.
+        start: usize,
+        /// After the last byte.
+        end: usize,
+    },
+}
+
+impl<'a> Piece<'a> {
+    /// What is to be sent.
+    #[must_use]
+    pub fn bytes(&self) -> &'a [u8] {
+        match *self {
+            Self::Lent(bytes) => bytes,
+            Self::Shared { block, start, end } => &block[start..end],
+        }
+    }
 }
 
 /// What became of [`Driver::send`].

@@ -21,7 +21,7 @@
 //! the peer forget what it had not yet read, such as our close frame.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::ids::ConnectionId;
-use crate::io::driver::{Backlog, Close, Door, Driver, DriverCounters, Flow, Sent, Sink};
+use crate::io::driver::{Backlog, Close, Door, Driver, DriverCounters, Flow, Piece, Sent, Sink};
 use crate::io::socket::{Listener, Socket, is_passing};
 use crate::io::wake::Waker;
 use crate::limits;
@@ -138,11 +138,11 @@ impl Driver for Epoll {
         result
     }
 
-    fn send(&mut self, connection: ConnectionId, vectors: &[IoSlice<'_>]) -> Sent {
+    fn send(&mut self, connection: ConnectionId, pieces: &[Piece<'_>]) -> Sent {
         let Some(slot) = open_slot(&mut self.slots, connection) else {
             return Sent::Failed(ErrorKind::NotConnected.into());
         };
-        let result = slot.with_socket(&mut self.counters, |socket| socket.writev(vectors));
+        let result = slot.with_socket(&mut self.counters, |socket| socket.send(pieces));
         match result {
             Ok(count) => Sent::Done(count),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use crate::io::driver::Backlog;
+use crate::io::driver::{Backlog, Piece};
 use crate::limits;
 
 /// A close-on-exec TCP socket whose calls never wait. `!Send`: a descriptor number means nothing in another thread once tables are
@@ -53,6 +53,22 @@ impl Socket {
         // the vectors and what they point to, all of which the borrow keeps alive until the call returns.
         let count = unsafe { libc::sendmsg(self.raw(), &raw const message, SEND_FLAGS) };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// As [`Socket::writev`].
+    ///
+    /// # Errors
+    /// As [`Socket::writev`].
+    pub fn send(&self, pieces: &[Piece<'_>]) -> io::Result<usize> {
+        if let [one] = pieces {
+            return self.writev(&[IoSlice::new(one.bytes())]);
+        }
+        let mut vectors = [IoSlice::new(&[]); limits::WRITE_SEGMENTS_MAX];
+        let count = pieces.len().min(vectors.len());
+        for (vector, piece) in vectors.iter_mut().zip(pieces) {
+            *vector = IoSlice::new(piece.bytes());
+        }
+        self.writev(&vectors[..count])
     }
 
     /// Sends FIN after what the kernel holds; reading goes on.

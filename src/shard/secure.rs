@@ -255,7 +255,7 @@ impl Shard {
         if !connection.queue.is_empty() {
             pool.gather(&connection.queue, encoding, batch);
             plain.clear();
-            batch.segments.iter().for_each(|segment| plain.extend_from_slice(pool.segment(batch, segment)));
+            batch.segments.iter().for_each(|segment| plain.extend_from_slice(pool.piece(batch, segment).bytes()));
         }
         let has_plain = !connection.queue.is_empty();
         let is_last = !has_plain && connection.state == State::Closing;

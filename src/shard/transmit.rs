@@ -3,7 +3,7 @@
 use super::{Command, Shard, State, flags};
 use crate::conn::send_queue::Batch;
 use crate::ids::ConnectionId;
-use crate::io::driver::Close;
+use crate::io::driver::{Close, Piece};
 use crate::mutant::{self, Mutant};
 use crate::wire::envelope::Encoding;
 
@@ -44,10 +44,10 @@ impl Shard {
         true
     }
 
-    /// The bytes of one segment of what [`Shard::gather`] laid out.
+    /// One segment of what [`Shard::gather`] laid out.
     #[must_use]
-    pub fn segment<'a>(&'a self, batch: &'a Batch, index: usize) -> &'a [u8] {
-        self.pool.segment(batch, &batch.segments[index])
+    pub fn piece<'a>(&'a self, batch: &'a Batch, index: usize) -> Piece<'a> {
+        self.pool.piece(batch, &batch.segments[index])
     }
 
     /// The kernel took `taken` bytes at once.

@@ -50,7 +50,8 @@ macro_rules! suite {
             no_byte_is_lost_or_reordered data_and_fin_in_one_event data_before_attach blocked_and_partial_sends pause_and_resume
             half_close reset slots_and_descriptors_are_reused graceful_close_delivers_last_words
             graceful_close_ends_without_the_peer abort_is_a_reset budget_is_shared accept_off_and_on accept_stops_after_any waker_ends_the_wait
-            close_while_it_talks close_while_sending pause_while_it_talks);
+            close_while_it_talks close_while_sending pause_while_it_talks
+            pieces_leave_in_order close_while_a_shared_block_is_sent);
     };
 }
 
@@ -143,6 +144,12 @@ fn uring_serves_thousands_with_few_buffers() {
         client.read_exact(&mut heard).unwrap();
         assert_eq!(heard, b"word".repeat(rounds));
     }
+}
+
+#[test]
+fn uring_finishes_a_send_of_a_closed_connection() {
+    graceful_close_finishes_a_send(make_uring);
+    graceful_close_finishes_a_send(make_cramped_uring);
 }
 
 /// The completion queue overflows, which ends multishots on a good result; all of them are armed again and no byte is lost.

@@ -1,10 +1,10 @@
 //! Bytes that come: all of them, in order, to whom they were sent, and not while it is paused.
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use tidegate::io::driver::{Close, Driver, Sent};
+use tidegate::io::driver::{Close, Driver, Piece, Sent};
 use tidegate::io::socket::Socket;
 use tidegate::limits;
 
@@ -117,7 +117,7 @@ pub fn stale_generation<D: Driver>(make: Make<D>) -> (Server<D>, u64) {
     // Calls with the old name change nothing either.
     server.driver.pause_recv(old);
     server.driver.close(old, Close::Abort);
-    assert!(matches!(server.driver.send(old, &[IoSlice::new(b"x")]), Sent::Failed(_)));
+    assert!(matches!(server.driver.send(old, &[Piece::Lent(b"x")]), Sent::Failed(_)));
     new_client.write_all(b"!").unwrap();
     server.until("bytes", |core| core.connections[1].received.len() == 8);
     (server, before)

@@ -1,13 +1,13 @@
 //! A server: a driver and the sink that records what it says.
 
-use std::collections::HashMap;
-use std::io::{self, IoSlice};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use tidegate::ids::ConnectionId;
-use tidegate::io::driver::{Close, Door, Driver, Flow, Sent, Sink};
+use tidegate::io::driver::{Block, Close, Door, Driver, Flow, Piece, Sent, Sink};
 use tidegate::io::socket::{Listener, Socket};
 
 /// The end of each wait.
@@ -49,6 +49,9 @@ pub struct Connection {
     pub deliveries: usize,
     pub out: Vec<u8>,
     pub out_offset: usize,
+    /// Stretches of `out` that are offered as parts of shared blocks, and where each begins.
+    pub shared: VecDeque<(usize, Block)>,
+    pub pendings: usize,
     pub waiting: bool,
     pub writables: usize,
     pub blocks: usize,
@@ -58,6 +61,33 @@ pub struct Connection {
     pub closing: bool,
     pub closed: bool,
     pub close_after_flush: bool,
+}
+
+impl Connection {
+    /// What waits: blocks by reference, all else lent.
+    fn pieces(&self) -> Vec<Piece<'_>> {
+        let mut pieces = Vec::new();
+        let mut at = self.out_offset;
+        for (start, block) in &self.shared {
+            if at < *start {
+                pieces.push(Piece::Lent(&self.out[at..*start]));
+                at = *start;
+            }
+            pieces.push(Piece::Shared { block, start: at - start, end: block.len() });
+            at = start + block.len();
+        }
+        // In two, so that partial writes end in the first and in the second.
+        let rest = &self.out[at..];
+        let (first, second) = rest.split_at(rest.len().min(1000));
+        pieces.extend([Piece::Lent(first), Piece::Lent(second)]);
+        pieces
+    }
+
+    fn take(&mut self, count: usize) {
+        self.out_offset += count;
+        let offset = self.out_offset;
+        while self.shared.pop_front_if(|(start, block)| *start + block.len() <= offset).is_some() {}
+    }
 }
 
 impl Core {
@@ -73,16 +103,16 @@ impl Core {
             && !connection.closing
             && connection.out_offset < connection.out.len()
         {
-            // Two vectors, so that partial writes end in the first and in the second.
-            let rest = &connection.out[connection.out_offset..];
-            let (first, second) = rest.split_at(rest.len().min(1000));
-            match driver.send(id, &[IoSlice::new(first), IoSlice::new(second)]) {
-                Sent::Done(count) => connection.out_offset += count,
+            match driver.send(id, &connection.pieces()) {
+                Sent::Done(count) => connection.take(count),
                 Sent::Blocked => {
                     connection.waiting = true;
                     connection.blocks += 1;
                 }
-                Sent::Pending => connection.waiting = true,
+                Sent::Pending => {
+                    connection.waiting = true;
+                    connection.pendings += 1;
+                }
                 Sent::Failed(error) => {
                     connection.failures.push(error);
                     self.close(driver, id, Close::Abort);
@@ -96,7 +126,10 @@ impl Core {
     }
 
     pub fn close<D: Driver>(&mut self, driver: &mut D, id: ConnectionId, how: Close) {
-        self.connection(id).closing = true;
+        let connection = self.connection(id);
+        connection.closing = true;
+        // As the core does: what the kernel still sends is the driver's affair.
+        connection.shared.clear();
         self.inside_call = true;
         driver.close(id, how);
         self.inside_call = false;
@@ -124,6 +157,8 @@ impl<D: Driver> Sink<D> for Core {
             deliveries: 0,
             out: Vec::new(),
             out_offset: 0,
+            shared: VecDeque::new(),
+            pendings: 0,
             waiting: false,
             writables: 0,
             blocks: 0,
@@ -163,7 +198,7 @@ impl<D: Driver> Sink<D> for Core {
         assert!(connection.waiting);
         connection.waiting = false;
         match result {
-            Ok(count) => connection.out_offset += count,
+            Ok(count) => connection.take(count),
             Err(error) => connection.failures.push(error),
         }
         self.flush(driver, id);
@@ -239,6 +274,17 @@ impl<D: Driver> Server<D> {
 
     pub fn queue(&mut self, id: ConnectionId, bytes: &[u8]) {
         self.core.connection(id).out.extend_from_slice(bytes);
+        self.core.flush(&mut self.driver, id);
+    }
+
+    /// Queues what others may send too, behind a few lent bytes.
+    pub fn queue_shared(&mut self, id: ConnectionId, head: &[u8], blocks: impl IntoIterator<Item = Block>) {
+        let connection = self.core.connection(id);
+        for block in blocks {
+            connection.out.extend_from_slice(head);
+            connection.shared.push_back((connection.out.len(), Block::clone(&block)));
+            connection.out.extend_from_slice(&block);
+        }
         self.core.flush(&mut self.driver, id);
     }
 

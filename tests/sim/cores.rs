@@ -228,8 +228,9 @@ impl Core {
             let link = self.link_of(id, around).expect("the shard sends to connections that live");
             let mut due = Due::default();
             let sent = {
-                let vectors: Vec<IoSlice<'_>> =
-                    (0..self.batch.segments.len()).map(|index| IoSlice::new(self.shard.segment(&self.batch, index))).collect();
+                let vectors: Vec<IoSlice<'_>> = (0..self.batch.segments.len())
+                    .map(|index| IoSlice::new(self.shard.piece(&self.batch, index).bytes()))
+                    .collect();
                 around.links[link].send(around.now, &vectors, around.weather, &mut due)
             };
             self.note(link, due, around);

@@ -1,8 +1,20 @@
-//! What the kernel is sending: copies that nobody else can touch or free until their completion.
+//! What the kernel is sending: memory that nobody else can write or free until the completion.                          [libc]
+//!
+//! ```text
+//!  offered    lent ── shared, long ── lent ── lent ── shared, long
+//!               │          │            └──┬───┘          │
+//!  block      [ a ]        │             [ b ]            │           copies, one after the other
+//!               │          │               │              │
+//!  vectors      0          1               2              3           what the kernel reads; blocks 1 and 3 are held
+//! ```
+//!
+//! Without a long shared piece everything is copied, and the block alone is sent: for short pieces that is cheaper than to let the kernel
+//! walk through many.
 
-use std::io::IoSlice;
+use std::ptr;
 
-use crate::limits::RING_SEND_BYTES_MAX;
+use crate::io::driver::{Block, Piece};
+use crate::limits::{RING_SEND_BYTES_MAX, WRITE_SEGMENTS_MAX};
 
 /// The sends in flight of one ring.
 #[derive(Debug, Default)]
@@ -11,6 +23,9 @@ pub struct Outgoing {
     vacant: Vec<u32>,
     /// Blocks without a send, per class; the last one used is the first used again, while it is in the cache.
     spare: [Vec<Box<[u8]>>; CLASSES_BYTES.len()],
+    /// As `spare`, of vectors.
+    spare_vectors: Vec<Box<Vectors>>,
+    /// Bytes of blocks in flight. What is shared is bounded by the queues it comes from.
     bytes: usize,
     bytes_max: usize,
 }
@@ -18,9 +33,20 @@ pub struct Outgoing {
 #[derive(Debug, Default)]
 struct Send {
     block: Box<[u8]>,
+    /// Of a send that is more than its block.
+    vectors: Option<Box<Vectors>>,
     /// Bytes sent, and bytes to send.
     offset: u32,
     len: u32,
+}
+
+/// What is left of a send, as the kernel wants it.
+#[derive(Debug)]
+pub enum Rest<'a> {
+    /// One stretch.
+    Bytes(&'a [u8]),
+    /// Several. The message and what it names stay where they are, and unchanged, until [`Outgoing::release`].
+    Message(&'a libc::msghdr),
 }
 
 impl Outgoing {
@@ -29,33 +55,45 @@ impl Outgoing {
         Self { bytes_max, ..Self::default() }
     }
 
-    /// Copies the front of what is offered, at most [`RING_SEND_BYTES_MAX`] bytes; `None` when too much is in flight.
-    pub fn copy(&mut self, vectors: &[IoSlice<'_>]) -> Option<u32> {
-        let len = vectors.iter().map(|vector| vector.len()).sum::<usize>().min(RING_SEND_BYTES_MAX);
-        let class = CLASSES_BYTES.iter().position(|&bytes| bytes >= len).expect("the last class holds any send");
+    /// Takes the front of what is offered: copies of at most [`RING_SEND_BYTES_MAX`] bytes, and counts of long shared pieces. `None` when
+    /// too much is in flight.
+    pub fn take(&mut self, pieces: &[Piece<'_>]) -> Option<u32> {
+        let copied: usize = pieces.iter().filter(|piece| held(piece).is_none()).map(|piece| piece.bytes().len()).sum();
+        let copied = copied.min(RING_SEND_BYTES_MAX);
+        let class = CLASSES_BYTES.iter().position(|&bytes| bytes >= copied).expect("the last class holds any send");
         if self.bytes + CLASSES_BYTES[class] > self.bytes_max {
             return None;
         }
         let mut block = self.spare[class].pop().unwrap_or_else(|| vec![0; CLASSES_BYTES[class]].into_boxed_slice());
         self.bytes += block.len();
-        let mut filled = 0;
-        for vector in vectors {
-            let count = vector.len().min(len - filled);
-            block[filled..filled + count].copy_from_slice(&vector[..count]);
-            filled += count;
-        }
+        let mut vectors = None;
+        let len = if pieces.iter().any(|piece| held(piece).is_some()) {
+            vectors.insert(self.spare_vectors.pop().unwrap_or_default()).fill(pieces, &mut block[..copied])
+        } else {
+            join(pieces, &mut block[..copied]);
+            copied
+        };
         let id = self.vacant.pop().unwrap_or_else(|| {
             self.sends.push(Send::default());
             u32::try_from(self.sends.len() - 1).expect("one send for each slot")
         });
-        self.sends[id as usize] = Send { block, offset: 0, len: u32::try_from(len).expect("a send is short") };
+        self.sends[id as usize] = Send { block, vectors, offset: 0, len: u32::try_from(len).expect("a send is short") };
         Some(id)
     }
 
-    /// What the kernel has yet to send. The address stays good, wherever `self` moves, until [`Outgoing::release`].
-    pub fn rest(&self, id: u32) -> &[u8] {
+    /// What the kernel has yet to send. The addresses stay good, wherever `self` moves, until [`Outgoing::release`].
+    pub fn rest(&mut self, id: u32) -> Rest<'_> {
+        let send = &mut self.sends[id as usize];
+        match &mut send.vectors {
+            Some(vectors) => Rest::Message(vectors.rest()),
+            None => Rest::Bytes(&send.block[send.offset as usize..send.len as usize]),
+        }
+    }
+
+    /// Whether everything is sent.
+    pub fn is_sent(&self, id: u32) -> bool {
         let send = &self.sends[id as usize];
-        &send.block[send.offset as usize..send.len as usize]
+        send.offset == send.len
     }
 
     /// So many more bytes are sent. Returns all that are.
@@ -63,18 +101,27 @@ impl Outgoing {
         let send = &mut self.sends[id as usize];
         send.offset += count;
         assert!(send.offset <= send.len);
+        if let Some(vectors) = &mut send.vectors {
+            vectors.skip(count as usize);
+        }
         send.offset as usize
     }
 
     /// The completion was seen.
     pub fn release(&mut self, id: u32) {
-        let Send { block, .. } = std::mem::take(&mut self.sends[id as usize]);
+        let Send { block, vectors, .. } = std::mem::take(&mut self.sends[id as usize]);
         assert!(!block.is_empty(), "a send completes once");
         self.vacant.push(id);
         self.bytes -= block.len();
         let class = CLASSES_BYTES.iter().position(|&bytes| bytes == block.len()).expect("every block is of a class");
         if (self.spare[class].len() + 1) * block.len() <= SPARE_BYTES_MAX {
             self.spare[class].push(block);
+        }
+        if let Some(mut vectors) = vectors {
+            vectors.clear();
+            if (self.spare_vectors.len() + 1) * size_of::<Vectors>() <= SPARE_BYTES_MAX {
+                self.spare_vectors.push(vectors);
+            }
         }
     }
 
@@ -89,6 +136,113 @@ impl Outgoing {
     }
 }
 
+/// The list of one send, and who keeps its pieces alive. Always in a box: the kernel is told addresses of both fields.
+#[derive(Debug)]
+struct Vectors {
+    message: libc::msghdr,
+    list: [libc::iovec; WRITE_SEGMENTS_MAX],
+    /// Those sent, and all.
+    sent_count: usize,
+    count: usize,
+    held: Vec<Block>,
+}
+
+impl Vectors {
+    /// Lays out what fits of the pieces, copies in `block`. Returns the bytes laid out; a longer offer is made again.
+    fn fill(&mut self, pieces: &[Piece<'_>], block: &mut [u8]) -> usize {
+        let (mut filled, mut len, mut follows) = (0, 0, false);
+        for piece in pieces {
+            let bytes = piece.bytes();
+            if bytes.is_empty() {
+                continue;
+            }
+            if let Some(block) = held(piece) {
+                if self.count == self.list.len() {
+                    break;
+                }
+                self.push(bytes);
+                self.held.push(Block::clone(block));
+                (len, follows) = (len + bytes.len(), false);
+                continue;
+            }
+            let count = bytes.len().min(block.len() - filled);
+            if count == 0 || self.count == self.list.len() && !follows {
+                break;
+            }
+            let copy = &mut block[filled..filled + count];
+            copy.copy_from_slice(&bytes[..count]);
+            if follows {
+                self.list[self.count - 1].iov_len += count;
+            } else {
+                self.push(copy);
+            }
+            (filled, len, follows) = (filled + count, len + count, true);
+            if count < bytes.len() {
+                break;
+            }
+        }
+        len
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.list[self.count] = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        self.count += 1;
+    }
+
+    fn rest(&mut self) -> &libc::msghdr {
+        let rest = &mut self.list[self.sent_count..self.count];
+        self.message.msg_iovlen = rest.len();
+        self.message.msg_iov = rest.as_mut_ptr();
+        &self.message
+    }
+
+    /// The next send begins `count` bytes further, perhaps in the middle of a piece.
+    fn skip(&mut self, mut count: usize) {
+        while count > 0 {
+            let first = &mut self.list[self.sent_count];
+            let step = count.min(first.iov_len);
+            first.iov_base = first.iov_base.wrapping_byte_add(step);
+            first.iov_len -= step;
+            self.sent_count += usize::from(first.iov_len == 0);
+            count -= step;
+        }
+    }
+
+    fn clear(&mut self) {
+        (self.sent_count, self.count) = (0, 0);
+        self.held.clear();
+    }
+}
+
+impl Default for Vectors {
+    fn default() -> Self {
+        // SAFETY: all-zero is a valid `msghdr`: no name, no control data, no vectors.
+        let message = unsafe { std::mem::zeroed() };
+        let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        Self { message, list: [nothing; WRITE_SEGMENTS_MAX], sent_count: 0, count: 0, held: Vec::new() }
+    }
+}
+
+/// The block of a piece that is sent from where it stands; others are copied.
+fn held<'a>(piece: &Piece<'a>) -> Option<&'a Block> {
+    match *piece {
+        Piece::Shared { block, start, end } if end - start > COPIED_PIECE_BYTES_MAX => Some(block),
+        _ => None,
+    }
+}
+
+/// Copies the pieces one after the other, as far as they fit.
+fn join(pieces: &[Piece<'_>], mut block: &mut [u8]) {
+    for piece in pieces {
+        let bytes = piece.bytes();
+        let (head, rest) = block.split_at_mut(bytes.len().min(block.len()));
+        head.copy_from_slice(&bytes[..head.len()]);
+        block = rest;
+    }
+}
+
+/// Shared pieces up to this length are copied.
+const COPIED_PIECE_BYTES_MAX: usize = 1024;
 /// Sizes of blocks, ascending.
 const CLASSES_BYTES: [usize; 5] = [256, 1024, 4096, 16_384, RING_SEND_BYTES_MAX];
 /// Bytes kept in each class for the next send.
@@ -100,23 +254,63 @@ const _: () = assert!(SPARE_BYTES_MAX >= RING_SEND_BYTES_MAX);
 mod tests {
     use super::*;
 
-    /// Vectors are joined in order, cut at the limit, sent in parts; blocks are used again, and their sum is bounded.
+    /// What the kernel would read now.
+    fn rest(outgoing: &mut Outgoing, id: u32) -> Vec<u8> {
+        let message = match outgoing.rest(id) {
+            Rest::Bytes(bytes) => return bytes.to_vec(),
+            Rest::Message(message) => *message,
+        };
+        // SAFETY: the list and what it names live until the release, which is the caller's.
+        let list = unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) };
+        // SAFETY: as above.
+        let read = |one: &libc::iovec| unsafe { std::slice::from_raw_parts(one.iov_base.cast::<u8>(), one.iov_len) }.to_vec();
+        list.iter().flat_map(read).collect()
+    }
+
+    /// Short pieces are joined in order, cut at the limit, sent in parts; blocks are used again, and their sum is bounded.
     #[test]
-    fn a_send_is_one_block_until_it_is_released() {
+    fn a_send_of_short_pieces_is_one_block() {
         let mut outgoing = Outgoing::new(2 * RING_SEND_BYTES_MAX);
-        let id = outgoing.copy(&[IoSlice::new(b"ab"), IoSlice::new(b""), IoSlice::new(b"cde")]).unwrap();
-        assert_eq!(outgoing.rest(id), b"abcde");
+        let id = outgoing.take(&[Piece::Lent(b"ab"), Piece::Lent(b""), Piece::Lent(b"cde")]).unwrap();
+        assert_eq!(rest(&mut outgoing, id), b"abcde");
         assert_eq!(outgoing.advance(id, 2), 2);
-        assert_eq!(outgoing.rest(id), b"cde");
+        assert_eq!(rest(&mut outgoing, id), b"cde");
         let long = vec![7; RING_SEND_BYTES_MAX + 1];
-        let other = outgoing.copy(&[IoSlice::new(b"x"), IoSlice::new(&long)]).unwrap();
-        assert_eq!(outgoing.rest(other).len(), RING_SEND_BYTES_MAX);
+        let other = outgoing.take(&[Piece::Lent(b"x"), Piece::Lent(&long)]).unwrap();
+        assert_eq!(rest(&mut outgoing, other).len(), RING_SEND_BYTES_MAX);
         assert!(!outgoing.has_room());
-        assert!(outgoing.copy(&[IoSlice::new(&long)]).is_none());
+        assert!(outgoing.take(&[Piece::Lent(&long)]).is_none());
         outgoing.release(other);
         outgoing.release(id);
         assert!(outgoing.is_empty() && outgoing.has_room());
-        assert_eq!(outgoing.copy(&[IoSlice::new(b"y")]), Some(id));
-        assert_eq!(outgoing.rest(id), b"y");
+        assert_eq!(outgoing.take(&[Piece::Lent(b"y")]), Some(id));
+        assert_eq!(rest(&mut outgoing, id), b"y");
+    }
+
+    /// A long shared piece is not copied but held until the release; wherever the kernel stops, the next send begins there.
+    #[test]
+    fn a_long_shared_piece_is_held_where_it_stands() {
+        let (long, short) = (Block::new((0..3000_u32).map(|at| at.to_le_bytes()[0]).collect()), Block::new(vec![9; 10]));
+        let mut outgoing = Outgoing::new(RING_SEND_BYTES_MAX);
+        let shared = |block, end| Piece::Shared { block, start: 1, end };
+        let offered = [Piece::Lent(b"head"), shared(&short, 10), Piece::Lent(b""), shared(&long, 3000), Piece::Lent(b"tail")];
+        let all: Vec<u8> = offered.iter().flat_map(|piece| piece.bytes().to_vec()).collect();
+        for step in [1, 3, 700, 3001] {
+            let id = outgoing.take(&offered).unwrap();
+            assert_eq!((Block::strong_count(&long), Block::strong_count(&short)), (2, 1));
+            let mut at = 0;
+            while !outgoing.is_sent(id) {
+                assert_eq!(rest(&mut outgoing, id), all[at..]);
+                let count = step.min(all.len() - at);
+                at += count;
+                assert_eq!(outgoing.advance(id, u32::try_from(count).unwrap()), at);
+            }
+            assert_eq!(Block::strong_count(&long), 2);
+            outgoing.release(id);
+            assert_eq!(Block::strong_count(&long), 1);
+        }
+        // More than a list holds: the rest is offered again.
+        let id = outgoing.take(&[shared(&long, 3000); WRITE_SEGMENTS_MAX + 1]).unwrap();
+        assert_eq!(rest(&mut outgoing, id).len(), 2999 * WRITE_SEGMENTS_MAX);
     }
 }

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::{Sizes, Uring};
 use crate::ids::ConnectionId;
-use crate::io::driver::{Close, Door, Driver, Flow, Sent, Sink};
+use crate::io::driver::{Block, Close, Door, Driver, Flow, Piece, Sent, Sink};
 use crate::io::socket::{Listener, Socket};
 use crate::io::wake::Waker;
 use crate::limits;
 
-/// One conversation over loopback: accepted by the ring, read while it rests and while it talks, answered, closed.
+/// One conversation over loopback: accepted by the ring, read while it rests and while it talks, answered in one piece and in two,
+/// closed.
 pub(super) fn probe() -> Result<(), String> {
     let failed = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let listener = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 1).map_err(failed("listening on loopback"))?;
@@ -36,10 +37,10 @@ pub(super) fn probe() -> Result<(), String> {
         if let Some(error) = probe.failure.take() {
             return Err(failed("a connection on the ring")(error));
         }
-        if said == heard && said < PROBE_BYTES {
+        if said == heard && said < ROUNDS {
             said += client.writev(&[IoSlice::new(b"?")]).map_err(failed("writing to loopback"))?;
         }
-        match client.recv(&mut [0; 16]) {
+        match client.recv(&mut [0; 4096]) {
             Ok(0) => return Err("the ring ended a connection by itself".to_owned()),
             Ok(count) => heard += count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -61,6 +62,7 @@ pub(super) fn probe() -> Result<(), String> {
 struct Probe {
     connection: Option<ConnectionId>,
     failure: Option<io::Error>,
+    answers_count: usize,
     is_closed: bool,
 }
 
@@ -72,7 +74,11 @@ impl Sink<Uring> for Probe {
     }
 
     fn bytes(&mut self, driver: &mut Uring, connection: ConnectionId, bytes: &mut [u8]) -> Flow {
-        if let Sent::Failed(error) = driver.send(connection, &[IoSlice::new(bytes)]) {
+        self.answers_count += 1;
+        let long = Block::new(vec![b'!'; LONG_BYTES]);
+        let pieces = [Piece::Lent(bytes), Piece::Shared { block: &long, start: 0, end: LONG_BYTES }];
+        let count = if self.answers_count == ROUNDS { 2 } else { 1 };
+        if let Sent::Failed(error) = driver.send(connection, &pieces[..count]) {
             self.failure = Some(error);
         }
         Flow::Continue
@@ -100,5 +106,8 @@ impl Sink<Uring> for Probe {
 }
 
 /// Exchanges of the probe: enough to be promoted, and then some.
-const PROBE_BYTES: usize = limits::RING_TALK_EVENTS as usize + 3;
+const ROUNDS: usize = limits::RING_TALK_EVENTS as usize + 3;
+/// With the last answer, so that it leaves in two pieces.
+const LONG_BYTES: usize = 4096;
+const PROBE_BYTES: usize = ROUNDS + LONG_BYTES;
 const PROBE_MAX: Duration = Duration::from_secs(5);

@@ -154,12 +154,13 @@ impl Ring {
 }
 
 /// All a ring is allowed to do.
-fn restrictions() -> [Restriction; 9] {
+fn restrictions() -> [Restriction; 10] {
     let flags = squeue::Flags::SKIP_SUCCESS | squeue::Flags::BUFFER_SELECT;
     [
         Restriction::sqe_op(opcode::PollAdd::CODE),
         Restriction::sqe_op(opcode::RecvMulti::CODE),
         Restriction::sqe_op(opcode::Send::CODE),
+        Restriction::sqe_op(opcode::SendMsg::CODE),
         Restriction::sqe_op(opcode::AsyncCancel::CODE),
         Restriction::sqe_flags_allowed(flags.bits()),
         Restriction::register_op(REGISTER_RING_FDS),

@@ -1,9 +1,10 @@
-//! Sends: one at a time, from blocks that live until their completion.
+//! Sends: one at a time, of memory that lives until their completion.
 
 use std::io;
 
 use io_uring::{opcode, types};
 
+use super::outgoing::Rest;
 use super::slot::{BLOCKED, CLOSING, LINGERS, Operation, QUITTING, SEND_BACK, SENDING, live_slot, open_slot, user_data};
 use super::{SENDS_QUEUED_MAX, Uring};
 use crate::ids::ConnectionId;
@@ -16,11 +17,15 @@ impl Uring {
         let Some(slot) = live_slot(&mut self.slots, connection) else { return };
         slot.set(SENDING);
         let fd = types::Fd(slot.raw());
-        let rest = self.outgoing.rest(slot.outgoing);
-        let len = u32::try_from(rest.len()).expect("a send is short");
-        let send = opcode::Send::new(fd, rest.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build();
-        // SAFETY: the block stays where it is, and unchanged, until the completion releases it; if the driver goes before, it is never
-        // freed. The descriptor is closed only when nothing is in flight.
+        let send = match self.outgoing.rest(slot.outgoing) {
+            Rest::Bytes(bytes) => {
+                let len = u32::try_from(bytes.len()).expect("a send is short");
+                opcode::Send::new(fd, bytes.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build()
+            }
+            Rest::Message(message) => opcode::SendMsg::new(fd, message).flags(libc::MSG_NOSIGNAL.cast_unsigned()).build(),
+        };
+        // SAFETY: block, message, list and shared pieces stay where they are, and unchanged, until the completion releases them; if the
+        // driver goes before, they are never freed. The descriptor is closed only when nothing is in flight.
         unsafe { self.ring.push(send.user_data(user_data(Operation::Send, connection))) };
         self.sends_queued += 1;
         // Holding back many sends until the end of a turn would put server and clients in lock-step.
@@ -38,7 +43,7 @@ impl Uring {
         let result = match u32::try_from(result) {
             Ok(count) => {
                 let sent = self.outgoing.advance(id, count);
-                if count > 0 && is_ending && !is_quitting && !self.outgoing.rest(id).is_empty() {
+                if count > 0 && is_ending && !is_quitting && !self.outgoing.is_sent(id) {
                     // The core will not offer the rest of its last words again.
                     return self.push_send(connection);
                 }
