@@ -43,6 +43,24 @@ enum Command {
     Connections(Whom),
     /// Close connections with 4403: of a user, of one device, or of an address.
     Kick(Whom),
+    /// Make tokens of a user pass no more, and close its connections with 4401. Whoever has another token comes back.
+    Revoke {
+        /// Whose.
+        #[arg(long)]
+        user: String,
+        /// Only what this device shows.
+        #[arg(long)]
+        device: Option<String>,
+        /// Only the token of this `jti`.
+        #[arg(long, conflicts_with = "before")]
+        jti: Option<String>,
+        /// Only tokens issued before this Unix second; without it: up to now.
+        #[arg(long, value_name = "SECONDS")]
+        before: Option<u64>,
+        /// Unix second at which the last of them has ended by itself, so that the revocation may be forgotten; without it: kept for good.
+        #[arg(long, value_name = "SECONDS")]
+        until: Option<u64>,
+    },
     /// Devices of a user.
     User {
         /// The user.
@@ -151,6 +169,10 @@ pub fn run(args: &CtlArgs) -> Result<String, (Exit, String)> {
         Command::Config { key, changed } => (config(gateway.get("/v1/config")?, key.as_deref(), *changed)?, settings),
         Command::Connections(whom) => (connections(gateway, whom)?, devices),
         Command::Kick(whom) => (gateway.post("/v1/kick", &whom.body())?, fields),
+        Command::Revoke { user, device, jti, before, until } => {
+            let body = json!({ "device": device, "jti": jti, "before_s": before, "until_s": until });
+            (gateway.post(&format!("/v1/users/{}/revoke", path(user)), &body)?, fields)
+        }
         Command::User { user } => (gateway.get(&format!("/v1/users/{}", path(user)))?, devices),
         Command::Unread { user } => (unread(gateway, user)?, conversations),
         Command::Conversation { conv } => (gateway.get(&format!("/v1/conversations/{}", path(conv)))?, fields),

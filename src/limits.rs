@@ -124,6 +124,9 @@ pub const PAGE_LANE_MAX: usize = 256;
 /// The longest token that is looked at, bytes. Longer: ERROR 2001.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
+/// `jti` of a token, bytes. Longer: ERROR 2001.
+pub const TOKEN_ID_BYTES_MAX: usize = 255;
+
 /// Lane to one thread that judges tokens, values: 2 MiB of the longest. Filled by reactors; full on all threads: ERROR 5002, and for a
 /// HELLO close 4503. Counter: `tokens_unjudged_count`.
 pub const JUDGE_LANE_MAX: usize = 256;
@@ -427,6 +430,12 @@ pub const GROUP_FRAMES_PER_TURN_MAX: u64 = 8_192;
 
 /// Data of one CONV event, bytes. Longer: HTTP 413.
 pub const CONV_DATA_BYTES_MAX: usize = 4_096;
+
+/// Revocations of tokens in force: 25 MiB of memory. Filled by the operator; full, with none that may be forgotten: HTTP 409.
+pub const REVOCATIONS_MAX: usize = 262_144;
+
+/// Revocations forgotten for each new one: more than one, so that those that ended do not stay.
+pub const REVOCATIONS_FORGOTTEN_MAX: usize = 2;
 
 /// Banned users and devices. Filled by the operator; full: HTTP 409.
 pub const BANS_MAX: usize = 1_000_000;

@@ -20,7 +20,7 @@ pub use self::operator::{
     ConversationSeen, DeviceSeen, LookMail, LookReply, Looked, MemberChange, MemberDone, MemberMail, MemberRefusal, PostDone,
     PostMail, Question, UserChange, UserMail,
 };
-pub use self::token::{AuthError, Identity, Judge, Judged};
+pub use self::token::{AuthError, Identity, Judge, Judged, RenewMail, TokenMark};
 
 /// Reactors, admin and readers to the store thread.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub enum Submit {
         /// Its slot in the roster.
         roster: RosterId,
     },
+    /// A session has shown a fresh good token: is it revoked? Answered by [`Event::Renewed`] or [`Event::Failed`].
+    Renew(RenewMail),
     /// A message of the operator's side, from admin. Answered through the reply channel when it has reached its level.
     Post(PostMail),
     /// A question of the operator's side, from admin.
@@ -118,6 +120,8 @@ pub struct Attach {
     pub caps: u8,
     /// The session HELLO named, if any.
     pub claim: Option<Claim>,
+    /// The token of HELLO.
+    pub token: TokenMark,
 }
 
 /// The session a client wants to go on with, as HELLO names it.
@@ -381,6 +385,15 @@ pub enum Event {
         /// Meaning depends on the request.
         value: u64,
     },
+    /// OK to an AUTH: the session goes on until then, or for longer if it had longer.
+    Renewed {
+        /// Who asked.
+        session: SessionRef,
+        /// `rid` of the AUTH.
+        rid: u32,
+        /// Unix second.
+        expires_s: u32,
+    },
     /// ERROR to one request; the connection lives.
     Failed {
         /// Who asked.
@@ -504,6 +517,8 @@ pub enum Kicked {
     Replaced,
     /// The user or device is banned: 2003, 4403.
     Banned,
+    /// Tokens of the user are revoked: 2001, 4401; whoever has another comes back.
+    Revoked,
 }
 
 /// A receiver within a group.

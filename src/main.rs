@@ -335,7 +335,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn mint(secret: &Secret, user: &str, device: Option<&str>, ttl: Duration) -> Option<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    auth::mint(secret, user, device, now.checked_add(ttl)?.as_secs())
+    auth::mint(secret, user, device, now.as_secs()..now.checked_add(ttl)?.as_secs())
 }
 
 /// Replaces the file as a whole, so that whoever waits for it never reads half of it.

@@ -850,7 +850,7 @@ mod tests {
         let head = "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidegate.v1.json\r\n\r\n";
         shard.handle_bytes(now, id, &mut head.as_bytes().to_vec(), &mut stashes, &mut Full);
-        let token = crate::session::auth::mint(&secret, "al", None, 1_764_000_100).unwrap();
+        let token = crate::session::auth::mint(&secret, "al", None, 0..1_764_000_100).unwrap();
         let hello = format!(r#"{{"t":"hello","device":"1","token":"{token}"}}"#);
         let length = u16::try_from(hello.len()).unwrap().to_be_bytes();
         // Masked with zeros.

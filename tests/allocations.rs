@@ -34,7 +34,6 @@ use tidegate::store::recovery::Cold;
 use tidegate::store::schema::{self, Hashes};
 use tidegate::store::sequencer::{Policy, Ports, Sequencer, Settings};
 use tidegate::wire::envelope::{ClientFrame, Cursor, Cursors, Encoding, Hello, Send, encode_client};
-use tidegate::wire::message::Text;
 
 /// One message at a time: every message is a commit group of its own, the window is empty before and after it. The dearest way to send.
 #[test]
@@ -135,7 +134,7 @@ impl Node {
             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
             Sec-WebSocket-Protocol: tidegate.v1\r\n\r\n"
             .to_vec();
-        let token = mint(secret, user, None, self.now.unix_ms / 1000 + 3600).expect("a good name");
+        let token = mint(secret, user, None, 0..self.now.unix_ms / 1000 + 3600).expect("a good name");
         let hello = Hello::new("phone", "test/1", token.as_str());
         head.extend_from_slice(&message(&ClientFrame::Hello(hello)));
         self.lend(id, &mut head);
@@ -317,7 +316,7 @@ impl Cold for Lanes {
     fn load(&mut self, _: &str) -> Result<Option<Loaded>, JobFault> {
         Ok(None)
     }
-    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+    fn meta(&mut self, _: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
         Ok(Vec::new())
     }
     fn project(&mut self, _: Projection) {}

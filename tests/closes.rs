@@ -42,6 +42,7 @@ const WAYS: &[Way] = &[
     Way { cause: "message_timeout", settings: &[("protocol.message_ms", "1000")], provoke: message_timeout },
     Way { cause: "token_invalid", settings: &[], provoke: token_invalid },
     Way { cause: "token_expired", settings: &[], provoke: token_expired },
+    Way { cause: "token_revoked", settings: &[], provoke: token_revoked },
     Way { cause: "forbidden", settings: &[], provoke: forbidden },
     Way { cause: "replaced", settings: &[], provoke: replaced },
     Way { cause: "kicked", settings: &[], provoke: kicked },
@@ -193,6 +194,13 @@ fn token_invalid(gateway: &Gateway) -> Left {
 fn token_expired(gateway: &Gateway) -> Left {
     let mut al = Raw::open(gateway, Encoding::Binary);
     al.hello(&gateway.token_for("al", None, -60), "1");
+    ended(al)
+}
+
+fn token_revoked(gateway: &Gateway) -> Left {
+    let al = connect(gateway, "al", "1");
+    let (status, answer) = gateway.admin("POST", "/v1/users/al/revoke", "{}");
+    assert_eq!(status, 200, "{answer}");
     ended(al)
 }
 

@@ -3,7 +3,7 @@
 mod support;
 
 use support::eventually;
-use support::gateway::Gateway;
+use support::gateway::{Gateway, unix_s};
 use support::raw::{ENCODINGS, Raw, cmid, hello};
 use tidegate::wire::envelope::{ClientFrame, Encoding, Entry, Hello, ServerFrame, Welcome, page_flags, send_flags};
 
@@ -269,4 +269,69 @@ fn bans_outlive_the_process() {
     assert_eq!((two.error().code, two.closed()), (2003, Some(4403)), "its own ban stands");
     eventually("the count of kicks", || (gateway.metric("tidegate_store_kicks_total") >= 0.0).then_some(()));
     assert_eq!(gateway.admin("POST", "/v1/users/a:l/ban", "{}").0, 400);
+}
+
+/// Revoked tokens end the sessions of their user at once and pass no more, neither in HELLO nor in AUTH nor after a restart; what was
+/// not meant goes on or comes back.
+#[test]
+fn revoked_tokens_pass_no_more() {
+    let mut gateway = Gateway::start();
+    let now = unix_s();
+    let token = |user: &str, more: &str| format!(r#"{{"sub":"{user}","exp":{}{more}}}"#, now + 3600);
+    let token = |gateway: &Gateway, user: &str, more: &str| gateway.token_of(r#"{"alg":"HS256"}"#, &token(user, more));
+    let hello = |gateway: &Gateway, token: &str, device: &str| {
+        let mut raw = Raw::open(gateway, Encoding::Json);
+        raw.hello(token, device);
+        raw
+    };
+    let old = token(&gateway, "al", &format!(r#","iat":{},"jti":"old""#, now - 100));
+    let silent = token(&gateway, "al", "");
+    let [one, two] = ["one", "two"].map(|id| token(&gateway, "al", &format!(r#","iat":{},"jti":"{id}""#, now + 60)));
+    let mut bo = Raw::connect(&gateway, Encoding::Binary, "bo", "1");
+    let mut al = hello(&gateway, &old, "1");
+    al.welcome();
+
+    // One token alone.
+    assert_eq!(post(&gateway, "/v1/users/al/revoke", r#"{"jti":"one"}"#), r#"{"user":"al","ended":["1"]}"#);
+    assert_eq!((al.error().code, al.closed()), (2001, Some(4401)));
+    assert_eq!(hello(&gateway, &one, "1").error().code, 2001);
+    al = hello(&gateway, &old, "1");
+    al.welcome();
+    al.put(&ClientFrame::Auth { rid: 1, token: one.as_str().into() });
+    let error = al.error();
+    assert_eq!((error.rid, error.code, error.flags), (1, 2001, 0));
+    al.put(&ClientFrame::Auth { rid: 2, token: two.as_str().into() });
+    al.wait("OK", |frame| matches!(frame, ServerFrame::Ok { rid: 2, .. }).then_some(()));
+    // One device alone.
+    let mut other = hello(&gateway, &old, "2");
+    other.welcome();
+    post(&gateway, "/v1/users/al/revoke", &format!(r#"{{"device":"2","before_s":{}}}"#, now - 50));
+    assert_eq!((other.error().code, other.closed()), (2001, Some(4401)));
+    assert!(al.ping().is_empty());
+    assert_eq!(hello(&gateway, &old, "2").error().code, 2001);
+    hello(&gateway, &two, "2").welcome();
+    // All up to now, which includes those that do not say when they were issued.
+    post(&gateway, "/v1/users/al/revoke", "{}");
+    assert_eq!((al.error().code, al.closed()), (2001, Some(4401)));
+    gateway.kill();
+    gateway.run();
+    for (token, device) in [(&old, "1"), (&silent, "1"), (&one, "1"), (&old, "2")] {
+        let mut raw = hello(&gateway, token, device);
+        assert_eq!((raw.error().code, raw.closed()), (2001, Some(4401)));
+    }
+    hello(&gateway, &two, "1").welcome();
+    assert_eq!(bo.closed(), None, "the process ended");
+    bo = Raw::connect(&gateway, Encoding::Binary, "bo", "1");
+    assert!(bo.ping().is_empty());
+    // Milliseconds for seconds would lock the user out for good.
+    let wrong = [
+        r#"{"jti":"x","before_s":1}"#.to_owned(),
+        r#"{"jti":""}"#.to_owned(),
+        format!(r#"{{"before_s":{}}}"#, unix_s() * 1000),
+        format!(r#"{{"until_s":{now}}}"#),
+    ];
+    for body in wrong {
+        assert_eq!(gateway.admin("POST", "/v1/users/al/revoke", &body).0, 400, "{body}");
+    }
+    assert_eq!(gateway.admin("POST", "/v1/users/a:l/revoke", "{}").0, 400);
 }

@@ -178,8 +178,8 @@ struct Direct<'a> {
 }
 
 impl Cold for Direct<'_> {
-    fn bans(&mut self) -> Result<Vec<(tidegate::wire::message::Text, Option<tidegate::wire::message::Text>)>, JobFault> {
-        History::new(self.engine.view(), Hashes::new(STORE.hash_key)).map_err(|_| JobFault::Engine)?.bans()
+    fn meta(&mut self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
+        History::new(self.engine.view(), Hashes::new(STORE.hash_key)).map_err(|_| JobFault::Engine)?.meta(prefix)
     }
 
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {

@@ -296,7 +296,7 @@ impl Fixed {
             sampling: Sampling { every: 0 },
             hashes: Hashes::new([3; 16]),
         };
-        let token = mint(&secret, "bo", None, NOW_MS / 1000 + 86_400).unwrap();
+        let token = mint(&secret, "bo", None, 0..NOW_MS / 1000 + 86_400).unwrap();
         Self { rules: Arc::new(rules), verifier: Arc::new(Verifier::new(&secret, 5)), token }
     }
 }

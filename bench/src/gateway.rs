@@ -119,7 +119,7 @@ impl Gateway {
         let secret = Secret::new(key).ok_or("the gateway's secret has an unexpected length")?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_err(|error| error.to_string())?;
         let expires = now.as_secs() + 86_400;
-        Ok(move |user: &str| auth::mint(&secret, user, None, expires).expect("user ids of ours are good"))
+        Ok(move |user: &str| auth::mint(&secret, user, None, 0..expires).expect("user ids of ours are good"))
     }
 
     /// Resident and proportional bytes of the process.

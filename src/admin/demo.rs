@@ -92,8 +92,9 @@ async fn token(
 ) -> Result<impl IntoResponse, Refusal> {
     let Json(Wanted { user }) = body?;
     let secret = shared.demo.secret.as_ref().ok_or(Refusal::NoDemoTokens)?;
-    let expires_s = (shared.clock.now().unix_ms / 1000).saturating_add(TOKEN_LIFE.as_secs());
-    let token = auth::mint(secret, &user, None, expires_s).ok_or_else(|| Refusal::BadName(user.clone()))?;
+    let now_s = shared.clock.now().unix_ms / 1000;
+    let expires_s = now_s.saturating_add(TOKEN_LIFE.as_secs());
+    let token = auth::mint(secret, &user, None, now_s..expires_s).ok_or_else(|| Refusal::BadName(user.clone()))?;
     Ok(([(CACHE_CONTROL, "no-store")], Json(Token { user, token, expires_s })))
 }
 

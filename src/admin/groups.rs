@@ -171,6 +171,55 @@ pub async fn unban(
     change_user(&shared, user, body?.0.device, UserChange::Unban).await
 }
 
+/// What `revoke` is asked.
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    /// Only sessions and tokens shown by this device.
+    device: Option<String>,
+    /// Only the token of this `jti`.
+    jti: Option<String>,
+    /// Only tokens issued before this Unix second; absent: up to now.
+    before_s: Option<u64>,
+    /// Unix second from which it may be forgotten, because all of these tokens have ended; absent: never.
+    until_s: Option<u64>,
+}
+
+impl Revocation {
+    /// What is to be revoked, by a clock that shows this Unix second.
+    fn change(&self, now_s: u64) -> Result<UserChange, Refusal> {
+        let wrong = |why: &str| Err(Refusal::BadBody(why.to_owned()));
+        if self.jti.as_ref().is_some_and(|id| id.is_empty() || id.len() > limits::TOKEN_ID_BYTES_MAX) {
+            return Err(Refusal::BadBody(format!("jti: 1 to {} bytes", limits::TOKEN_ID_BYTES_MAX)));
+        }
+        if self.jti.is_some() && self.before_s.is_some() {
+            return wrong("before_s: not with jti, which names one token");
+        }
+        // Nothing takes a revocation back: one that reaches into the future would lock the user out.
+        if self.before_s.is_some_and(|before_s| before_s > now_s + 1) {
+            return wrong("before_s: a Unix second, not later than now");
+        }
+        if self.until_s.is_some_and(|until_s| until_s <= now_s) {
+            return wrong("until_s: a Unix second in the future, when the last of these tokens has ended");
+        }
+        // A token of this very second may be one of those that are meant.
+        let before_s = if self.jti.is_some() { u64::MAX } else { self.before_s.unwrap_or(now_s + 1) };
+        let id = self.jti.as_deref().map(Text::copy_from);
+        Ok(UserChange::Revoke { before_s, until_s: self.until_s.unwrap_or(u64::MAX), id })
+    }
+}
+
+/// `POST /v1/users/{user}/revoke`: 200 with the devices whose sessions end; tokens that are revoked pass no more, also after a restart.
+pub async fn revoke(
+    State(shared): State<Arc<Shared>>,
+    Path(user): Path<String>,
+    body: Result<Json<Revocation>, JsonRejection>,
+) -> Result<Json<Ended>, Refusal> {
+    let Json(revocation) = body?;
+    let change = revocation.change(shared.clock.now().unix_ms / 1000)?;
+    change_user(&shared, user, revocation.device, change).await
+}
+
 async fn change_user(shared: &Shared, user: String, device: Option<String>, change: UserChange) -> Result<Json<Ended>, Refusal> {
     if !is_user(&user) {
         return Err(Refusal::BadName(user));

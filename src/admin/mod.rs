@@ -8,6 +8,7 @@
 //!  POST /v1/groups/{conv}/members       {add[], remove[]}   ├─► mail to the store, answered after the sync
 //!  POST /v1/groups/{conv}/changed       {history, data}      │
 //!  POST /v1/users/{user}/ban, unban     {device}            │
+//!  POST /v1/users/{user}/revoke         {device, jti, before_s, until_s}
 //!  GET  /v1/groups/{conv}                                  ─┘
 //!  POST /v1/conversations/{conv}/messages, GET /v1/conversations/{conv}, /v1/users/{user}/conversations     store, readers
 //!  GET  /v1/connections, /v1/users/{user}, POST /v1/kick            store for who, then the reactors named
@@ -236,6 +237,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/groups/{conv}/changed", post(groups::touch))
         .route("/v1/users/{user}/ban", post(groups::ban))
         .route("/v1/users/{user}/unban", post(groups::unban))
+        .route("/v1/users/{user}/revoke", post(groups::revoke))
         .route("/v1/version", get(node::version))
         .route("/v1/config", get(node::config))
         .route("/v1/drain", post(node::drain))

@@ -122,7 +122,8 @@ impl Refusal {
             Self::Store(MemberRefusal::Exists) => "the conversation exists".to_owned(),
             Self::Store(MemberRefusal::Unknown) => "the conversation does not exist".to_owned(),
             Self::Store(MemberRefusal::TooMany) => {
-                format!("more than {} members, or {} bans", limits::GROUP_MEMBERS_MAX, limits::BANS_MAX)
+                let (members, bans, revocations) = (limits::GROUP_MEMBERS_MAX, limits::BANS_MAX, limits::REVOCATIONS_MAX);
+                format!("more than {members} members, {bans} bans or {revocations} revocations (until_s makes room)")
             }
             Self::Store(MemberRefusal::Overloaded) => "the store is overloaded".to_owned(),
             Self::Store(MemberRefusal::ReadOnly) => "the store takes no changes: its disk is full or failed".to_owned(),

@@ -37,7 +37,6 @@ use crate::store::retention::{Bounds, Keep};
 use crate::store::schema::{Batch, Hashes};
 use crate::store::sequencer::{self, Policy, Sequencer};
 use crate::store::thread::{self, Lanes};
-use crate::wire::message::Text;
 
 /// The store side: threads, and the lanes into them.
 pub(super) struct Store {
@@ -230,8 +229,8 @@ impl Cold for Bare<'_> {
         History::new(self.engine.view(), self.hashes).map_err(|_| JobFault::Engine)?.load(conv)
     }
 
-    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
-        History::new(self.engine.view(), self.hashes).map_err(|_| JobFault::Engine)?.bans()
+    fn meta(&mut self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
+        History::new(self.engine.view(), self.hashes).map_err(|_| JobFault::Engine)?.meta(prefix)
     }
 
     fn project(&mut self, mut projection: Projection) {

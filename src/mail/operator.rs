@@ -179,12 +179,21 @@ pub struct UserMail {
 }
 
 /// See [`UserMail`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum UserChange {
     /// Their sessions end, and no new one is welcome.
     Ban,
     /// They may connect again.
     Unban,
+    /// Their sessions end, and tokens issued before this Unix second, or the one of this id, pass no more.
+    Revoke {
+        /// See above.
+        before_s: u64,
+        /// Unix second from which it may be forgotten.
+        until_s: u64,
+        /// One token alone.
+        id: Option<Text>,
+    },
 }
 
 /// Why a change was not made.
@@ -196,7 +205,7 @@ pub enum MemberRefusal {
     Exists,
     /// Not created yet.
     Unknown,
-    /// More members than `limits::GROUP_MEMBERS_MAX`.
+    /// More members, bans or revocations than `limits` allows.
     TooMany,
     /// The store is overloaded; try again.
     Overloaded,

@@ -13,6 +13,8 @@ pub struct Identity {
     pub device: Option<Text>,
     /// Unix seconds. The token passes until this and the leeway are over.
     pub expires_unix_s: u64,
+    /// By what it can be revoked.
+    pub token: TokenMark,
     /// That time is past.
     pub is_expired: bool,
 }
@@ -28,6 +30,26 @@ impl Identity {
         }
         if self.is_expired { Err(AuthError::Expired) } else { Ok(self) }
     }
+}
+
+/// What tells a token from the others of its user: by that it can be revoked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TokenMark {
+    /// `iat`, Unix seconds; `None`: it does not say, so it counts as older than any.
+    pub issued_unix_s: Option<u64>,
+    /// `jti`, if it has one.
+    pub id: Option<Text>,
+}
+
+/// See [`super::Submit::Renew`].
+#[derive(Debug)]
+pub struct RenewMail {
+    /// Who asks.
+    pub from: super::Sender,
+    /// Which token.
+    pub token: TokenMark,
+    /// Unix second at which it ends.
+    pub expires_s: u32,
 }
 
 /// Why a token does not pass.

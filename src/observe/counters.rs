@@ -269,7 +269,7 @@ counters! {
     receipts_count: Counter = "RECEIPTs handed to reactors.",
     receipts_dropped_count: Counter = "RECEIPTs dropped because too many positions moved or a lane was full.",
     notices_count: Counter = "NOTICEs of large conversations handed to reactors.",
-    kicks_count: Counter = "Sessions ended because a device of the same class came, or by a ban.",
+    kicks_count: Counter = "Sessions ended because a device of the same class came, or by a ban or a revocation.",
     presences_count: Counter = "PRESENCEs handed to reactors.",
     signals_count: Counter = "SIGNALLEDs handed to reactors.",
     signals_dropped_count: Counter = "SIGNALs dropped by the store because it had no room.",
@@ -346,6 +346,7 @@ causes! {
     MessageTimeout, "message_timeout", Some(1008), "One message took too long to arrive.";
     TokenInvalid, "token_invalid", Some(4401), "The token was missing or wrong.";
     TokenExpired, "token_expired", Some(4401), "The token ran out.";
+    TokenRevoked, "token_revoked", Some(4401), "The operator revoked tokens of the user.";
     Forbidden, "forbidden", Some(4403), "The user or device is banned, or has too many devices.";
     Kicked, "kicked", Some(4403), "The operator closed it.";
     Replaced, "replaced", Some(4409), "The same device connected again, or another one of its class.";
@@ -399,8 +400,8 @@ pub const VIOLATION_NAMES: [&str; 19] = [
 
 const REQUEST_NAMES: [&str; 11] = ["hello", "ping", "auth", "send", "ack", "nack", "sync", "fetch", "read", "watch", "signal"];
 
-const SUBMISSION_NAMES: [&str; 11] =
-    ["attach", "leave", "send", "read", "cursors", "page", "member", "watch", "signal", "away", "user"];
+const SUBMISSION_NAMES: [&str; 12] =
+    ["attach", "leave", "send", "read", "cursors", "page", "member", "watch", "signal", "away", "user", "renew"];
 
 const ERROR_CODES: [u16; 25] = [
     1001, 1002, 1003, 1004, 1005, 2001, 2002, 2003, 2004, 3001, 3002, 3003, 3004, 3005, 3009, 4001, 4002, 4003, 4004, 5001, 5002,

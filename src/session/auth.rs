@@ -5,10 +5,11 @@
 //! ES256 or EdDSA, each bound to the key when it is loaded, and cost up to a hundred microseconds: elsewhere. What the header says can
 //! only agree with the key. It names a key by `kid`, which is compared and never opened; `jku`, `x5u`, `jwk` and their like are not read.
 //!
-//! Claims read: `sub` (user), `exp` (Unix seconds), and, where present, `dev` (device), `nbf`, `iat`, `iss`, `aud`. Each has its type or
-//! the token is refused. The time is an argument; the library's clock is not used.
+//! Claims read: `sub` (user), `exp` (Unix seconds), and, where present, `dev` (device), `nbf`, `iat`, `jti`, `iss`, `aud`. Each has its
+//! type or the token is refused. The time is an argument; the library's clock is not used.
 
 use std::fmt;
+use std::ops::Range;
 
 use jsonwebtoken::dangerous::insecure_decode_claims;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
@@ -17,7 +18,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::keys::Keys;
 use crate::config::Secret;
 use crate::ids::{is_device, is_user};
-use crate::limits::TOKEN_BYTES_MAX;
+use crate::limits::{TOKEN_BYTES_MAX, TOKEN_ID_BYTES_MAX};
+use crate::mail::TokenMark;
 use crate::wire::message::Text;
 
 pub use crate::mail::{AuthError, Identity};
@@ -96,6 +98,10 @@ impl Verifier {
     /// What is left once the signature holds.
     fn judge(&self, claims: &Claims, now_unix_ms: u64) -> Result<Identity, AuthError> {
         let device_is_one = claims.dev.as_deref().is_none_or(is_device);
+        // One that is longer could not be named when it is to be revoked.
+        if claims.jti.as_ref().is_some_and(|id| id.is_empty() || id.len() > TOKEN_ID_BYTES_MAX) {
+            return Err(AuthError::Invalid);
+        }
         if !is_user(&claims.sub) || !device_is_one || claims.exp > EXPIRY_UNIX_S_MAX {
             return Err(AuthError::Invalid);
         }
@@ -106,6 +112,7 @@ impl Verifier {
             user: Text::copy_from(&claims.sub),
             device: claims.dev.as_deref().map(Text::copy_from),
             expires_unix_s: claims.exp,
+            token: TokenMark { issued_unix_s: claims.iat, id: claims.jti.as_deref().map(Text::copy_from) },
             is_expired: now_unix_ms >= claims.exp * 1000 + self.leeway_ms,
         })
     }
@@ -140,14 +147,15 @@ impl fmt::Debug for Verifier {
     }
 }
 
-/// Makes a token for `user`, for any device or for `device` alone. `None`: a name is not one, or the expiry is beyond the year 9999.
+/// Makes a token for `user`, for any device or for `device` alone, issued and expiring at these Unix seconds. `None`: a name is not one,
+/// or the expiry is beyond the year 9999.
 #[must_use]
-pub fn mint(secret: &Secret, user: &str, device: Option<&str>, expires_unix_s: u64) -> Option<String> {
-    if !is_user(user) || !device.is_none_or(is_device) || expires_unix_s > EXPIRY_UNIX_S_MAX {
+pub fn mint(secret: &Secret, user: &str, device: Option<&str>, life: Range<u64>) -> Option<String> {
+    if !is_user(user) || !device.is_none_or(is_device) || life.end > EXPIRY_UNIX_S_MAX {
         return None;
     }
     let (sub, dev) = (user.to_owned(), device.map(str::to_owned));
-    let claims = Claims { sub, dev, exp: expires_unix_s, nbf: None, iat: None, iss: None, aud: None };
+    let claims = Claims { sub, dev, exp: life.end, nbf: None, iat: Some(life.start), jti: None, iss: None, aud: None };
     encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret.as_bytes())).ok()
 }
 
@@ -164,6 +172,8 @@ struct Claims {
     nbf: Option<u64>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     iat: Option<u64>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    jti: Option<String>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     iss: Option<String>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
@@ -234,14 +244,20 @@ mod tests {
     /// What `mint` makes passes, for any device or for the one it names, and says who and until when.
     #[test]
     fn a_minted_token_passes() {
-        let token = mint(&secret(), "ann", None, NOW_S + 60).unwrap();
-        let identity = Identity { user: "ann".into(), device: None, expires_unix_s: NOW_S + 60, is_expired: false };
+        let token = mint(&secret(), "ann", None, NOW_S..NOW_S + 60).unwrap();
+        let identity = Identity {
+            user: "ann".into(),
+            device: None,
+            expires_unix_s: NOW_S + 60,
+            token: TokenMark { issued_unix_s: Some(NOW_S), id: None },
+            is_expired: false,
+        };
         assert_eq!(verify(&token), Ok(identity));
-        let bound = mint(&secret(), "ann", Some("phone"), NOW_S + 60).unwrap();
+        let bound = mint(&secret(), "ann", Some("phone"), NOW_S..NOW_S + 60).unwrap();
         assert!(verify(&bound).is_ok());
         assert_eq!(Verifier::new(&secret(), 5).verify(&bound, "laptop", NOW_MS), Err(AuthError::Invalid));
-        assert_eq!(mint(&secret(), "a:b", None, NOW_S), None);
-        assert_eq!(mint(&secret(), "ann", Some("my phone"), NOW_S), None);
+        assert_eq!(mint(&secret(), "a:b", None, NOW_S..NOW_S + 1), None);
+        assert_eq!(mint(&secret(), "ann", Some("my phone"), NOW_S..NOW_S + 1), None);
     }
 
     /// The helper of the table below is honest: with good parts its token passes, also with claims we do not know.
@@ -365,10 +381,10 @@ mod tests {
             assert_eq!(verify(&token), Err(AuthError::Invalid), "{name}");
         }
         let other_key = Secret::new(vec![7; 32]).unwrap();
-        assert_eq!(verify(&mint(&other_key, "ann", None, NOW_S + 60).unwrap()), Err(AuthError::Invalid));
+        assert_eq!(verify(&mint(&other_key, "ann", None, NOW_S..NOW_S + 60).unwrap()), Err(AuthError::Invalid));
         // An expired token of a stranger is not told to be expired.
-        assert_eq!(verify(&mint(&other_key, "ann", None, NOW_S - 60).unwrap()), Err(AuthError::Invalid));
-        assert_eq!(verify(&mint(&secret(), "ann", None, NOW_S - 60).unwrap()), Err(AuthError::Expired));
+        assert_eq!(verify(&mint(&other_key, "ann", None, NOW_S - 90..NOW_S - 60).unwrap()), Err(AuthError::Invalid));
+        assert_eq!(verify(&mint(&secret(), "ann", None, NOW_S - 90..NOW_S - 60).unwrap()), Err(AuthError::Expired));
     }
 
     /// 8 KiB is looked at, one byte more is not, however well signed.

@@ -13,7 +13,7 @@ use super::request::{RETRY_HELD_MS, RETRY_LOAD_MS};
 use super::{ATTACH_MS, Greeting, Joining, Kind, Outlet, Shard, State};
 use crate::clock::Moment;
 use crate::ids::{self, ConnectionId};
-use crate::mail::{Attach, AuthError, Claim, Identity, Judge, Judged, Submit};
+use crate::mail::{Attach, AuthError, Claim, Identity, Judge, Judged, RenewMail, Submit};
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::{Session, Stage};
 use crate::wire::envelope::{ErrorCode, Hello, ServerFrame, caps, page_flags};
@@ -53,7 +53,7 @@ impl Shard {
         }
         if !self.verifier.defers(token) {
             let verdict = self.verifier.read(token, self.now.unix_ms);
-            return self.renew(id, rid, verdict);
+            return self.renew(id, rid, verdict, outlet);
         }
         if self.cold[slot].extra.as_ref().is_some_and(|extra| extra.renewing.is_some()) {
             return self.refuse(id, rid, ErrorCode::WindowExceeded, RETRY_HELD_MS, "one AUTH at a time");
@@ -62,7 +62,7 @@ impl Shard {
             self.cold[slot].extra.get_or_insert_default().renewing = Some(rid);
             self.ok_awaited(id);
         } else {
-            self.renew(id, rid, Err(AuthError::Overloaded));
+            self.renew(id, rid, Err(AuthError::Overloaded), outlet);
         }
     }
 
@@ -82,7 +82,7 @@ impl Shard {
         } else if extra.renewing == Some(rid) {
             extra.renewing = None;
             self.drop_empty_extra(id);
-            self.renew(id, rid, verdict);
+            self.renew(id, rid, verdict, outlet);
             self.ok_answered(id);
         }
     }
@@ -146,7 +146,8 @@ impl Shard {
             Joining { user: user.clone(), minor: MINOR, attached: false, done: false, resumed: None, cursors: Vec::new() };
         self.cold[id.index as usize].extra.get_or_insert_default().joining = Some(joining);
         let Greeting { device, platform, caps, claim, .. } = greeting;
-        let attach = Attach { session: self.session_ref(session_id), user, device, platform, caps, claim };
+        let session = self.session_ref(session_id);
+        let attach = Attach { session, user, device, platform, caps, claim, token: identity.token };
         if outlet.submit(Submit::Attach(attach)).is_err() {
             self.sessions.remove(session_id);
             self.connections.get_mut(id).expect("looked up by the caller").session = 0;
@@ -157,22 +158,19 @@ impl Shard {
         self.schedule(id, ATTACH_MS, Kind::Attach);
     }
 
-    /// The token of an AUTH is judged. One that ends earlier shortens nothing; one that does not pass leaves the old one in force.
-    fn renew(&mut self, id: ConnectionId, rid: u32, verdict: Result<Identity, AuthError>) {
+    /// The token of an AUTH is judged: the store is asked whether it is revoked. One that does not pass leaves the old one in force.
+    fn renew(&mut self, id: ConnectionId, rid: u32, verdict: Result<Identity, AuthError>, outlet: &mut impl Outlet) {
         let Some((user_hash, device_hash)) = self.session_mut(id).map(|it| (it.user_hash, it.device_hash)) else { return };
         let verdict = verdict.and_then(|identity| identity.shown_by(|device| self.device_hash(device) == device_hash));
         let hashes = self.rules.hashes;
         match verdict {
             Ok(identity) if hashes.user(&identity.user).0 == user_hash => {
-                let fresh_s = expires_s(identity.expires_unix_s);
-                let Some(session) = self.session_mut(id) else { return };
-                let is_later = fresh_s > session.expires_s;
-                session.expires_s = session.expires_s.max(fresh_s);
-                let expires_s = session.expires_s;
-                if is_later {
-                    self.watch_expiry(id, expires_s);
+                let Some(from) = self.sender(id, rid) else { return };
+                let mail = RenewMail { from, token: identity.token, expires_s: expires_s(identity.expires_unix_s) };
+                match outlet.submit(Submit::Renew(mail)) {
+                    Ok(()) => self.ok_awaited(id),
+                    Err(_) => self.overloaded(id, rid),
                 }
-                self.push_server(id, &ServerFrame::Ok { rid, value: u64::from(expires_s) * 1000 });
             }
             Err(AuthError::Expired) => self.refuse(id, rid, ErrorCode::TokenExpired, 0, "token expired"),
             Err(AuthError::Overloaded) => {
@@ -183,6 +181,18 @@ impl Shard {
                 self.refuse(id, rid, ErrorCode::TokenInvalid, 0, "token of another user or invalid");
             }
         }
+    }
+
+    /// A fresh token counts. One that ends earlier shortens nothing.
+    pub(super) fn renewed(&mut self, id: ConnectionId, rid: u32, fresh_s: u32) {
+        let Some(session) = self.session_mut(id) else { return };
+        let is_later = fresh_s > session.expires_s;
+        session.expires_s = session.expires_s.max(fresh_s);
+        let expires_s = session.expires_s;
+        if is_later {
+            self.watch_expiry(id, expires_s);
+        }
+        self.push_server(id, &ServerFrame::Ok { rid, value: u64::from(expires_s) * 1000 });
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "half of a keyed hash is a keyed hash")]
@@ -213,7 +223,7 @@ mod tests {
     use crate::conn::carry::Stashes;
     use crate::conn::send_queue::Batch;
     use crate::ids::ReactorId;
-    use crate::mail::Peer;
+    use crate::mail::{Peer, TokenMark};
     use crate::session::auth::Verifier;
     use crate::shard::Rules;
 
@@ -304,7 +314,13 @@ mod tests {
     }
 
     fn al() -> Identity {
-        Identity { user: "al".into(), device: None, expires_unix_s: 1_764_000_600, is_expired: false }
+        Identity {
+            user: "al".into(),
+            device: None,
+            expires_unix_s: 1_764_000_600,
+            token: TokenMark::default(),
+            is_expired: false,
+        }
     }
 
     fn is_told_to_come_later(said: &str) -> bool {

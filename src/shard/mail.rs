@@ -51,6 +51,7 @@ impl Shard {
                         self.push_error(id, 0, *code, RETRY_HELLO_MS, page_flags::ERROR_CLOSING, "this device tries too often");
                         self.close(id, 4429, CloseCause::RateLimited);
                     }
+                    ErrorCode::TokenInvalid => self.fail(id, 0, *code, "token missing or invalid"),
                     _ => self.fail(id, 0, *code, "this user or device may not connect"),
                 }
             }
@@ -72,6 +73,11 @@ impl Shard {
             Event::Ok { session, rid, value } => {
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
                 self.push_server(id, &ServerFrame::Ok { rid: *rid, value: *value });
+                self.ok_answered(id);
+            }
+            Event::Renewed { session, rid, expires_s } => {
+                let Some(id) = self.connection_of(*session) else { return self.stale() };
+                self.renewed(id, *rid, *expires_s);
                 self.ok_answered(id);
             }
             Event::Failed { session, rid, code, retry_ms, send } => {
@@ -462,6 +468,10 @@ impl Shard {
         self.end_for_good(session, |shard, id| match why {
             Kicked::Replaced => shard.close(id, 4409, CloseCause::Replaced),
             Kicked::Banned => shard.fail(id, 0, ErrorCode::Banned, "this user or device may not connect"),
+            Kicked::Revoked => {
+                shard.push_error(id, 0, ErrorCode::TokenInvalid, 0, page_flags::ERROR_CLOSING, "token revoked");
+                shard.close(id, 4401, CloseCause::TokenRevoked);
+            }
         });
     }
 

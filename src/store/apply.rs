@@ -16,12 +16,13 @@ use super::dedup::{Known, Recent};
 use super::entry::{Change, Entry, Message, Names, Operation};
 use super::job::{Loaded, LoadedMember, Positions};
 use super::record::{self, Value, head_flags};
+use super::revocations::{Reach, Revocations, Whose};
 use super::schema::{
     self, Batch, Change as RowChange, Conv, Device, Hashes, Keyspace, META_POSITION, User, dedup_bucket, dedup_quarter,
 };
 use crate::ids::{Cmid, ConversationKind, Mid, Role, conversation_kind};
-use crate::limits::{DEDUP_RECENT_MAX, LOADED_WEIGHT_MAX};
-use crate::mail::MemberRefusal;
+use crate::limits::{DEDUP_RECENT_MAX, LOADED_WEIGHT_MAX, REVOCATIONS_FORGOTTEN_MAX};
+use crate::mail::{MemberRefusal, TokenMark};
 use crate::mutant::{self, Mutant};
 use crate::wire::envelope::{ErrorCode, Trace, deliver_flags, send_flags};
 use crate::wire::message::Text;
@@ -249,6 +250,7 @@ pub struct State {
     recent: Recent,
     senders: Senders,
     bans: HashSet<(User, Option<Device>)>,
+    revocations: Revocations,
 }
 
 /// The least role that may send, by class of conversation.
@@ -276,6 +278,7 @@ impl State {
             recent: Recent::new(DEDUP_RECENT_MAX),
             senders: Senders::default(),
             bans: HashSet::new(),
+            revocations: Revocations::default(),
         }
     }
 
@@ -443,6 +446,23 @@ impl State {
             && (self.bans.contains(&(user, None)) || self.bans.contains(&(user, Some(self.hashes.device(device)))))
     }
 
+    /// Puts a revocation of the engine into memory.
+    pub fn insert_revoked(&mut self, whose: Whose<'_>, reach: Reach) {
+        self.revocations.insert(self.hashes.revoked(whose), reach);
+    }
+
+    /// Whether a token of a user, shown by this device, passes no more.
+    #[must_use]
+    pub fn is_revoked(&self, user: &str, device: &str, token: &TokenMark) -> bool {
+        self.revocations.bars(&self.hashes, user, device, token)
+    }
+
+    /// Whether one more revocation can be kept.
+    #[must_use]
+    pub fn has_room_for(&self, whose: Whose<'_>, now_ms: u64) -> bool {
+        self.revocations.has_room(&self.hashes.revoked(whose), now_ms / 1000)
+    }
+
     /// How many bans there are.
     #[must_use]
     pub fn bans_count(&self) -> usize {
@@ -499,6 +519,10 @@ impl State {
                 self.tick(*mid, entry.stamp_ms, batch)?;
                 self.apply_floor(*mid, (*floor, *count), conv, group, batch)
             }
+            Change::Revoked { whose, reach } => {
+                self.apply_revoked(*whose, *reach, entry.stamp_ms, batch);
+                Ok(())
+            }
             Change::Ban { banned, user, device } => {
                 let named = (!device.is_empty()).then(|| self.hashes.device(device));
                 let key = (self.hashes.user(user), named);
@@ -547,6 +571,17 @@ impl State {
         if let Some(conversation) = self.conversations.get_mut(&conv) {
             conversation.used = true;
         }
+    }
+
+    /// What has ended makes room, by the stamp of the entry, so that replay forgets the same.
+    fn apply_revoked(&mut self, whose: Whose<'_>, reach: Reach, stamp_ms: u64, batch: &mut Batch) {
+        for _ in 0..REVOCATIONS_FORGOTTEN_MAX {
+            let Some(ended) = self.revocations.take_ended(stamp_ms / 1000) else { break };
+            batch.push(Keyspace::Meta, RowChange::Delete, &ended.row_key(), |_| {});
+        }
+        let key = self.hashes.revoked(whose);
+        let row = record::Revoked::new(whose, self.revocations.insert(key, reach));
+        batch.push(Keyspace::Meta, RowChange::Put, &key.row_key(), |out| row.encode(out));
     }
 
     fn apply_message(&mut self, message: &Message<'_>, stamp_ms: u64, group: u64, batch: &mut Batch) -> Result<(), Disagreement> {

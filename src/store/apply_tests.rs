@@ -237,7 +237,7 @@ fn replay(log: &[(Vec<u8>, Engine)], from: usize) -> Engine {
                 | Change::Read { conv, .. } => {
                     Bench::load(&mut state, &engine, conv);
                 }
-                Change::Cursor { .. } | Change::Epoch { .. } | Change::Ban { .. } => {}
+                Change::Cursor { .. } | Change::Epoch { .. } | Change::Ban { .. } | Change::Revoked { .. } => {}
             }
             state.apply(&entry, group, &mut batch).unwrap();
         }

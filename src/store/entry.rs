@@ -11,11 +11,13 @@
 //! type 7   shape     mid u64, version u64, flags u8, conv s8
 //! type 8   ban       banned u8, user s8, device s8 (empty: all of the user's)
 //! type 9   floor     mid u64, floor u64, count u64, conv s8
+//! type 10  revoked   before_s u64, until_s u64, user s8, device s8 (empty: all of the user's), id s8 (empty: all tokens)
 //! ```
 //!
 //! A type, once released, is never changed; a new shape is a new type. Encoding appends to the buffer of the open group, decoding
 //! borrows from the group read back.
 
+use super::revocations::{Reach, Whose};
 use crate::ids::{Cmid, Mid};
 use crate::wire::envelope::{Trace, send_flags};
 use crate::wire::message::Text;
@@ -115,6 +117,13 @@ pub enum Change<'a> {
         /// Device; empty: all of the user's.
         device: &'a str,
     },
+    /// Tokens pass no more.
+    Revoked {
+        /// Which.
+        whose: Whose<'a>,
+        /// How far.
+        reach: Reach,
+    },
     /// The store continues under a new epoch, after accepted loss or a restored backup.
     Epoch {
         /// Change stamp.
@@ -200,6 +209,7 @@ impl Entry<'_> {
             Change::Set { .. } => SET,
             Change::Shape { .. } => SHAPE,
             Change::Ban { .. } => BAN,
+            Change::Revoked { .. } => REVOKED,
             Change::Floor { .. } => FLOOR,
         });
         put_u64(out, self.stamp_ms);
@@ -251,6 +261,13 @@ impl Entry<'_> {
                 out.push(u8::from(*banned));
                 put_s8(out, user);
                 put_s8(out, device);
+            }
+            Change::Revoked { whose, reach } => {
+                put_u64(out, reach.before_s);
+                put_u64(out, reach.until_s);
+                put_s8(out, whose.user);
+                put_s8(out, whose.device);
+                put_s8(out, whose.id);
             }
             Change::Floor { mid, floor, count, conv } => {
                 put_u64(out, mid.0);
@@ -344,6 +361,10 @@ fn take_entry<'a>(group: &mut &'a [u8]) -> Result<Entry<'a>, BadEntry> {
         EPOCH => Change::Epoch { mid: Mid(body.u64()?), epoch: body.u32()? },
         SET => body.set()?,
         SHAPE => Change::Shape { mid: Mid(body.u64()?), version: body.u64()?, flags: body.u8()?, conv: body.s8()? },
+        REVOKED => {
+            let reach = Reach { before_s: body.u64()?, until_s: body.u64()? };
+            Change::Revoked { whose: Whose { user: body.s8()?, device: body.s8()?, id: body.s8()? }, reach }
+        }
         BAN => Change::Ban { banned: body.u8()? != 0, user: body.s8()?, device: body.s8()? },
         FLOOR => Change::Floor { mid: Mid(body.u64()?), floor: body.u64()?, count: body.u64()?, conv: body.s8()? },
         _ => return Err(BadEntry),
@@ -447,6 +468,7 @@ const SET: u8 = 6;
 const SHAPE: u8 = 7;
 const BAN: u8 = 8;
 const FLOOR: u8 = 9;
+const REVOKED: u8 = 10;
 /// A role or a silence that does not change.
 const AS_IT_IS: u8 = 255;
 
@@ -481,6 +503,7 @@ mod tests {
             Change::Set { mid: Mid(1), version: 3, role: Some(2), muted: None, conv: "g:x", users: Names::List(&users) },
             Change::Shape { mid: Mid(1), version: 4, flags: 1, conv: "g:x" },
             Change::Ban { banned: true, user: "al", device: "" },
+            Change::Revoked { whose: Whose { user: "al", device: "web", id: "" }, reach: Reach { before_s: 7, until_s: 8 } },
             Change::Floor { mid: Mid(1), floor: 3, count: 1, conv: "g:x" },
         ];
         for change in changes {

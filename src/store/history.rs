@@ -135,17 +135,13 @@ impl<R: Rows> History<R> {
         }))
     }
 
-    /// Users and devices that may not connect.
+    /// The values of `meta` under keys that begin with `prefix`.
     ///
     /// # Errors
     /// [`JobFault`].
-    pub fn bans(&self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
-        let rows = self.view.prefix(Keyspace::Meta, schema::META_BAN).map(|row| {
-            let (_, value) = row.map_err(engine)?;
-            let ban = record::Ban::decode(&value).map_err(mismatch)?;
-            Ok((Text::from(ban.user), (!ban.device.is_empty()).then(|| Text::from(ban.device))))
-        });
-        rows.collect()
+    pub fn meta(&self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
+        let rows = self.view.prefix(Keyspace::Meta, prefix);
+        rows.map(|row| row.map(|(_, value)| value.to_vec()).map_err(engine)).collect()
     }
 
     /// Read position of a user, and the highest cursor of the user's devices.

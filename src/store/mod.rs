@@ -26,6 +26,7 @@ pub mod record;
 pub mod recovery;
 pub mod restore;
 pub mod retention;
+pub mod revocations;
 pub mod rows;
 pub mod schema;
 pub mod sequencer;

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::job::{Loaded, LoadedMember, Positions};
 use super::record::{self, Value};
-use super::schema::{Batch, Change, Hashes, Keyspace, META_BAN, META_POSITION, dedup_key, head_key, msg_seq, user_key};
+use super::schema::{Batch, Change, Hashes, Keyspace, META_POSITION, dedup_key, head_key, msg_seq, user_key};
 use crate::ids::Cmid;
-use crate::wire::message::Text;
 
 /// All rows.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -81,10 +80,9 @@ impl Engine {
         Some(record::Dedup::decode(row).unwrap())
     }
 
-    /// Users and devices that may not connect.
-    pub fn bans(&self) -> Vec<(Text, Option<Text>)> {
-        let rows = self.prefixed(Keyspace::Meta, META_BAN).map(|(_, row)| record::Ban::decode(row).unwrap());
-        rows.map(|ban| (Text::from(ban.user), (!ban.device.is_empty()).then(|| Text::from(ban.device)))).collect()
+    /// The values of `meta` under keys that begin with `prefix`.
+    pub fn meta(&self, prefix: &[u8]) -> Vec<Vec<u8>> {
+        self.prefixed(Keyspace::Meta, prefix).map(|(_, row)| row.to_vec()).collect()
     }
 
     /// Messages of a conversation: seq, sender, cmid, payload.

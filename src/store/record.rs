@@ -16,6 +16,7 @@ use rkyv::ser::allocator::SubAllocator;
 use rkyv::with::InlineAsBox;
 use rkyv::{Archive, Serialize};
 
+use super::revocations::{Reach, Whose};
 use crate::ids::{Cmid, Mid};
 use crate::wire::envelope::Trace;
 
@@ -128,6 +129,40 @@ pub mod head_flags {
     pub const HISTORY: u8 = 1;
     /// So many members that they are told by NOTICE.
     pub const LARGE: u8 = 2;
+}
+
+/// Value of `meta` under `revoked.` and hashes: tokens that pass no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize)]
+pub struct Revoked<'a> {
+    /// User id in full.
+    #[rkyv(with = InlineAsBox)]
+    pub user: &'a str,
+    /// Device id in full; empty: all of the user's.
+    #[rkyv(with = InlineAsBox)]
+    pub device: &'a str,
+    /// `jti` of the one token; empty: all.
+    #[rkyv(with = InlineAsBox)]
+    pub id: &'a str,
+    /// Those issued before this Unix second.
+    pub before_s: u64,
+    /// From this Unix second on it may be forgotten.
+    pub until_s: u64,
+}
+
+impl<'a> Revoked<'a> {
+    /// The row of a revocation.
+    #[must_use]
+    pub fn new(whose: Whose<'a>, reach: Reach) -> Self {
+        let (Whose { user, device, id }, Reach { before_s, until_s }) = (whose, reach);
+        Self { user, device, id, before_s, until_s }
+    }
+
+    /// What the row says.
+    #[must_use]
+    pub fn read(&self) -> (Whose<'a>, Reach) {
+        let Self { user, device, id, before_s, until_s } = *self;
+        (Whose { user, device, id }, Reach { before_s, until_s })
+    }
 }
 
 /// Value of `meta` under `ban.` and hashes: a user or a device that may not connect.
@@ -291,6 +326,13 @@ value!(ConvOf<'a>, ArchivedConvOf<'_>, |row| ConvOf {
     changed: row.changed.to_native(),
 });
 value!(Ban<'a>, ArchivedBan<'_>, |row| Ban { user: &row.user, device: &row.device });
+value!(Revoked<'a>, ArchivedRevoked<'_>, |row| Revoked {
+    user: &row.user,
+    device: &row.device,
+    id: &row.id,
+    before_s: row.before_s.to_native(),
+    until_s: row.until_s.to_native(),
+});
 value!(Read, ArchivedRead, |row| Read { seq: row.seq.to_native(), changed: row.changed.to_native() });
 value!(Cursor, ArchivedCursor, |row| Cursor { seq: row.seq.to_native() });
 value!(Dedup, ArchivedDedup, |row| Dedup {
@@ -389,6 +431,8 @@ mod tests {
         let conv_of = ConvOf { conv: "d:al:bo", joined: 1, left: true, version: 2, changed: 3 };
         golden(conv_of, &mut Vec::new(), "01643a616c3a626ff9ffffff0700000001000000000000000102000000000000000300000000000000");
         golden(Ban { user: "al", device: "web" }, &mut Vec::new(), "01616c776562fbffffff02000000f5ffffff03000000");
+        let revoked = Revoked { user: "al", device: "web", id: "j1", before_s: 5, until_s: 6 };
+        golden(revoked, &mut Vec::new(), "GOLDEN");
         golden(Read { seq: 3, changed: 4 }, &mut Vec::new(), "0103000000000000000400000000000000");
         golden(Cursor { seq: 3 }, &mut Vec::new(), "010300000000000000");
         let dedup = Dedup { conv: [0xcc; 16], seq: 1, mid: 2, fingerprint: 3 };

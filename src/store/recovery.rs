@@ -7,9 +7,9 @@ use super::apply::{Disagreement, State};
 use super::entry::{BadEntry, Change, Message, entries};
 use super::job::{JobFault, Loaded, Projection};
 use super::log::LogError;
-use super::schema::Batch;
+use super::record::{self, Value};
+use super::schema::{Batch, META_BAN, META_REVOKED};
 use crate::limits::REPLAY_BATCH_BYTES;
-use crate::wire::message::Text;
 
 /// Why the store cannot start on what it found.
 #[derive(Debug)]
@@ -39,6 +39,11 @@ pub enum RecoverError {
         /// Why.
         fault: JobFault,
     },
+    /// Bans and revocations cannot be read from the engine.
+    Meta {
+        /// Why.
+        fault: JobFault,
+    },
     /// The engine's rows end before the log begins.
     Gap {
         /// Last group in the engine.
@@ -56,6 +61,7 @@ impl fmt::Display for RecoverError {
             Self::Entry { group, source } => write!(f, "commit group {group}: {source}"),
             Self::Disagreement { group, source } => write!(f, "commit group {group}: {source}"),
             Self::Cold { conv, fault } => write!(f, "reading conversation {conv} from the engine: {fault:?}"),
+            Self::Meta { fault } => write!(f, "reading bans and revocations from the engine: {fault:?}"),
             Self::Gap { engine, first } => write!(
                 f,
                 "the engine holds commit groups up to {engine}, the log begins with {first}: groups {} to {} are lost. Restore the \
@@ -82,13 +88,31 @@ pub trait Cold {
     /// # Errors
     /// [`JobFault`], which ends the start.
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault>;
-    /// Users and devices that may not connect.
+    /// The values of `meta` under keys that begin so.
     ///
     /// # Errors
     /// [`JobFault`], which ends the start.
-    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault>;
+    fn meta(&mut self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, JobFault>;
     /// Takes the rows of replayed groups, in order: of all after the last call up to the number given.
     fn project(&mut self, projection: Projection);
+}
+
+/// Puts into memory who may not connect, and which tokens pass no more.
+///
+/// # Errors
+/// [`RecoverError::Meta`].
+pub fn bar(state: &mut State, cold: &mut impl Cold) -> Result<(), RecoverError> {
+    let fault = |fault| RecoverError::Meta { fault };
+    let mismatch = |_: record::BadValue| RecoverError::Meta { fault: JobFault::Mismatch };
+    for row in cold.meta(META_BAN).map_err(fault)? {
+        let ban = record::Ban::decode(&row).map_err(mismatch)?;
+        state.insert_ban(ban.user, Some(ban.device).filter(|device| !device.is_empty()));
+    }
+    for row in cold.meta(META_REVOKED).map_err(fault)? {
+        let (whose, reach) = record::Revoked::decode(&row).map_err(mismatch)?.read();
+        state.insert_revoked(whose, reach);
+    }
+    Ok(())
 }
 
 /// Applies one group of the log again and adds its rows to `batch`, which goes to `cold` when it is large enough. The caller hands over

@@ -21,7 +21,7 @@ use super::super::sequencer::{Policy, Sequencer, Settings};
 use super::*;
 use crate::clock::Moment;
 use crate::ids::{Cmid, ReactorId, RosterId, SessionRef};
-use crate::mail::{Attach, Event, PageMail, PageRequest, SendMail, Sender, Submit};
+use crate::mail::{Attach, Event, PageMail, PageRequest, SendMail, Sender, Submit, TokenMark};
 use crate::observe::trace::Sampling;
 use crate::wire::envelope::{Encoding, ServerFrame, ServerFrames, page_flags, send_flags};
 use crate::wire::message::Body;
@@ -57,7 +57,7 @@ impl Cold for World {
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {
         self.history().load(conv)
     }
-    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+    fn meta(&mut self, _: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
         Ok(Vec::new())
     }
     fn project(&mut self, projection: Projection) {
@@ -131,6 +131,7 @@ impl World {
             platform: 0,
             caps: 0,
             claim: None,
+            token: TokenMark::default(),
         }));
     }
 

@@ -8,7 +8,8 @@
 //! conv_of   U, C            id, joined, left       one per conversation a user has or had
 //! read      U, C            seq                    READ and own SEND
 //! cursor    U, D, C         seq                    ACK; the highest wins
-//! meta      name            store, position; `ban.` and U, or U and D: who may not connect
+//! meta      name            store, position; `ban.` and U, or U and D: who may not connect;
+//!                                                   `revoked.` and U, D, hash of `jti`: tokens that are revoked
 //! ```
 //!
 //! Keys are big-endian, so that their order is numeric. `C` is a 128-bit keyed hash of the conversation id, `U` and `D` are 64-bit
@@ -36,6 +37,7 @@ use siphasher::sip::SipHasher24;
 use siphasher::sip128::{Hasher128, SipHasher24 as SipHasher24Wide};
 
 use super::record::{self, Value};
+use super::revocations::Whose;
 use crate::ids::{Cmid, Mid};
 use crate::limits::SPARE_BATCH_BYTES_MAX;
 
@@ -134,6 +136,22 @@ pub fn ban_key(user: User, device: Option<Device>) -> Vec<u8> {
     key
 }
 
+/// First bytes of the keys of [`super::record::Revoked`] in `meta`.
+pub const META_REVOKED: &[u8] = b"revoked.";
+
+/// What a revocation is found by: hashes of user, device and id of the token; 0 for any.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct RevokedKey(pub [u64; 3]);
+
+impl RevokedKey {
+    /// Key in `meta`.
+    #[must_use]
+    pub fn row_key(&self) -> Vec<u8> {
+        let parts = self.0.iter().flat_map(|part| part.to_be_bytes());
+        META_REVOKED.iter().copied().chain(parts).collect()
+    }
+}
+
 /// The hashes that stand in keys.
 #[derive(Clone, Copy)]
 pub struct Hashes {
@@ -175,6 +193,14 @@ impl Hashes {
     #[must_use]
     pub fn device(&self, id: &str) -> Device {
         Device(SipHasher24::new_with_key(&self.key).hash(id.as_bytes()))
+    }
+
+    /// What a revocation is found by.
+    #[must_use]
+    pub fn revoked(&self, whose: Whose<'_>) -> RevokedKey {
+        let hasher = SipHasher24::new_with_key(&self.key);
+        let any_or = |text: &str| if text.is_empty() { 0 } else { hasher.hash(text.as_bytes()) };
+        RevokedKey([whose.user, whose.device, whose.id].map(any_or))
     }
 
     /// Tells two messages under one cmid apart.

@@ -39,7 +39,7 @@ use super::log::{Log, LogError, Recovered};
 use super::outbox::Outbox;
 use super::park::{Lookup, Parking, Work};
 use super::record;
-use super::recovery::{Cold, RecoverError, replay};
+use super::recovery::{self, Cold, RecoverError, replay};
 use super::retention::{Keep, Sweeper};
 use super::schema::{Batch, Conv};
 use crate::clock::Moment;
@@ -261,8 +261,7 @@ impl<D: Disk> Sequencer<D> {
         }
         let mut state = State::new(store, position);
         state.set_senders(settings.policy.senders);
-        let bans = cold.bans().map_err(|fault| RecoverError::Cold { conv: "bans".to_owned(), fault })?;
-        bans.iter().for_each(|(user, device)| state.insert_ban(user, device.as_deref()));
+        recovery::bar(&mut state, cold)?;
         let after = position.group + u64::from(mutant::on(Mutant::ReplayOffByOne));
         let mut batch = Batch::default();
         log.replay(after, |group, _, body| replay(&mut state, group, body, &mut batch, cold))?;
@@ -450,6 +449,7 @@ impl<D: Disk> Sequencer<D> {
                 }
             }
             Submit::User(mail) => self.change_user(mail, now),
+            Submit::Renew(mail) => self.renew(&mail),
             Submit::Watch(mail) => self.watch(mail, now, ports),
             Submit::Signal(mail) => match self.user(mail.from) {
                 Some(user) => self.offer(Work::Signal { mail, user }, now, ports),
@@ -478,7 +478,7 @@ impl<D: Disk> Sequencer<D> {
 
     fn attach(&mut self, attach: &Attach, now: Moment) {
         self.counters.attaches_count += 1;
-        let Attach { session, user, device, platform, caps, claim } = attach;
+        let Attach { session, user, device, platform, caps, claim, .. } = attach;
         let hash = self.state.hashes().user(user).0;
         if !self.attempts.take((hash, self.state.hashes().device(device).0), now.mono_ns / 1_000_000) {
             let event = Event::AttachRefused { session: *session, code: ErrorCode::RateLimited };
@@ -653,6 +653,7 @@ fn submission_index(submit: &Submit) -> usize {
         Submit::Signal(_) => 8,
         Submit::Away { .. } => 9,
         Submit::User(_) => 10,
+        Submit::Renew(_) => 11,
     }
 }
 

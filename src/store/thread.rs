@@ -201,9 +201,9 @@ mod tests {
     use super::super::sequencer::{Policy, Settings};
     use super::*;
     use crate::ids::{Cmid, RosterId, SessionRef};
-    use crate::mail::{Attach, Event, SendMail, Sender};
+    use crate::mail::{Attach, Event, SendMail, Sender, TokenMark};
     use crate::mailbox::{lane, spares};
-    use crate::wire::message::{Body, Text};
+    use crate::wire::message::Body;
 
     struct Nothing;
 
@@ -211,7 +211,7 @@ mod tests {
         fn load(&mut self, _: &str) -> Result<Option<Loaded>, JobFault> {
             Ok(None)
         }
-        fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
+        fn meta(&mut self, _: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
             Ok(Vec::new())
         }
         fn project(&mut self, _: Projection) {}
@@ -282,7 +282,15 @@ mod tests {
                 },
             );
             let thread = thread.unwrap();
-            let attach = Attach { session: SESSION, user: "al".into(), device: "web".into(), platform: 0, caps: 0, claim: None };
+            let attach = Attach {
+                session: SESSION,
+                user: "al".into(),
+                device: "web".into(),
+                platform: 0,
+                caps: 0,
+                claim: None,
+                token: TokenMark::default(),
+            };
             submit.try_send(Submit::Attach(attach)).unwrap();
             let attached = groups.recv_within(patience).unwrap();
             assert!(matches!(attached.events[..], [Event::Attached { roster: RosterId(0), .. }]));

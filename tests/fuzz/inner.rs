@@ -152,7 +152,7 @@ pub fn json(input: &[u8]) -> u64 {
 pub fn token(input: &[u8]) -> u64 {
     static KEY: LazyLock<(Verifier, String)> = LazyLock::new(|| {
         let secret = Secret::new(vec![7; 32]).expect("long enough");
-        let token = mint(&secret, "al", None, 9_999_999_999).expect("a name");
+        let token = mint(&secret, "al", None, 0..9_999_999_999).expect("a name");
         (Verifier::new(&secret, 0), token)
     });
     let (verifier, signed) = &*KEY;
@@ -173,7 +173,7 @@ pub fn token(input: &[u8]) -> u64 {
 /// A token the key of [`token`] has signed.
 pub fn signed_token() -> Vec<u8> {
     let secret = Secret::new(vec![7; 32]).expect("long enough");
-    mint(&secret, "al", None, 9_999_999_999).expect("a name").into_bytes()
+    mint(&secret, "al", None, 0..9_999_999_999).expect("a name").into_bytes()
 }
 
 /// A file is taken or all its mistakes are told, each in one line; what is taken is made of values that each setting takes.

@@ -19,7 +19,6 @@ use tidegate::store::recovery::Cold;
 use tidegate::store::rows::Rows;
 use tidegate::store::schema::Hashes;
 use tidegate::store::sequencer::{Policy, Ports, Sequencer, Settings};
-use tidegate::wire::message::Text;
 
 use crate::cores::Lanes;
 use crate::disk::SimDisk;
@@ -60,8 +59,8 @@ impl Cold for Bare<'_> {
         History::new(&*self.engine, self.hashes).map_err(|_| JobFault::Engine)?.load(conv)
     }
 
-    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
-        History::new(&*self.engine, self.hashes).map_err(|_| JobFault::Engine)?.bans()
+    fn meta(&mut self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
+        History::new(&*self.engine, self.hashes).map_err(|_| JobFault::Engine)?.meta(prefix)
     }
 
     fn project(&mut self, projection: Projection) {

@@ -194,7 +194,7 @@ impl World {
             convs.extend(self.groups.iter().filter(|(_, members)| members.contains(user)).map(|(conv, _)| conv.clone()));
             for device in 0..self.plan.devices_per_user {
                 let place = self.devices.len();
-                let token = mint(secret, user, None, 4_000_000_000).expect("a user");
+                let token = mint(secret, user, None, 0..4_000_000_000).expect("a user");
                 let stream = random.stream("device", (number * 16 + device) as u64);
                 let name = format!("dev{device}");
                 let wants = (self.plan.faults.members_ns > 0, self.plan.watches);
@@ -217,7 +217,7 @@ impl World {
                     convs.push(conv.clone());
                 }
             }
-            let token = mint(secret, &user, None, 4_000_000_000).expect("a user");
+            let token = mint(secret, &user, None, 0..4_000_000_000).expect("a user");
             self.rudes.push(Rude::new(RUDE + number, user, token, convs, stream));
         }
     }

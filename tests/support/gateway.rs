@@ -320,7 +320,8 @@ pub fn unix_s() -> u64 {
 }
 
 fn token(secret: &Secret, user: &str, device: Option<&str>, seconds: i64) -> String {
-    mint(secret, user, device, unix_s().saturating_add_signed(seconds)).expect("good names")
+    let now = unix_s();
+    mint(secret, user, device, now..now.saturating_add_signed(seconds)).expect("good names")
 }
 
 /// A port that stays free over several lives of a gateway: below those the kernel gives out by itself, so that no connection of another

@@ -3,10 +3,11 @@
 use super::{Attach, Conv, Event, MemberDone, MemberRefusal, Moment, Sequencer};
 use crate::ids::{Role, RosterId};
 use crate::limits::{BANS_MAX, NOTICE_MEMBERS_PER_TURN_MAX};
-use crate::mail::{Kicked, MemberMail, UserChange, UserMail};
+use crate::mail::{Kicked, MemberMail, RenewMail, UserChange, UserMail};
 use crate::store::disk::Disk;
 use crate::store::entry::{Change, Entry, Operation};
 use crate::store::record::head_flags;
+use crate::store::revocations::{Reach, Whose};
 use crate::wire::envelope::ErrorCode;
 use crate::wire::message::Text;
 
@@ -130,6 +131,9 @@ impl<D: Disk> Sequencer<D> {
         if self.state.is_banned(&attach.user, &attach.device) {
             return Some(ErrorCode::Banned);
         }
+        if self.state.is_revoked(&attach.user, &attach.device, &attach.token) {
+            return Some(ErrorCode::TokenInvalid);
+        }
         let max = self.settings.policy.devices_max;
         let mut others = 0;
         for id in self.roster.devices(hash, &attach.user) {
@@ -159,29 +163,54 @@ impl<D: Disk> Sequencer<D> {
         super::live::platform(old) == class && class < 8 && self.settings.policy.one_per_class & 1 << class != 0
     }
 
-    /// A ban, and the end of one.
+    /// A fresh token of a session: good unless it is revoked.
+    pub(super) fn renew(&mut self, mail: &RenewMail) {
+        let RenewMail { from, token, expires_s } = mail;
+        let (session, rid) = (from.session, from.rid);
+        if self.roster.session(from.roster) != Some(session) {
+            self.counters.stale_submissions_count += 1;
+            return;
+        }
+        let is_revoked = self.state.is_revoked(self.roster.user(from.roster), self.roster.device(from.roster), token);
+        let event = match is_revoked {
+            true => Event::Failed { session, rid, code: ErrorCode::TokenInvalid, retry_ms: 0, send: None },
+            false => Event::Renewed { session, rid, expires_s: *expires_s },
+        };
+        self.fanout.push(session.reactor, event);
+    }
+
+    /// What a user may do at all: a ban, the end of one, tokens that pass no more. Whom it concerns is disconnected.
     pub(super) fn change_user(&mut self, mail: UserMail, now: Moment) {
         let UserMail { user, device, change, reply } = mail;
         let named = device.as_deref().unwrap_or("");
-        let refusal = match change {
+        let (entry, why) = match &change {
+            UserChange::Ban => (Change::Ban { banned: true, user: &user, device: named }, Some(Kicked::Banned)),
+            UserChange::Unban => (Change::Ban { banned: false, user: &user, device: named }, None),
+            UserChange::Revoke { before_s, until_s, id } => {
+                let whose = Whose { user: &user, device: named, id: id.as_deref().unwrap_or("") };
+                let reach = Reach { before_s: *before_s, until_s: *until_s };
+                (Change::Revoked { whose, reach }, Some(Kicked::Revoked))
+            }
+        };
+        let refusal = match &entry {
             _ if self.is_read_only => Some(MemberRefusal::ReadOnly),
             _ if self.is_overloaded => Some(MemberRefusal::Overloaded),
-            UserChange::Ban if self.state.bans_count() >= BANS_MAX => Some(MemberRefusal::TooMany),
-            UserChange::Ban | UserChange::Unban => None,
+            Change::Ban { banned: true, .. } if self.state.bans_count() >= BANS_MAX => Some(MemberRefusal::TooMany),
+            Change::Revoked { whose, .. } if !self.state.has_room_for(*whose, now.unix_ms) => Some(MemberRefusal::TooMany),
+            _ => None,
         };
         if let Some(refusal) = refusal {
             return self.open.replies.push((reply, Err(refusal)));
         }
-        let entry = Change::Ban { banned: change == UserChange::Ban, user: &user, device: named };
         self.accept(&Entry { stamp_ms: now.unix_ms, change: entry }, now);
         self.close_durably();
         let mut done = MemberDone::default();
-        if change == UserChange::Ban {
+        if let Some(why) = why {
             let hash = self.state.hashes().user(&user).0;
             for id in self.roster.devices(hash, &user) {
                 if device.as_deref().is_none_or(|device| device == self.roster.device(id)) {
                     let session = self.roster.session(id).expect("the roster names devices that are there");
-                    self.fanout.push(session.reactor, Event::Kick { session, why: Kicked::Banned });
+                    self.fanout.push(session.reactor, Event::Kick { session, why });
                     self.counters.kicks_count += 1;
                     done.members.push(self.roster.device(id).to_owned());
                 }

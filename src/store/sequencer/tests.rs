@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 
 use super::*;
 use crate::ids::{Cmid, RosterId, SessionRef};
-use crate::mail::{PageRequest, SendMail};
+use crate::mail::{PageRequest, SendMail, TokenMark};
 use crate::store::disk_memory::MemoryDisk;
 use crate::store::job::{JobFault, Loaded};
 use crate::store::log::LogSettings;
@@ -46,8 +46,8 @@ impl Cold for World {
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {
         Ok(self.engine.load(&hashes(), conv))
     }
-    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
-        Ok(self.engine.bans())
+    fn meta(&mut self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
+        Ok(self.engine.meta(prefix))
     }
     fn project(&mut self, projection: Projection) {
         self.engine.write(projection.batch);
@@ -133,6 +133,7 @@ impl World {
             Event::Failed { session, rid, code, .. } => format!("{} failed {rid} {}", session.index, code.value()),
             Event::PageRefused { session, rid, code, .. } => format!("{} page {rid} refused {}", session.index, code.value()),
             Event::Ok { session, rid, value } => format!("{} ok {rid} {value}", session.index),
+            Event::Renewed { session, rid, expires_s } => format!("{} renewed {rid} until {expires_s}", session.index),
             Event::Conv { event, version, .. } => format!("{targets:?} conv {event} version {version}"),
             Event::Evict { session, by, .. } => format!("{} evicted by {}", session.index, by.index),
             Event::Attached { session, .. } => format!("{} attached", session.index),
@@ -202,7 +203,15 @@ fn sender(index: u32, rid: u32) -> Sender {
 }
 
 fn attach(index: u32, user: &str) -> Submit {
-    Submit::Attach(Attach { session: session(index), user: user.into(), device: "web".into(), platform: 1, caps: 0, claim: None })
+    Submit::Attach(Attach {
+        session: session(index),
+        user: user.into(),
+        device: "web".into(),
+        platform: 1,
+        caps: 0,
+        claim: None,
+        token: TokenMark::default(),
+    })
 }
 
 fn message(from: Sender, conv: &str, cmid: u8, flags: u8) -> SendMail {

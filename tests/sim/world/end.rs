@@ -68,7 +68,7 @@ impl World {
         let first = self.devices.len();
         let users: Vec<Arc<str>> = (0..self.plan.users).map(|number| format!("user{number}").into()).collect();
         for (place, user) in users.iter().enumerate() {
-            let token = mint(&secret, user, None, 4_000_000_000).expect("a user");
+            let token = mint(&secret, user, None, 0..4_000_000_000).expect("a user");
             let stream = Random::new(self.plan.seed).stream("auditor", place as u64);
             let number = self.devices.len();
             let wants = (self.plan.faults.members_ns > 0, self.plan.watches);

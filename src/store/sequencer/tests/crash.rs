@@ -166,8 +166,8 @@ impl Cold for Anew {
     fn load(&mut self, conv: &str) -> Result<Option<Loaded>, JobFault> {
         Ok(self.engine.load(&self.hashes, conv))
     }
-    fn bans(&mut self) -> Result<Vec<(Text, Option<Text>)>, JobFault> {
-        Ok(self.engine.bans())
+    fn meta(&mut self, prefix: &[u8]) -> Result<Vec<Vec<u8>>, JobFault> {
+        Ok(self.engine.meta(prefix))
     }
     fn project(&mut self, projection: Projection) {
         self.engine.write(projection.batch);

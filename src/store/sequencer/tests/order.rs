@@ -1,7 +1,7 @@
 //! What is told to whom and in which order, cursors, devices and members.
 
 use super::*;
-use crate::mail::{CursorMail, MemberChange, MemberMail};
+use crate::mail::{CursorMail, MemberChange, MemberMail, TokenMark};
 use crate::store::disk_memory::Faults;
 use crate::store::schema::Keyspace;
 use crate::wire::envelope::send_flags;
@@ -251,7 +251,15 @@ fn a_replaced_device_is_a_clean_cut() {
     world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
     settle(&mut sequencer, &mut world);
     world.told();
-    let again = Attach { session: session(9), user: "bo".into(), device: "web".into(), platform: 1, caps: 0, claim: None };
+    let again = Attach {
+        session: session(9),
+        user: "bo".into(),
+        device: "web".into(),
+        platform: 1,
+        caps: 0,
+        claim: None,
+        token: TokenMark::default(),
+    };
     world.submits.extend([send(0, 2, "d:al:bo", 2, 0), Submit::Attach(again), send(0, 3, "d:al:bo", 3, 0)]);
     world.submits.push_back(send(1, 4, "d:al:bo", 4, 0));
     world.submits.push_back(Submit::Leave { session: session(1), roster: RosterId(1) });
