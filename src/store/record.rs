@@ -432,7 +432,11 @@ mod tests {
         golden(conv_of, &mut Vec::new(), "01643a616c3a626ff9ffffff0700000001000000000000000102000000000000000300000000000000");
         golden(Ban { user: "al", device: "web" }, &mut Vec::new(), "01616c776562fbffffff02000000f5ffffff03000000");
         let revoked = Revoked { user: "al", device: "web", id: "j1", before_s: 5, until_s: 6 };
-        golden(revoked, &mut Vec::new(), "GOLDEN");
+        golden(
+            revoked,
+            &mut Vec::new(),
+            "01616c7765626a31f9ffffff02000000f3ffffff03000000eeffffff0200000005000000000000000600000000000000",
+        );
         golden(Read { seq: 3, changed: 4 }, &mut Vec::new(), "0103000000000000000400000000000000");
         golden(Cursor { seq: 3 }, &mut Vec::new(), "010300000000000000");
         let dedup = Dedup { conv: [0xcc; 16], seq: 1, mid: 2, fingerprint: 3 };

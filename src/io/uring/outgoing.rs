@@ -24,6 +24,7 @@ pub struct Outgoing {
     /// Blocks without a send, per class; the last one used is the first used again, while it is in the cache.
     spare: [Vec<Box<[u8]>>; CLASSES_BYTES.len()],
     /// As `spare`, of vectors.
+    #[expect(clippy::vec_box, reason = "a send in flight takes it as it is, and it must not move")]
     spare_vectors: Vec<Box<Vectors>>,
     /// Bytes of blocks in flight. What is shared is bounded by the queues it comes from.
     bytes: usize,
