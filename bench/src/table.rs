@@ -128,7 +128,7 @@ const COLUMNS: &[(&str, &str)] = &[
     ("uring", "io_uring"),
     ("bun", "Bun (uWebSockets' engine)"),
     ("tokio_tungstenite", "tokio-tungstenite"),
-    ("nats", "NATS"),
+    ("nats_jetstream", "NATS JetStream"),
     ("centrifugo", "Centrifugo"),
     ("nchan", "Nchan"),
     ("floor_again", "the floor itself"),
