@@ -331,7 +331,8 @@ fn settings(answer: &Value) -> String {
     let Value::Object(all) = answer else { return format!("{answer}\n") };
     let row = |(key, entry): (&String, &Value)| {
         let mark = if entry["changed"] == true { "*" } else { "" };
-        vec![key.clone(), plain(&entry["value"]), mark.to_owned()]
+        let from = entry["from"].as_str().unwrap_or(mark);
+        vec![key.clone(), plain(&entry["value"]), from.to_owned()]
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
     table(&["setting", "value", "changed"], &rows)

@@ -23,12 +23,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
+use crate::config::derived::{self, Derived, Machine};
 use crate::config::value::{DriverChoice, PrivateFds};
 use crate::config::{Exit, Secret, Settings};
 use crate::ids::ReactorId;
 use crate::io::descriptors::{self, Descriptors};
 use crate::io::driver::Driver;
 use crate::io::epoll::{self, Epoll};
+use crate::io::memory;
 use crate::io::pin;
 use crate::io::socket::Listener;
 use crate::io::uring::{self, Sizes, Uring};
@@ -113,13 +115,18 @@ impl std::error::Error for Fatal {}
 /// # Errors
 /// [`Fatal`]. What was acknowledged is on disk whatever the reason.
 pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
+    let configured = settings;
+    let mut settings = configured.clone();
     options.confined.report();
     let clock = Clock::new();
     let cores = reactors_count(&settings);
     // The first descriptors of all: their numbers are the same in every table, and nothing else is copied into them.
     let wakers = (0..cores).map(|_| Waker::for_driver()).collect::<Result<Vec<_>, _>>();
     let wakers = wakers.map_err(|error| Fatal::new(Exit::Failed, format!("making an eventfd per reactor: {error}")))?;
-    let Share { connections: connections_per_reactor, is_private } = share(&settings, cores)?;
+    let Share { connections: by_files, is_private, in_all } = share(&settings, cores)?;
+    let derived = work_out(&mut settings, cores, in_all);
+    // Hashing spreads unevenly: where one table serves all, each reactor may hold all of them; else it may fill its own.
+    let connections_per_reactor = by_files.min(settings.limits.connections_max as usize).max(cores);
     let last_bell = wakers.iter().filter_map(Waker::descriptor).map(|bell| bell.as_raw_fd()).max().filter(|_| is_private);
     let kernel = Kernel::choose(&settings, cores, connections_per_reactor, options.confined.uring)?;
     let (events_in, events) = mpsc::channel();
@@ -197,7 +204,8 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         submit: store.submit.clone(),
         credit: store.credit.clone(),
         controls: posts.iter().map(|post| post.control.clone()).collect(),
-        settings: settings.clone(),
+        settings: configured,
+        derived,
         drain: {
             let events = events_in.clone();
             Box::new(move || drop(events.send(Occurrence::Signal(Signal::Terminate))))
@@ -536,9 +544,11 @@ struct Share {
     connections: usize,
     /// In a descriptor table of its own.
     is_private: bool,
+    /// What all tables hold.
+    in_all: u64,
 }
 
-/// The share of one reactor, refused if it does not fit the open files.
+/// The share of one reactor by the limit of open files, refused if what is asked does not fit it.
 fn share(settings: &Settings, cores: usize) -> Result<Share, Fatal> {
     let asked = u64::from(settings.limits.connections_max);
     let failed = |error| Fatal::new(Exit::Failed, format!("asking for the limit of open files: {error}"));
@@ -553,14 +563,31 @@ fn share(settings: &Settings, cores: usize) -> Result<Share, Fatal> {
         return Err(Fatal::new(Exit::OpenFiles, descriptors));
     }
     tracing::info!("{descriptors}");
-    // Hashing spreads unevenly: where one table serves all, each reactor may hold all of them; else it may fill its own.
     let most = descriptors.connections_per_table();
     let connections = if asked == 0 { most } else { asked.min(most) };
     let connections = usize::try_from(connections).unwrap_or(usize::MAX).min(CONNECTIONS_MAX);
-    Ok(Share { connections: connections.max(cores), is_private })
+    let in_all = descriptors.connections_enough().min(CONNECTIONS_MAX as u64);
+    Ok(Share { connections, is_private, in_all })
 }
 
-/// What the settings mean to one of `cores` reactors. `hash_key` is the key of the stored rows, which is another one.
+/// Works out what is not set from memory and open files, and says so.
+fn work_out(settings: &mut Settings, cores: usize, connections_by_files: u64) -> Vec<Derived> {
+    let found = memory::available();
+    if found.is_none() {
+        tracing::warn!("neither /proc/meminfo nor memory.max can be read; set limits.memory_bytes");
+    }
+    let memory = found.map_or((MEMORY_UNKNOWN_BYTES, "assumed"), |found| (found.bytes, found.from));
+    let (derived, warnings) = derived::fill(settings, Machine { memory, reactors: cores as u64, connections_by_files });
+    for Derived { key, value, from } in &derived {
+        tracing::info!("{key} = {value}: {from}");
+    }
+    for text in &warnings {
+        tracing::warn!("{text}");
+    }
+    derived
+}
+
+/// What the settings mean to one of `cores` reactors; a limit that was not worked out is that of a large machine. `hash_key` is the key of the stored rows, which is another one.
 ///
 /// # Errors
 /// When the system draws no random bytes.
@@ -604,10 +631,13 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         resume_ms: protocol.resume_ms,
         queue_soft_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_soft },
         queue_hard_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_hard },
-        queued_bytes_max: bounds.queue_bytes_max / cores as u64,
+        queued_bytes_max: bounds.queue_bytes_max.unwrap_or(limits::QUEUE_BYTES_MAX) / cores as u64,
         stall_ms: bounds.write_stall_ms,
-        accept_rate: Rate { per_second: bounds.accept_per_s, burst: bounds.accept_burst },
-        handshakes_max: bounds.handshakes_max,
+        accept_rate: Rate {
+            per_second: bounds.accept_per_s.unwrap_or(limits::ACCEPTS_PER_SECOND_MAX),
+            burst: bounds.accept_burst.unwrap_or(2 * limits::ACCEPTS_PER_SECOND_MAX),
+        },
+        handshakes_max: bounds.handshakes_max.unwrap_or(limits::HANDSHAKES_MAX),
         tls_waiting_max: settings.tls.handshakes_waiting_max as usize,
         sampling: Sampling { every: settings.log.trace_every },
         drain_grace_ms: drain.window_ms.min(DRAIN_GRACE_MS),
@@ -621,6 +651,8 @@ const AUTO_IS_URING: bool = false;
 const USER_TIMEOUT: Duration = Duration::from_secs(90);
 /// Connections of one node, whatever the limit of open files says.
 const CONNECTIONS_MAX: usize = 10_000_000;
+/// Memory of a machine that does not say how much it has.
+const MEMORY_UNKNOWN_BYTES: u64 = 1 << 30;
 /// After GOAWAY a client may finish what it waits for.
 const DRAIN_GRACE_MS: u32 = 1_000;
 /// How long a drain may take beyond its window.

@@ -208,6 +208,30 @@ pub const NOTICE_ONLY_ABOVE: usize = 1_000;
 /// rest waits in our own queue, where it is counted.
 pub const NOTSENT_LOWAT_BYTES: i32 = 16 * 1024;
 
+/// What a connection is reckoned at, bytes, when their number is worked out from the memory: some 500 of ours, 4 KiB of the kernel, and
+/// what is on its way to and from those that talk.
+pub const CONNECTION_BYTES: u64 = 8 * 1024;
+/// See [`CONNECTION_BYTES`]; with TLS some 4.5 KiB more.
+pub const CONNECTION_TLS_BYTES: u64 = 12 * 1024;
+
+/// What a connection before its HELLO is reckoned at, bytes: head, TLS handshake, and the kernel's part.
+pub const HANDSHAKE_BYTES: u64 = (UPGRADE_HEAD_BYTES_MAX + TLS_HANDSHAKE_BYTES_MAX) as u64 + 8 * 1024;
+
+/// Bounds of `limits.handshakes_max` where it is worked out.
+pub const HANDSHAKES_MIN: u32 = 64;
+/// See [`HANDSHAKES_MIN`].
+pub const HANDSHAKES_MAX: u32 = 1_024;
+
+/// Bounds of `limits.accept_per_s` where it is worked out.
+pub const ACCEPTS_PER_SECOND_MIN: u32 = 200;
+/// See [`ACCEPTS_PER_SECOND_MIN`].
+pub const ACCEPTS_PER_SECOND_MAX: u32 = 2_000;
+
+/// The least that `limits.queue_bytes_max` is worked out to, bytes, and what it is where nothing was worked out.
+pub const QUEUE_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// See [`QUEUE_BYTES_MIN`].
+pub const QUEUE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
 /// Descriptors kept free of connections.
 pub const DESCRIPTORS_SPARE: u64 = 256;
 

@@ -50,6 +50,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::config::derived::Derived;
 use crate::ids::Cmid;
 use crate::limits;
 use crate::mail::{Control, Submit};
@@ -84,8 +85,10 @@ pub struct Sources {
     pub credit: Credit,
     /// The lanes to the reactors, by number.
     pub controls: Vec<LaneSender<Control>>,
-    /// The settings in force.
+    /// The settings as they were given.
     pub settings: Settings,
+    /// Limits that were worked out because they were not set.
+    pub derived: Vec<Derived>,
     /// Begins a drain, as SIGTERM does.
     pub drain: Drain,
     /// Reads the files of TLS again, as SIGHUP does.
@@ -155,6 +158,7 @@ struct Shared {
     credit: Credit,
     controls: Vec<LaneSender<Control>>,
     settings: Settings,
+    derived: Vec<Derived>,
     /// Taken by the first who uses it.
     drain: Mutex<Option<Drain>>,
     reload: Reload,
@@ -183,7 +187,7 @@ impl Shared {
 async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     let Sources { reactors, store, histograms, health, submit, credit, controls, settings, drain, clock, .. } = sources;
-    let Sources { reload, idle_session_bytes, version, demo, .. } = sources;
+    let Sources { derived, reload, idle_session_bytes, version, demo, .. } = sources;
     let metrics = Metrics::new(version, clock.now(), idle_session_bytes, reactors.clone(), Arc::clone(&store), histograms);
     let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
     let shared = Arc::new(Shared {
@@ -195,6 +199,7 @@ async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stoppe
         credit,
         controls,
         settings,
+        derived,
         drain: Mutex::new(Some(drain)),
         reload,
         version,

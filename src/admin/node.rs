@@ -11,6 +11,7 @@ use crate::admin::Shared;
 use crate::admin::ask::ask;
 use crate::admin::refusal::{Refusal, Thread};
 use crate::config::Settings;
+use crate::config::derived::Derived;
 use crate::config::settings::DEFINITIONS;
 use crate::config::value::{Kind, Raw};
 
@@ -22,7 +23,8 @@ pub async fn version(State(shared): State<Arc<Shared>>) -> Json<Value> {
     }))
 }
 
-/// `GET /v1/config`: every setting with its value in force; `changed` where that is not the default. A secret reads as `"***"`.
+/// `GET /v1/config`: every setting with its value in force; `changed` where that is not the default, `from` where it was not set and
+/// follows from the machine. A secret reads as `"***"`.
 pub async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
     let defaults = Settings::default();
     let settings: Map<String, Value> = DEFINITIONS
@@ -30,7 +32,9 @@ pub async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
         .map(|definition| {
             let raw = (definition.value)(&shared.settings);
             let changed = raw != (definition.value)(&defaults);
+            let derived = shared.derived.iter().find(|derived| derived.key == definition.key);
             let entry = match definition.kind {
+                _ if let Some(Derived { value, from, .. }) = derived => json!({ "value": value, "changed": false, "from": from }),
                 // Its row reads as absent whatever it holds.
                 Kind::Secret if shared.settings.auth.secret.is_some() => json!({ "value": "***", "changed": true }),
                 _ => json!({ "value": value(raw), "changed": changed }),

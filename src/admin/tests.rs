@@ -34,6 +34,7 @@ fn node(submit_bound: usize) -> Node {
         credit: Credit::new(1 << 20),
         controls: Vec::new(),
         settings: Settings::default(),
+        derived: Vec::new(),
         drain: Box::new(|| {}),
         reload: Box::new(|reply| drop(reply.try_send(Err("there is no listener for TLS".to_owned())))),
         clock: Clock::new(),

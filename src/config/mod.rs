@@ -3,6 +3,7 @@
 //! [`settings`] holds the one table: each row is a key, its type, default, range and text, and everything else is made from
 //! it: the [`Settings`] the rooms read, TOML keys, `TIDEGATE_*` variables, flags, the annotated default file and every check.
 
+pub mod derived;
 pub mod exit;
 pub mod file;
 pub mod load;

@@ -216,7 +216,7 @@ fn numbers(settings: &Settings) -> Vec<Conflict> {
         },
         AtLeast {
             keys: &["limits.queue_bytes_max", "limits.queue_bytes_hard"],
-            value: limits.queue_bytes_max,
+            value: limits.queue_bytes_max.unwrap_or(u64::MAX),
             least: u64::from(limits.queue_bytes_hard),
             because: "one connection may have limits.queue_bytes_hard",
         },

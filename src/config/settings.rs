@@ -260,14 +260,19 @@ settings! {
         Rule::Each { allowed: "other, web, desktop, phone, tablet, bot", test: |text| PLATFORMS.contains(&text) }, Start;
 
     [limits: LimitSettings, "What one gateway may hold in memory. Full never means silence: the newcomer is refused, or the slowest is closed."]
-    /// Connections of this gateway. 0: as many as the limit of open files allows.
+    /// Bytes of memory that this process may hold. Absent: half of the memory of the machine, or of its control group if that is less;
+    /// the kernel needs as much again for sockets and files.
+    memory_bytes: Option<u64> = None, Rule::Between(32 * MIB as i64, 1 << 50), Start;
+    /// Connections of this gateway. 0: as many as the limit of open files and half of `limits.memory_bytes` allow.
     connections_max: u32 = 0, Rule::Between(0, 10_000_000), Start;
-    /// Connections accepted per second by one reactor. 0: no limit. Beyond it newcomers wait in the kernel.
-    accept_per_s: u32 = 2_000, Rule::Between(0, 1_000_000), Live;
-    /// Connections accepted at once by one reactor.
-    accept_burst: u32 = 4_000, Rule::Between(1, 1_000_000), Live;
-    /// Connections of one reactor that are not past their HELLO. Beyond it newcomers wait in the kernel.
-    handshakes_max: u32 = 1_024, Rule::Between(1, 10_000_000), Live;
+    /// Connections accepted per second by one reactor. 0: no limit. Beyond it newcomers wait in the kernel. Absent: 200 to 2,000, by
+    /// `limits.memory_bytes`.
+    accept_per_s: Option<u32> = None, Rule::Between(0, 1_000_000), Live;
+    /// Connections accepted at once by one reactor. Absent: twice `limits.accept_per_s`.
+    accept_burst: Option<u32> = None, Rule::Between(1, 1_000_000), Live;
+    /// Connections of one reactor that are not past their HELLO. Beyond it newcomers wait in the kernel. Absent: 64 to 1,024, by
+    /// `limits.memory_bytes` and `limits.connections_max`.
+    handshakes_max: Option<u32> = None, Rule::Between(1, 10_000_000), Live;
     /// Connections from one address at once; of IPv6 the first 64 bits are the address. 0: no limit. Absent: a sixteenth of what the
     /// gateway may hold, at least 256. Many people may share an address; a balancer that is not named in `proxy.networks` is one.
     address_connections: Option<u32> = None, Rule::Between(0, 10_000_000), Start;
@@ -286,8 +291,9 @@ settings! {
     queue_bytes_hard: u32 = 256 * KIB, Rule::Between(16_384, 1 << 30), Live;
     /// How long a connection over its soft limit may take no byte, in milliseconds.
     write_stall_ms: u32 = 10_000, Rule::Between(1_000, HOUR_MS), Live;
-    /// Bytes waiting for all connections of this gateway, above which the slowest are closed. Each reactor has an equal share.
-    queue_bytes_max: u64 = 256 * MIB, Rule::Between(1 << 20, 1 << 40), Live;
+    /// Bytes waiting for all connections of this gateway, above which the slowest are closed. Each reactor has an equal share, and what
+    /// several receivers share counts for each. Absent: a quarter of `limits.memory_bytes`.
+    queue_bytes_max: Option<u64> = None, Rule::Between(1 << 20, 1 << 40), Live;
     /// Bytes of messages between the reactors and the store. Full: the sender is told to try again.
     submit_bytes_max: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
 

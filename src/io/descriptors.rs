@@ -56,8 +56,9 @@ impl Descriptors {
         (2..=limits::REACTORS_MAX.unsigned_abs()).find(|&tables| need(self.connections, tables) <= self.limit)
     }
 
-    /// Connections that fit as it is.
-    fn connections_enough(&self) -> u64 {
+    /// Connections that fit all tables.
+    #[must_use]
+    pub fn connections_enough(&self) -> u64 {
         let each = self.connections_per_table();
         if self.tables == 1 { each } else { each * self.tables * limits::TABLE_FULL_PERCENT / 100 }
     }

@@ -7,6 +7,7 @@ pub mod descriptors;
 pub mod driver;
 pub mod epoll;
 pub mod file;
+pub mod memory;
 pub mod pin;
 pub mod queue;
 pub mod socket;
