@@ -195,7 +195,8 @@ pub const SWEPT_PER_STEP_MAX: usize = 256;
 pub const SWEEP_REST: Duration = Duration::from_millis(20);
 
 /// Submissions parked behind cold conversations: enough for a thousand senders who come back with sixteen messages each. Their bodies
-/// are within the byte credit of submissions. Full: ERROR 5002.
+/// are within the byte credit of submissions. A conversation has at most as many as stay free. Full: the newcomer gets ERROR 5002.
+/// Counter: `submissions_refused`.
 pub const PARKED_MAX: usize = 16_384;
 
 /// Members of a group.

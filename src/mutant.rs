@@ -59,8 +59,12 @@ mutants! {
     OrderSwapped,
     /// What waited for a conversation to be loaded is not carried out.
     UnparkForgotten,
-    /// A full parking refuses the newcomer, and keeps what waits before it in its conversation.
+    /// A full parking refuses the newcomer, and what waits before it in its conversation is held behind it.
     ParkingRefusesNewcomer,
+    /// What fails after a later message of its conversation does not take over the hold.
+    EarlierFailureIgnored,
+    /// What waits behind a message that waited and failed goes on waiting.
+    BehindFailureKept,
 
     // Routes and sessions.
     /// The former connection of a device is not told.

@@ -23,7 +23,6 @@ struct Held {
     conv: Text,
     /// The message that is waited for. `None`: nothing is held, and RELEASE is owed.
     failed: Option<Cmid>,
-    by: By,
     /// The store has not seen a RELEASE that ended an earlier hold.
     owes_release: bool,
 }
@@ -33,7 +32,8 @@ struct Held {
 pub enum By {
     /// This core, when it read the message.
     Core,
-    /// The store, which had been mailed it before whatever this core has refused meanwhile.
+    /// The store, which had been mailed it before whatever this core has refused meanwhile. It tells of a later failure first where an
+    /// earlier message still waits; to what fails behind one that has failed it says 4003, which holds nothing anew.
     Store,
 }
 
@@ -62,15 +62,15 @@ impl Holds {
 
     /// A SEND failed retryably: its conversation is held. `false`: too many conversations are held (ERROR 4004).
     ///
-    /// What the store refuses is older than what this core has refused since, and takes its place.
+    /// What the store refuses is older than whatever is held, and takes its place.
     pub fn hold(&mut self, conv: &str, cmid: Cmid, by: By) -> bool {
         if let Some(held) = self.held.iter_mut().find(|held| &*held.conv == conv) {
-            if held.failed.is_none() || (by == By::Store && held.by == By::Core) {
-                (held.failed, held.by) = (Some(cmid), by);
+            if held.failed.is_none() || by == By::Store {
+                held.failed = Some(cmid);
             }
             return true;
         }
-        self.push(conv, Some(cmid), by, false)
+        self.push(conv, Some(cmid), false)
     }
 
     /// A SEND that carried RELEASE was refused here, after [`Holds::hold`] or [`Holds::settle`] if it asked for one.
@@ -81,7 +81,7 @@ impl Holds {
         match self.held.iter_mut().find(|held| &*held.conv == conv) {
             Some(held) => held.owes_release = true,
             // The hold it ended has left room.
-            None => drop(self.push(conv, None, By::Core, true)),
+            None => drop(self.push(conv, None, true)),
         }
     }
 
@@ -93,10 +93,10 @@ impl Holds {
         self.held.retain(|held| held.failed.is_some() || held.owes_release);
     }
 
-    fn push(&mut self, conv: &str, failed: Option<Cmid>, by: By, owes_release: bool) -> bool {
+    fn push(&mut self, conv: &str, failed: Option<Cmid>, owes_release: bool) -> bool {
         let has_room = self.held.len() < CONVERSATIONS_MAX;
         if has_room {
-            self.held.push(Held { conv: Text::copy_from(conv), failed, by, owes_release });
+            self.held.push(Held { conv: Text::copy_from(conv), failed, owes_release });
         }
         has_room
     }
@@ -134,15 +134,17 @@ mod tests {
         assert!(holds.is_empty());
     }
 
-    /// The third message is refused here while the first is at the store, which then refuses it: the first is waited for, and
-    /// what the store refuses after it changes nothing.
+    /// The fourth message is refused here while the others are at the store, which has no place for the third and then refuses the
+    /// first: the first is waited for.
     #[test]
     fn the_earliest_failure_is_waited_for() {
-        let [first, second, third] = [1, 2, 3].map(|number| Cmid([number; 16]));
+        let [first, second, third, fourth] = [1, 2, 3, 4].map(|number| Cmid([number; 16]));
         let mut holds = Holds::default();
-        assert!(holds.hold("g:a", third, By::Core));
+        assert!(holds.hold("g:a", fourth, By::Core));
+        assert!(holds.hold("g:a", third, By::Store));
+        assert_eq!(holds.check("g:a", fourth, false), Verdict::Held);
         assert!(holds.hold("g:a", first, By::Store));
-        assert!(holds.hold("g:a", second, By::Store));
+        assert!(holds.hold("g:a", fourth, By::Core));
         assert_eq!(holds.check("g:a", third, false), Verdict::Held);
         assert_eq!(holds.check("g:a", second, false), Verdict::Held);
         assert_eq!(holds.check("g:a", first, false), Verdict::Pass);

@@ -2,7 +2,11 @@
 //!
 //! The reactor holds a conversation from the moment it has read the failure; what it had mailed before that arrives here. Without a
 //! second hold the store would commit the later messages and the client would repeat the earlier one behind them. The rule is the
-//! one of the protocol: held until the failed cmid comes again, or a SEND carries RELEASE.
+//! one of the protocol: held until the failed cmid comes again or is answered for good, or a SEND carries RELEASE.
+//!
+//! A full parking fails the newcomer while earlier messages of its conversation still wait. They came before the hold, which does not
+//! concern them; should one of them fail as well, the hold is about that one from then on. So it is always about the earliest that
+//! failed, and whoever repeats the oldest first keeps the order.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,43 +16,69 @@ use crate::limits::STORE_HOLDS_MAX;
 use crate::mutant::{self, Mutant};
 use crate::wire::envelope::send_flags;
 
-/// The failed cmid of each session and conversation.
+/// The earliest failed message of each session and conversation.
 #[derive(Debug, Default)]
 pub struct Holds {
-    failed: HashMap<(SessionRef, Conv), Cmid>,
+    failed: HashMap<(SessionRef, Conv), Failed>,
     /// Oldest first. The oldest go first when there are too many: the reactor has long read of them and holds by itself.
     order: VecDeque<(SessionRef, Conv)>,
 }
 
+/// A message as its sender names it, and its place among all SENDs that have reached the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Failed {
+    /// Named by its sender.
+    pub cmid: Cmid,
+    /// Counted by the store.
+    pub arrival: u64,
+}
+
 impl Holds {
-    /// Whether a SEND must be refused with 4003. The failed cmid itself, or RELEASE, ends the hold.
-    pub fn refuses(&mut self, session: SessionRef, conv: Conv, cmid: Cmid, flags: u8) -> bool {
+    /// Whether a SEND must be refused with 4003. The failed cmid itself, or RELEASE, ends the hold, unless it came before the failure.
+    pub fn refuses(&mut self, session: SessionRef, conv: Conv, Failed { cmid, arrival }: Failed, flags: u8) -> bool {
         if mutant::on(Mutant::StoreHoldNotKept) || self.failed.is_empty() {
             return false;
         }
         match self.failed.get(&(session, conv)) {
             None => false,
-            Some(&failed) if failed == cmid || flags & send_flags::RELEASE != 0 => {
-                self.failed.remove(&(session, conv));
-                self.order.retain(|held| *held != (session, conv));
+            Some(failed) if arrival < failed.arrival && !mutant::on(Mutant::ParkingRefusesNewcomer) => false,
+            Some(failed) if failed.cmid == cmid || flags & send_flags::RELEASE != 0 => {
+                self.end(session, conv);
                 false
             }
             Some(_) => true,
         }
     }
 
-    /// A SEND failed with a RETRYABLE error; an earlier hold of the session and conversation stands.
-    pub fn begin(&mut self, session: SessionRef, conv: Conv, cmid: Cmid) {
-        if self.failed.contains_key(&(session, conv)) {
-            return;
+    /// A SEND failed with a RETRYABLE error. `false`: an earlier one has failed before, and it is that one which is waited for.
+    pub fn begin(&mut self, session: SessionRef, conv: Conv, failure: Failed) -> bool {
+        if let Some(failed) = self.failed.get_mut(&(session, conv)) {
+            let is_earlier = failure.arrival < failed.arrival;
+            if is_earlier && !mutant::on(Mutant::EarlierFailureIgnored) {
+                *failed = failure;
+            }
+            return is_earlier;
         }
         if self.order.len() >= STORE_HOLDS_MAX
             && let Some(oldest) = self.order.pop_front()
         {
             self.failed.remove(&oldest);
         }
-        self.failed.insert((session, conv), cmid);
+        self.failed.insert((session, conv), failure);
         self.order.push_back((session, conv));
+        true
+    }
+
+    /// A SEND was answered for good. Its hold ends, if a repeat of it had failed: nobody would repeat it again.
+    pub fn settle(&mut self, session: SessionRef, conv: Conv, cmid: Cmid) {
+        if !self.failed.is_empty() && self.failed.get(&(session, conv)).is_some_and(|failed| failed.cmid == cmid) {
+            self.end(session, conv);
+        }
+    }
+
+    fn end(&mut self, session: SessionRef, conv: Conv) {
+        self.failed.remove(&(session, conv));
+        self.order.retain(|held| *held != (session, conv));
     }
 }
 
@@ -59,8 +89,9 @@ mod tests {
 
     const SESSION: SessionRef = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
 
-    fn cmid(number: u8) -> Cmid {
-        Cmid([number; 16])
+    /// Message `number`, which came as the `arrival`-th.
+    fn sent(number: u8, arrival: u64) -> Failed {
+        Failed { cmid: Cmid([number; 16]), arrival }
     }
 
     /// After a failure only the failed cmid, or RELEASE, goes through; other sessions and conversations are free.
@@ -68,15 +99,43 @@ mod tests {
     fn later_messages_wait_for_the_failed_one() {
         let (conv, other) = (Conv([1; 16]), Conv([2; 16]));
         let mut holds = Holds::default();
-        holds.begin(SESSION, conv, cmid(1));
-        holds.begin(SESSION, conv, cmid(2));
-        assert!(holds.refuses(SESSION, conv, cmid(2), 0));
-        assert!(!holds.refuses(SESSION, other, cmid(2), 0));
-        assert!(!holds.refuses(SessionRef { generation: 2, ..SESSION }, conv, cmid(2), 0));
-        assert!(!holds.refuses(SESSION, conv, cmid(1), 0));
-        assert!(!holds.refuses(SESSION, conv, cmid(2), 0));
-        holds.begin(SESSION, conv, cmid(3));
-        assert!(!holds.refuses(SESSION, conv, cmid(4), send_flags::RELEASE));
+        assert!(holds.begin(SESSION, conv, sent(1, 1)));
+        assert!(!holds.begin(SESSION, conv, sent(2, 2)), "the first is waited for");
+        assert!(holds.refuses(SESSION, conv, sent(2, 3), 0));
+        assert!(!holds.refuses(SESSION, other, sent(2, 4), 0));
+        assert!(!holds.refuses(SessionRef { generation: 2, ..SESSION }, conv, sent(2, 5), 0));
+        assert!(!holds.refuses(SESSION, conv, sent(1, 6), 0));
+        assert!(!holds.refuses(SESSION, conv, sent(2, 7), 0));
+        holds.begin(SESSION, conv, sent(3, 8));
+        assert!(!holds.refuses(SESSION, conv, sent(4, 9), send_flags::RELEASE));
+        assert!(holds.order.is_empty() && holds.failed.is_empty());
+    }
+
+    /// The third fails while the first two wait: they go on, and if the second fails too, it is the one that is waited for.
+    #[test]
+    fn an_earlier_failure_takes_the_hold() {
+        let conv = Conv([1; 16]);
+        let mut holds = Holds::default();
+        assert!(holds.begin(SESSION, conv, sent(3, 3)));
+        assert!(!holds.refuses(SESSION, conv, sent(1, 1), 0));
+        assert!(holds.begin(SESSION, conv, sent(2, 2)));
+        assert!(holds.refuses(SESSION, conv, sent(3, 4), 0));
+        assert!(!holds.refuses(SESSION, conv, sent(2, 5), 0));
+        assert!(!holds.refuses(SESSION, conv, sent(3, 6), 0));
+        assert!(holds.order.is_empty() && holds.failed.is_empty());
+    }
+
+    /// A repeat fails while its original still waits, which is then stored: what comes next is not held for a repeat that never comes.
+    #[test]
+    fn an_answer_for_good_ends_the_hold() {
+        let conv = Conv([1; 16]);
+        let mut holds = Holds::default();
+        holds.begin(SESSION, conv, sent(1, 2));
+        assert!(!holds.refuses(SESSION, conv, sent(1, 1), 0));
+        holds.settle(SESSION, conv, sent(2, 0).cmid);
+        assert!(holds.refuses(SESSION, conv, sent(3, 3), 0));
+        holds.settle(SESSION, conv, sent(1, 0).cmid);
+        assert!(!holds.refuses(SESSION, conv, sent(3, 4), 0));
         assert!(holds.order.is_empty() && holds.failed.is_empty());
     }
 
@@ -85,9 +144,9 @@ mod tests {
     fn holds_are_bounded() {
         let mut holds = Holds::default();
         for index in 0..=u32::try_from(STORE_HOLDS_MAX).unwrap() {
-            holds.begin(SessionRef { index, ..SESSION }, Conv([0; 16]), cmid(1));
+            holds.begin(SessionRef { index, ..SESSION }, Conv([0; 16]), sent(1, 1));
         }
         assert_eq!((holds.order.len(), holds.failed.len()), (STORE_HOLDS_MAX, STORE_HOLDS_MAX));
-        assert!(!holds.refuses(SessionRef { index: 0, ..SESSION }, Conv([0; 16]), cmid(9), 0));
+        assert!(!holds.refuses(SessionRef { index: 0, ..SESSION }, Conv([0; 16]), sent(9, 2), 0));
     }
 }

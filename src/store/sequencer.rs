@@ -160,8 +160,9 @@ pub struct Sequencer<D: Disk> {
     roster: Roster,
     fanout: Fanout,
     parking: Parking,
-    parked_max: usize,
     holds: Holds,
+    /// SENDs that have reached this store.
+    arrivals_count: u64,
     cursors: Cursors,
     /// Cursors of conversations that are not in memory.
     aside: Aside,
@@ -275,9 +276,9 @@ impl<D: Disk> Sequencer<D> {
             state,
             roster: Roster::default(),
             fanout: Fanout::new(settings.cores),
-            parking: Parking::default(),
-            parked_max: PARKED_MAX,
+            parking: Parking::new(PARKED_MAX),
             holds: Holds::default(),
+            arrivals_count: 0,
             cursors: Cursors::default(),
             aside: Aside::default(),
             loading: HashSet::new(),
@@ -391,7 +392,7 @@ impl<D: Disk> Sequencer<D> {
 
     /// Parks no more than `max` submissions, instead of [`PARKED_MAX`]: for tests that must meet the bound.
     pub fn limit_parking(&mut self, max: usize) {
-        self.parked_max = max;
+        self.parking.set_max(max);
     }
 
     /// Breaks another promise: retention takes rows before the floor above them is on disk. As above.
@@ -456,7 +457,7 @@ impl<D: Disk> Sequencer<D> {
                 None => self.credit_bytes += signal_bytes(&mail),
             },
             Submit::Send(mail) => match self.user(mail.from) {
-                Some(user) => self.offer(Work::Send { mail, user, lookup: Lookup::Unasked }, now, ports),
+                Some(user) => self.offer_send(mail, user, now, ports),
                 None => self.credit_bytes += body_bytes(&mail),
             },
             Submit::Read { from, conv, seq } => {

@@ -13,11 +13,22 @@ use crate::store::apply::{Admission, Conversation, MemberAdmission, ReadAdmissio
 use crate::store::cursor::{Pending, Waiting};
 use crate::store::disk::Disk;
 use crate::store::entry::{Change, Entry, Message};
+use crate::store::hold::Failed;
 use crate::store::job::{Job, JobFault};
 use crate::store::park::{Lookup, Work};
 use crate::store::schema::Conv;
 use crate::wire::envelope::{ErrorCode, SENT_DUPLICATE, deliver_flags, send_flags};
 use crate::wire::message::Text;
+
+/// What has become of a submission.
+enum Attempt {
+    /// It is carried out, or nobody waits for it any more.
+    Done,
+    /// It needs the answer to a job.
+    Waits(Work),
+    /// It must be refused.
+    Refused(Work, ErrorCode),
+}
 
 impl<D: Disk> Sequencer<D> {
     /// Carries out what waits for a conversation, in order, as far as it is ready.
@@ -25,10 +36,28 @@ impl<D: Disk> Sequencer<D> {
         while !mutant::on(Mutant::UnparkForgotten)
             && let Some(work) = self.parking.pop_ready(conv)
         {
-            if let Some(work) = self.attempt(conv, work, now, ports) {
-                self.parking.push_front(conv, work);
-                return;
+            match self.attempt(conv, work, now, ports) {
+                Attempt::Done => {}
+                Attempt::Waits(work) => return self.parking.push_front(conv, work),
+                Attempt::Refused(work, code) => {
+                    let is_send = matches!(work, Work::Send { .. });
+                    self.refuse(conv, work, code);
+                    if is_send {
+                        // Now, not in their turn: its repeat ends the hold when it arrives, which may be before that.
+                        self.refuse_behind(conv, code);
+                    }
+                }
             }
+        }
+    }
+
+    /// A SEND that waited has failed: those behind it fail too.
+    fn refuse_behind(&mut self, conv: Conv, code: ErrorCode) {
+        if mutant::on(Mutant::BehindFailureKept) {
+            return;
+        }
+        for work in self.parking.take_sends(conv) {
+            self.refuse(conv, work, code);
         }
     }
 
@@ -39,33 +68,40 @@ impl<D: Disk> Sequencer<D> {
         }
     }
 
+    /// Takes a message, as [`Sequencer::offer`].
+    pub(super) fn offer_send(&mut self, mail: SendMail, user: Text, now: Moment, ports: &mut impl Ports) {
+        self.arrivals_count += 1;
+        let arrival = self.arrivals_count;
+        self.offer(Work::Send { mail, user, lookup: Lookup::Unasked, arrival }, now, ports);
+    }
+
     /// Takes a submission: carries it out, parks it, or refuses it.
     pub(super) fn offer(&mut self, mut work: Work, now: Moment, ports: &mut impl Ports) {
         let conv = self.state.hashes().conv(work.conv());
         if let Some(code) = self.implausible(&work) {
             return self.refuse(conv, work, code);
         }
-        let behind = self.parking.holds(conv);
-        if behind {
+        let is_behind = self.parking.holds(conv);
+        if !is_behind {
+            match self.attempt(conv, work, now, ports) {
+                Attempt::Done => return,
+                Attempt::Waits(waits) => work = waits,
+                Attempt::Refused(work, code) => return self.refuse(conv, work, code),
+            }
+        } else if self.is_held(conv, &work) {
+            // It takes no place: the client sends it again, behind the one that failed.
+            return self.refuse(conv, work, ErrorCode::Held);
+        }
+        if !self.parking.has_room(conv) {
+            // What waits before it goes on. Should that fail later, the hold becomes its own (`store/hold.rs`).
+            self.counters.submissions_refused_count += 1;
+            return self.refuse(conv, work, ErrorCode::StoreOverloaded);
+        }
+        if is_behind {
             // Asked for ahead of its turn: a reconnect brings dozens, and one after the other would take as many reads in a row.
             self.ask_dedup(&mut work, ports);
-        } else {
-            match self.attempt(conv, work, now, ports) {
-                Some(waits) => work = waits,
-                None => return,
-            }
         }
-        if self.parking.count() >= self.parked_max {
-            self.counters.submissions_refused_count += 1;
-            // What waits before it in its conversation goes first: the hold must name the earliest message that failed, or the
-            // client's repeat of this one would overtake it.
-            if !mutant::on(Mutant::ParkingRefusesNewcomer) {
-                self.refuse_parked(conv, JobFault::Behind);
-            }
-            self.refuse(conv, work, ErrorCode::StoreOverloaded);
-        } else {
-            self.parking.push_back(conv, work);
-        }
+        self.parking.push_back(conv, work);
     }
 
     /// What can be refused by names alone, without reading anything for a stranger.
@@ -83,18 +119,17 @@ impl<D: Disk> Sequencer<D> {
         (!State::is_plausible(conv, user)).then_some(ErrorCode::NotMember)
     }
 
-    /// Carries out one submission, or gives it back if it must wait; a job for what it waits for is then under way.
-    fn attempt(&mut self, conv: Conv, mut work: Work, now: Moment, ports: &mut impl Ports) -> Option<Work> {
-        if let Work::Send { mail, .. } = &work {
+    /// Carries out one submission, or gives it back. If it must wait, a job for what it waits for is under way.
+    fn attempt(&mut self, conv: Conv, mut work: Work, now: Moment, ports: &mut impl Ports) -> Attempt {
+        if let Work::Send { mail, arrival, .. } = &work {
             let Sender { session, roster, .. } = mail.from;
             if !is_operator(session) && self.roster.session(roster) != Some(session) {
                 self.counters.stale_submissions_count += 1;
                 self.credit_bytes += body_bytes(mail);
-                return None;
+                return Attempt::Done;
             }
-            if let Some(code) = self.unwelcome(conv, mail) {
-                self.refuse(conv, work, code);
-                return None;
+            if let Some(code) = self.unwelcome(conv, mail, *arrival) {
+                return Attempt::Refused(work, code);
             }
         }
         let after = self.last();
@@ -104,44 +139,49 @@ impl<D: Disk> Sequencer<D> {
         }
         self.state.touch(conv);
         match &work {
-            Work::Send { mail, user, lookup: Lookup::Unasked }
+            Work::Send { mail, user, lookup: Lookup::Unasked, .. }
                 if self.state.needs_dedup(mail.cmid, self.state.hashes().user(user), mail.flags) =>
             {
-                if self.ask_dedup(&mut work, ports) {
-                    return Some(work);
+                if !self.ask_dedup(&mut work, ports) {
+                    return Attempt::Refused(work, ErrorCode::StoreOverloaded);
                 }
-                self.refuse(conv, work, ErrorCode::StoreOverloaded);
-                None
+                Attempt::Waits(work)
             }
             Work::Send { .. } => {
                 self.send(conv, work, now);
-                None
+                Attempt::Done
             }
             Work::Read { from, conv: id, user, seq } => {
                 if self.read(conv, (*from, id, user, *seq), now, ports) {
-                    return None;
+                    return Attempt::Done;
                 }
                 let job = Job::Position { conv: id.clone(), user: user.clone(), after };
                 self.wait_for(job, conv, work, ports)
             }
             Work::Signal { mail, user } => {
                 self.signal(conv, mail, user);
-                None
+                Attempt::Done
             }
             Work::Member(_) => {
                 self.member(conv, work, now);
-                None
+                Attempt::Done
             }
             Work::Floor(raise) => {
                 self.raise_floor(conv, raise, now);
-                None
+                Attempt::Done
             }
         }
     }
 
+    /// Whether a submission is a SEND that must wait for the repeat of an earlier one. It may be the repeat itself, which ends the hold.
+    fn is_held(&mut self, conv: Conv, work: &Work) -> bool {
+        let Work::Send { mail, arrival, .. } = work else { return false };
+        self.holds.refuses(mail.from.session, conv, Failed { cmid: mail.cmid, arrival: *arrival }, mail.flags)
+    }
+
     /// Why a SEND is refused before anything is looked at: an earlier one failed, the disk is full, the projector is behind.
-    fn unwelcome(&mut self, conv: Conv, mail: &SendMail) -> Option<ErrorCode> {
-        if self.holds.refuses(mail.from.session, conv, mail.cmid, mail.flags) {
+    fn unwelcome(&mut self, conv: Conv, mail: &SendMail, arrival: u64) -> Option<ErrorCode> {
+        if self.holds.refuses(mail.from.session, conv, Failed { cmid: mail.cmid, arrival }, mail.flags) {
             Some(ErrorCode::Held)
         } else if self.is_read_only && mail.flags & send_flags::TRANSIENT == 0 {
             Some(ErrorCode::StorageFailed)
@@ -152,13 +192,12 @@ impl<D: Disk> Sequencer<D> {
         }
     }
 
-    fn wait_for(&mut self, job: Job, conv: Conv, work: Work, ports: &mut impl Ports) -> Option<Work> {
+    fn wait_for(&mut self, job: Job, conv: Conv, work: Work, ports: &mut impl Ports) -> Attempt {
         let is_load = matches!(job, Job::Load { .. });
         if !(is_load && self.loading.contains(&conv)) {
             if !ports.send_job(job) {
                 self.counters.jobs_full_count += 1;
-                self.refuse(conv, work, ErrorCode::StoreOverloaded);
-                return None;
+                return Attempt::Refused(work, ErrorCode::StoreOverloaded);
             }
             if is_load {
                 self.loading.insert(conv);
@@ -166,12 +205,12 @@ impl<D: Disk> Sequencer<D> {
             self.must_sync |= self.last() > self.log.synced();
         }
         self.parking.block(conv);
-        Some(work)
+        Attempt::Waits(work)
     }
 
     /// Has a reader look for the cmid of a SEND with RETRY that memory does not know. `false`: the lanes are full.
     fn ask_dedup(&mut self, work: &mut Work, ports: &mut impl Ports) -> bool {
-        let Work::Send { mail, user, lookup } = work else { return true };
+        let Work::Send { mail, user, lookup, .. } = work else { return true };
         if *lookup != Lookup::Unasked || !self.state.needs_dedup(mail.cmid, self.state.hashes().user(user), mail.flags) {
             return true;
         }
@@ -187,7 +226,7 @@ impl<D: Disk> Sequencer<D> {
     }
 
     fn send(&mut self, conv: Conv, work: Work, now: Moment) {
-        let Work::Send { mail, user, lookup } = work else { unreachable!("called for SEND") };
+        let Work::Send { mail, user, lookup, .. } = work else { unreachable!("called for SEND") };
         let stored = if let Lookup::Answered(found) = lookup { found } else { None };
         let submission = Submission {
             conv: &mail.conv,
@@ -240,6 +279,7 @@ impl<D: Disk> Sequencer<D> {
                 self.fail(mail.from.session, mail.from.rid, code, named);
             }
         }
+        self.holds.settle(mail.from.session, conv, mail.cmid);
         self.credit_bytes += body_bytes(&mail);
     }
 
@@ -396,14 +436,15 @@ impl<D: Disk> Sequencer<D> {
 
     fn refuse(&mut self, conv: Conv, work: Work, code: ErrorCode) {
         match work {
-            Work::Send { mail, .. } => {
+            Work::Send { mail, arrival, .. } => {
                 self.counters.sends_refused_count += 1;
-                let is_transient = mail.flags & send_flags::TRANSIENT != 0;
-                if code.is_retryable() && !is_transient && !is_operator(mail.from.session) {
-                    self.holds.begin(mail.from.session, conv, mail.cmid);
-                }
-                self.credit_bytes += body_bytes(&mail);
                 let Sender { session, rid, .. } = mail.from;
+                let is_transient = mail.flags & send_flags::TRANSIENT != 0;
+                let begins = code.is_retryable() && code != ErrorCode::Held && !is_transient && !is_operator(session);
+                // The reactor holds what it is told last, unless that is 4003.
+                let is_behind = begins && !self.holds.begin(session, conv, Failed { cmid: mail.cmid, arrival });
+                let code = if is_behind { ErrorCode::Held } else { code };
+                self.credit_bytes += body_bytes(&mail);
                 // It is never retried, so nothing waits for its repeat.
                 let cmid = if is_transient { Cmid::default() } else { mail.cmid };
                 self.fail(session, rid, code, Some((mail.conv, cmid)));

@@ -12,7 +12,6 @@ use crate::limits::ADMIN_PAGE_MAX;
 use crate::mail::{DeviceSeen, LookMail, Looked, PostDone, PostMail, Question, Sender};
 use crate::store::disk::Disk;
 use crate::store::job::Job;
-use crate::store::park::{Lookup, Work};
 use crate::wire::envelope::ErrorCode;
 
 type PostResult = Result<PostDone, ErrorCode>;
@@ -49,7 +48,7 @@ impl<D: Disk> Sequencer<D> {
         let session = SessionRef { reactor: OPERATOR, index: self.operator.last, generation: 0 };
         self.operator.waiting.insert(session.index, reply);
         message.from = Sender { session, roster: RosterId(u32::MAX), rid: 0 };
-        self.offer(Work::Send { mail: message, user, lookup: Lookup::Unasked }, now, ports);
+        self.offer_send(message, user, now, ports);
     }
 
     /// A message of the operator's side is decided.

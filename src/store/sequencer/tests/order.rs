@@ -106,25 +106,97 @@ fn a_refused_message_holds_those_behind_it() {
     assert_eq!(told, ["0 sent 4 seq 1 flags 0", "0 sent 5 seq 2 flags 0", "0 sent 6 seq 3 flags 0"]);
 }
 
-/// No more can be parked while an earlier message of the conversation waits for it to be read: the earlier one fails first, so that
-/// the repeats are stored in the order in which they were first sent.
+/// The parking has no place for a third message, and then the conversation cannot be read: the first is the one that is waited for,
+/// so that the repeats are stored in the order in which they were first sent.
 #[test]
 fn a_full_parking_names_the_earliest_failure() {
     let (_, mut world, mut sequencer) = started();
-    world.submits.push_back(send(0, 1, "d:al:bo", 1, 0));
-    world.submits.extend((1..PARKED_MAX).map(|_| send(0, 9, "d:al:cy", 9, 0)));
+    sequencer.limit_parking(4);
+    world.submits.extend((1..=4).map(|cmid| send(0, u32::from(cmid), "d:al:bo", cmid, 0)));
     sequencer.turn(&mut world).unwrap();
-    world.submits.push_back(send(0, 2, "d:al:bo", 2, 0));
+    assert_eq!(world.told(), ["0 failed 3 5002", "0 failed 4 4003"]);
+    world.jobs.clear();
+    world.answers.push_back(Answer::Loaded { conv: "d:al:bo".into(), result: Err(JobFault::Behind) });
     sequencer.turn(&mut world).unwrap();
-    world.submits.push_back(send(0, 3, "d:al:bo", 3, 0));
-    settle(&mut sequencer, &mut world);
-    let mut told = world.told();
-    told.retain(|line| line.starts_with("0 failed") && !line.starts_with("0 failed 9 "));
-    assert_eq!(told, ["0 failed 1 5002", "0 failed 2 5002", "0 failed 3 4003"]);
-    world.submits.extend((1..=3).map(|cmid| send(0, 3 + u32::from(cmid), "d:al:bo", cmid, send_flags::RETRY)));
+    assert_eq!(world.told(), ["0 failed 1 5002", "0 failed 2 4003"]);
+    world.submits.push_back(send(0, 5, "d:al:bo", 3, send_flags::RETRY));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["0 failed 5 4003"], "the third waits for the first");
+    sequencer.limit_parking(8);
+    world.submits.extend((1..=4).map(|cmid| send(0, 5 + u32::from(cmid), "d:al:bo", cmid, send_flags::RETRY)));
     settle(&mut sequencer, &mut world);
     let told: Vec<_> = world.told().into_iter().filter(|line| line.contains("sent")).collect();
-    assert_eq!(told, ["0 sent 4 seq 1 flags 0", "0 sent 5 seq 2 flags 0", "0 sent 6 seq 3 flags 0"]);
+    assert_eq!(told, (1..=4).map(|n| format!("0 sent {} seq {n} flags 0", 5 + n)).collect::<Vec<_>>());
+}
+
+/// The lanes are full when the second message of a parked burst wants to be looked up, while the third waits for its answer: the third
+/// fails with it, or the repeat of the second would come behind it.
+#[test]
+fn what_waits_behind_a_failure_fails_with_it() {
+    let (_, mut world, mut sequencer) = started();
+    for (rid, flags, jobs_max) in [(1, 0, 1), (2, send_flags::RETRY, 1), (3, send_flags::RETRY, 2)] {
+        world.jobs_max = jobs_max;
+        world.submits.push_back(send(0, u32::from(rid), "d:al:bo", rid, flags));
+        sequencer.turn(&mut world).unwrap();
+    }
+    world.serve_job();
+    world.jobs_max = 0;
+    sequencer.turn(&mut world).unwrap();
+    let mut told = world.told();
+    told.retain(|line| line.starts_with('0'));
+    assert_eq!(told, ["0 sent 1 seq 1 flags 0", "0 failed 2 5002", "0 failed 3 4003"]);
+    world.jobs_max = usize::MAX;
+    world.submits.extend([2, 3].map(|cmid| send(0, 2 + u32::from(cmid), "d:al:bo", cmid, send_flags::RETRY)));
+    settle(&mut sequencer, &mut world);
+    let told: Vec<_> = world.told().into_iter().filter(|line| line.contains("sent")).collect();
+    assert_eq!(told, ["0 sent 4 seq 2 flags 0", "0 sent 5 seq 3 flags 0"]);
+}
+
+/// A full send window to one cold conversation, and a parking of two places: each time the sender repeats what failed, oldest first, one
+/// message more is stored, and all are in order.
+#[test]
+fn a_burst_gets_through_a_parking_of_two() {
+    let (_, mut world, mut sequencer) = started();
+    sequencer.limit_parking(2);
+    let mut unsent: Vec<u8> = (1..=64).collect();
+    for round in 1..=64 {
+        world.submits.extend(unsent.iter().map(|&cmid| send(0, u32::from(cmid), "d:al:bo", cmid, send_flags::RETRY)));
+        settle(&mut sequencer, &mut world);
+        let sent: Vec<_> = world.told().into_iter().filter(|line| line.contains("sent")).collect();
+        assert_eq!(sent, [format!("0 sent {round} seq {round} flags 0")]);
+        unsent.remove(0);
+    }
+    assert!(sequencer.is_drained());
+}
+
+/// A burst of one conversation, and of a second: both leave places for a third, whose first message is not refused.
+#[test]
+fn a_burst_leaves_places_for_other_conversations() {
+    let (_, mut world, mut sequencer) = started();
+    sequencer.limit_parking(12);
+    for (index, conv) in [(0, "d:al:bo"), (1, "d:bo:cy")] {
+        world.submits.extend((1..=20).map(|cmid| send(index, u32::from(cmid), conv, cmid, 0)));
+    }
+    world.submits.push_back(send(2, 99, "d:al:cy", 99, 0));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(sequencer.counters().parked_open, 6 + 3 + 1);
+    assert!(!world.told().iter().any(|line| line.starts_with("2 failed")));
+    settle(&mut sequencer, &mut world);
+    let sent = world.told().into_iter().filter(|line| line.contains("sent")).count();
+    assert_eq!(sent, 6 + 3 + 1);
+}
+
+/// A repeat finds no place behind its own original, which is then stored: the next message is not held for it.
+#[test]
+fn a_stored_original_frees_its_refused_repeat() {
+    let (_, mut world, mut sequencer) = started();
+    sequencer.limit_parking(2);
+    world.submits.extend([send(0, 1, "d:al:bo", 1, 0), send(0, 2, "d:al:bo", 1, send_flags::RETRY)]);
+    settle(&mut sequencer, &mut world);
+    world.submits.push_back(send(0, 3, "d:al:bo", 2, 0));
+    settle(&mut sequencer, &mut world);
+    let told: Vec<_> = world.told().into_iter().filter(|line| line.starts_with('0')).collect();
+    assert_eq!(told, ["0 failed 2 5002", "0 sent 1 seq 1 flags 0", "0 sent 3 seq 2 flags 0"]);
 }
 
 /// A sync that fails: nobody is told anything, and the store is finished.
