@@ -94,6 +94,25 @@ fn a_calm_world_converges() {
     assert!(report.acknowledged_count > 100 && report.delivered_count > report.acknowledged_count, "{report:?}");
 }
 
+/// A parking of two places that never grows, and one device that writes more than its send window holds to one conversation: all of it
+/// gets through, one message each time the device repeats what failed.
+#[test]
+fn a_burst_gets_through_a_parking_of_two() {
+    let plan = Plan {
+        users: 1,
+        devices_per_user: 1,
+        groups: 0,
+        send_every_ns: 200 * MS,
+        burst_ppm: 1_000_000,
+        parked_max: 2,
+        parked_calm_max: 2,
+        converge_ns: 120 * SECOND,
+        ..Plan::calm(3)
+    };
+    let report = run(plan).unwrap();
+    assert!(report.acknowledged_count >= 64 && report.acknowledged_count == report.stored_count, "{report:?}");
+}
+
 /// The same seed gives the same run to the last byte on the wire; another seed does not.
 #[test]
 fn the_same_seed_gives_the_same_trace() {

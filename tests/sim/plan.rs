@@ -22,6 +22,8 @@ pub struct Plan {
     pub payload_max: u64,
     /// How long faults happen.
     pub trouble_ns: u64,
+    /// Everyone has everything so long after that.
+    pub converge_ns: u64,
     pub faults: Faults,
     pub weather: Weather,
     // Bounds, small enough to be met.
@@ -31,6 +33,8 @@ pub struct Plan {
     pub segment_bytes: u64,
     pub submit_max: usize,
     pub parked_max: usize,
+    /// At least so many places has the parking when the trouble is over.
+    pub parked_calm_max: usize,
     pub credit_bytes: u64,
     pub group_max: usize,
     pub peer_max: usize,
@@ -73,6 +77,7 @@ impl Plan {
             burst_ppm: 50_000,
             payload_max: 200,
             trouble_ns: 20 * SECOND,
+            converge_ns: 30 * SECOND,
             faults: Faults::default(),
             weather: Weather { latency_ns: 2 * MS, reset_ppm: 0, silence_ppm: 0, silence_ns: SECOND, pause_ppm: 0 },
             window: 64,
@@ -81,6 +86,7 @@ impl Plan {
             segment_bytes: 256 * 1024,
             submit_max: 16_384,
             parked_max: 4_096,
+            parked_calm_max: 4_096,
             credit_bytes: 64 << 20,
             group_max: 256,
             peer_max: 1024,

@@ -134,8 +134,6 @@ pub struct World {
 
 const SECRET: &[u8; 32] = b"a secret of the simulation, 32 b";
 const TRACE_MAX: usize = 60;
-/// After faults stop everyone has everything within so long.
-pub const CONVERGE_NS: u64 = 30 * SECOND;
 
 impl World {
     pub fn new(plan: Plan) -> Self {
@@ -264,7 +262,7 @@ impl World {
         let calm_begins = self.now;
         // Whoever was refused for want of space was told to come back after 30 s, and adds up to a quarter.
         let hinted = if self.plan.faults.disk_full_ns > 0 { 38 * SECOND } else { 0 };
-        self.until(calm_begins + CONVERGE_NS + hinted, World::has_converged)?;
+        self.until(calm_begins + self.plan.converge_ns + hinted, World::has_converged)?;
         if !self.has_converged() {
             return Err(self.what_is_missing());
         }

@@ -44,14 +44,15 @@ impl World {
     }
 
     pub(super) fn what_is_missing(&self) -> Finding {
-        let Ok(stored) = self.stored() else { return "no process runs 30 s after the trouble".to_owned() };
+        let after = self.plan.converge_ns / SECOND;
+        let Ok(stored) = self.stored() else { return format!("no process runs {after} s after the trouble") };
         if let Some(finding) = self.behind(&stored) {
-            return format!("30 s after the trouble {finding}");
+            return format!("{after} s after the trouble {finding}");
         }
         for device in &self.devices {
             if !device.is_settled() {
                 return format!(
-                    "30 s after the trouble device {} is active: {}, with {} messages unsent and {} reads unconfirmed",
+                    "{after} s after the trouble device {} is active: {}, with {} messages unsent and {} reads unconfirmed",
                     device.number,
                     device.machine.is_active(),
                     device.machine.unsent_count(),
@@ -59,7 +60,7 @@ impl World {
                 );
             }
         }
-        "30 s after the trouble the store is not quiet".to_owned()
+        format!("{after} s after the trouble the store is not quiet")
     }
 
     /// A fresh device of every user reads everything there is; what it is told must be what the rows say.

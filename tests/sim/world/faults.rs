@@ -221,7 +221,7 @@ impl World {
         self.weather =
             Weather { latency_ns: self.plan.weather.latency_ns, reset_ppm: 0, silence_ppm: 0, silence_ns: 0, pause_ppm: 0 };
         // Overload is over too: what it made small is as large as it is.
-        self.plan.parked_max = self.plan.parked_max.max(4_096);
+        self.plan.parked_max = self.plan.parked_max.max(self.plan.parked_calm_max);
         self.plan.jobs_max = self.plan.jobs_max.max(16);
         if let Some(process) = &mut self.process {
             process.store.widen(&self.plan);
