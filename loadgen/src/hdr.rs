@@ -45,7 +45,7 @@ impl Log {
             self.stage = stage;
         }
         let from_s = std::mem::replace(&mut self.at_s, at_s);
-        for (number, now) in [&stats.sent_ns, &stats.deliver_ns, &stats.pace_ns].into_iter().enumerate() {
+        for (number, now) in [&stats.sent.all, &stats.deliver.all, &stats.pacing.all].into_iter().enumerate() {
             let mut fresh = now.clone();
             fresh.subtract(&self.known[number]).map_err(|error| io::Error::other(format!("{error:?}")))?;
             self.known[number].clone_from(now);
@@ -158,6 +158,7 @@ const BLOCK_BYTES: usize = 65_535;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::Window;
 
     /// The example of RFC 1950, and numbers at the borders of their bytes.
     #[test]
@@ -194,11 +195,11 @@ mod tests {
     fn intervals_are_differences() {
         let path = std::env::temp_dir().join(format!("loadgen-hdr-{}", std::process::id()));
         let mut log = Log::create(&path, 7).unwrap();
-        let mut stats = Stats { window: (0, u64::MAX), ..Stats::default() };
+        let mut stats = Stats { window: Window::new(0, u64::MAX), ..Stats::default() };
         stats.acknowledged(0, 2_000_000);
         log.follow(1.0, 1, &stats).unwrap();
         log.follow(2.0, 1, &stats).unwrap();
-        stats.begin_stage();
+        stats.begin(Window::new(0, u64::MAX));
         stats.acknowledged(0, 5_000_000);
         log.follow(3.5, 2, &stats).unwrap();
         log.finish().unwrap();

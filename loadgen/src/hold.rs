@@ -9,22 +9,73 @@ use serde::Serialize;
 
 use crate::hdr::Log;
 use crate::machine::Kernel;
-use crate::pace::nanos;
+use crate::pace::{Leg, Schedule, nanos};
 use crate::report::{Report, Sample};
 use crate::run::{machine, unix_ms};
-use crate::stats::Percentiles;
+use crate::stats::{Latency, Percentiles, Window};
 use crate::subject::{Process, http};
 use crate::swarm::{BackEnd, Board, Pulse, Swarm};
 
 /// What is done with the connections once they are there.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Task {
     /// Before anything is measured.
     pub rest: Duration,
     /// Nothing but heartbeats.
     pub hold: Duration,
-    /// Echoes, if there are any: what and for how long they are measured.
-    pub echo: Option<(Pulse, Duration)>,
+    /// Echoes, if there are any.
+    pub echo: Option<Echoes>,
+}
+
+/// Messages that are to come back.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Echoes {
+    /// Bytes of each payload.
+    pub payload_bytes: usize,
+    /// Closed loop: connections, and messages under way on each. Then legs only say for how long.
+    pub closed_loop: Option<(usize, usize)>,
+    /// How many per second; each leg is measured for itself.
+    pub legs: Vec<Leg>,
+    /// Seconds at the first rate before anything is measured.
+    pub warm_up_s: f64,
+}
+
+impl Echoes {
+    /// So many per second for so many seconds.
+    #[must_use]
+    pub fn steady(payload_bytes: usize, per_s: f64, seconds: f64) -> Self {
+        let leg = Leg { from_per_s: per_s, to_per_s: per_s, seconds };
+        Self { payload_bytes, closed_loop: None, legs: vec![leg], warm_up_s: ECHO_WARM_UP_S }
+    }
+
+    /// What was measured in each, where there are several.
+    fn stages(&self, latency: &Latency, pacing: &Latency) -> Vec<EchoStage> {
+        let stage = |at: usize, leg: &Leg| EchoStage {
+            rate_wanted_per_s: leg.mean_per_s(),
+            rate_from_per_s: leg.from_per_s,
+            rate_to_per_s: leg.to_per_s,
+            seconds: leg.seconds,
+            rate_per_s: latency.of_stage(at).count as f64 / leg.seconds,
+            round_trip_us: latency.of_stage(at),
+            pacing_us: pacing.of_stage(at),
+        };
+        let several = self.legs.iter().enumerate().filter(|(_, leg)| self.legs.len() > 1 && leg.seconds > 0.0);
+        several.map(|(at, leg)| stage(at, leg)).collect()
+    }
+
+    fn pulse(&self, from_ns: u64) -> Pulse {
+        let first = self.legs.first().map_or(0.0, |leg| leg.from_per_s);
+        let warm_up = Leg { from_per_s: first, to_per_s: first, seconds: self.warm_up_s };
+        let all: Vec<Leg> = std::iter::once(warm_up).chain(self.legs.iter().copied()).collect();
+        let (busy, depth) = self.closed_loop.unwrap_or_default();
+        Pulse {
+            schedule: Schedule::new(&all, from_ns),
+            busy,
+            depth,
+            payload_bytes: self.payload_bytes,
+            window: Window::of_legs(from_ns + nanos(Duration::from_secs_f64(self.warm_up_s)), &self.legs),
+        }
+    }
 }
 
 /// What a run with very many connections found out.
@@ -90,7 +141,7 @@ pub struct Echo {
     pub kind: &'static str,
     /// Bytes of payload.
     pub payload_bytes: u64,
-    /// Messages per second that were meant to leave, each to a connection drawn from all; 0: closed loop.
+    /// Messages per second that were meant to leave, on average, each to a connection drawn from all; 0: closed loop.
     pub rate_wanted_per_s: f64,
     /// Connections in a closed loop, and messages under way on each.
     pub closed_loop: Option<(u64, u64)>,
@@ -106,6 +157,28 @@ pub struct Echo {
     pub cpu_percent: CpuOf,
     /// CPU microseconds of the gateway per message, heartbeats included.
     pub gateway_cpu_us: Option<f64>,
+    /// Each stage, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<EchoStage>,
+}
+
+/// One of several stages of messages that come back.
+#[derive(Clone, Default, Debug, Serialize)]
+pub struct EchoStage {
+    /// Messages per second that were meant to leave, on average.
+    pub rate_wanted_per_s: f64,
+    /// Messages per second that were meant to leave when it began.
+    pub rate_from_per_s: f64,
+    /// The same when it ended.
+    pub rate_to_per_s: f64,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Messages per second that were meant to leave in it and came back.
+    pub rate_per_s: f64,
+    /// Microseconds from the intended time until they were back.
+    pub round_trip_us: Percentiles,
+    /// Microseconds from the intended time until they left.
+    pub pacing_us: Percentiles,
 }
 
 /// CPU seconds so far.
@@ -229,8 +302,8 @@ impl Director<'_> {
         self.held.pings_per_s = (self.swarm.board().pings - pings) as f64 / self.held.hold_s;
         let memory = self.memory();
         self.measure(before, &memory);
-        if let Some((pulse, seconds)) = task.echo {
-            self.echo(pulse, seconds)?;
+        if let Some(echoes) = &task.echo {
+            self.echo(echoes)?;
         }
         let board = self.swarm.board();
         (self.held.held, self.held.pings_answered) = (board.active as u64, board.pings);
@@ -291,13 +364,12 @@ impl Director<'_> {
         self.held.gateway_open = sum("tidegate_sessions_open").zip(sum("tidegate_connections_open"));
     }
 
-    fn echo(&mut self, mut pulse: Pulse, seconds: Duration) -> Result<(), String> {
+    fn echo(&mut self, echoes: &Echoes) -> Result<(), String> {
         let before = self.swarm.board();
-        pulse.from_ns = self.swarm.now_ns() + nanos(ECHO_LEAD);
-        pulse.measured_from_ns = pulse.from_ns + nanos(ECHO_WARM_UP);
-        pulse.until_ns = pulse.measured_from_ns + nanos(seconds);
-        self.swarm.pulse(pulse);
-        self.watch("echo", ECHO_LEAD + ECHO_WARM_UP)?;
+        let pulse = echoes.pulse(self.swarm.now_ns() + nanos(ECHO_LEAD));
+        let seconds = Duration::from_nanos(pulse.window.until_ns() - pulse.window.from_ns());
+        self.swarm.pulse(pulse.clone());
+        self.watch("echo", ECHO_LEAD + Duration::from_secs_f64(echoes.warm_up_s))?;
         let (cpu, begun) = (Cpu::now(self.process), self.swarm.board().echoes.1);
         self.watch("echo", seconds.saturating_sub(BOARD_AGE))?;
         let (after, ended) = (Cpu::now(self.process), self.swarm.board().echoes.1);
@@ -309,27 +381,28 @@ impl Director<'_> {
         let board = self.swarm.board();
         let (latency, pacing) =
             board.pulse.ok_or("the threads did not end their echoes: this machine is too slow for the load")?;
-        self.log(&pulse, &latency, &pacing).map_err(|error| format!("cannot write the HdrHistogram log: {error}"))?;
+        self.log(&pulse, &latency.all, &pacing.all).map_err(|error| format!("cannot write the HdrHistogram log: {error}"))?;
         let back = (ended - begun) as f64;
         let is_ping = self.swarm.minter.is_some();
         self.held.echo = Some(Echo {
             kind: if is_ping { "ping and pong" } else { "message" },
             payload_bytes: pulse.payload_bytes as u64,
-            rate_wanted_per_s: pulse.rate_per_s,
-            closed_loop: (pulse.depth > 0).then_some((pulse.busy as u64, pulse.depth as u64)),
+            rate_wanted_per_s: echoes.legs.iter().map(Leg::messages).sum::<f64>() / seconds.as_secs_f64(),
+            closed_loop: echoes.closed_loop.map(|(busy, depth)| (busy as u64, depth as u64)),
             rate_per_s: back / span,
             missing: (board.echoes.0 - before.echoes.0).saturating_sub(board.echoes.1 - before.echoes.1),
-            round_trip_us: Percentiles::of(&latency),
-            pacing_us: Percentiles::of(&pacing),
+            round_trip_us: Percentiles::of(&latency.all),
+            pacing_us: Percentiles::of(&pacing.all),
             cpu_percent: after.percent_since(cpu),
             gateway_cpu_us: after.gateway.zip(cpu.gateway).map(|(after, before)| (after - before) * 1e6 / back),
+            stages: echoes.stages(&latency, &pacing),
         });
         Ok(())
     }
 
     fn log(&mut self, pulse: &Pulse, latency: &Histogram<u64>, pacing: &Histogram<u64>) -> std::io::Result<()> {
         let Some(mut log) = self.log.take() else { return Ok(()) };
-        let (from_s, until_s) = (pulse.measured_from_ns as f64 / 1e9, pulse.until_ns as f64 / 1e9);
+        let (from_s, until_s) = (pulse.window.from_ns() as f64 / 1e9, pulse.window.until_ns() as f64 / 1e9);
         log.interval("echo", from_s, until_s, latency)?;
         log.interval("pacing", from_s, until_s, pacing)?;
         log.finish()
@@ -456,6 +529,17 @@ impl Held {
                 echo.cpu_percent.generator,
                 echo.cpu_percent.machine
             )?;
+            for EchoStage {
+                rate_from_per_s, rate_to_per_s, seconds, rate_per_s, round_trip_us: trip, pacing_us: pacing, ..
+            } in &echo.stages
+            {
+                let leg = Leg { from_per_s: *rate_from_per_s, to_per_s: *rate_to_per_s, seconds: *seconds };
+                writeln!(
+                    out,
+                    "  {leg} for {seconds:.0} s: {rate_per_s:.0}/s back; p50 {:.0} us, p99 {:.0} us, p99.9 {:.0} us; pacing p99 {:.0} us",
+                    trip.p50, trip.p99, trip.p999, pacing.p99
+                )?;
+            }
         }
         match self.empty_s {
             Some(seconds) => writeln!(out, "all cables pulled: the gateway was empty after {seconds:.1} s"),
@@ -487,7 +571,7 @@ const RAMP_PER_S_MIN: f64 = 5_000.0;
 const RAMP_WAIT: Duration = Duration::from_secs(30);
 /// Until all threads have heard of it.
 const ECHO_LEAD: Duration = Duration::from_millis(500);
-const ECHO_WARM_UP: Duration = Duration::from_secs(1);
+const ECHO_WARM_UP_S: f64 = 1.0;
 const ECHO_PATIENCE: Duration = Duration::from_secs(10);
 /// What the boards show may be so old.
 const BOARD_AGE: Duration = Duration::from_millis(300);

@@ -14,7 +14,6 @@ use std::io::{self, ErrorKind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame, ServerFrames, encode_client};
 use tidegate::wire::frame::{self, Opcode};
 
@@ -22,7 +21,7 @@ use crate::framing;
 use crate::network::{Ending, Network};
 use crate::pace::{Pace, nanos};
 use crate::random::Random;
-use crate::stats::histogram;
+use crate::stats::Latency;
 use crate::swarm::{Board, Pulse, Swarm};
 
 /// One thread's connections.
@@ -54,8 +53,8 @@ struct Running {
     order: Pulse,
     pace: Pace,
     payload: Vec<u8>,
-    latency: Histogram<u64>,
-    pacing: Histogram<u64>,
+    latency: Latency,
+    pacing: Latency,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -130,7 +129,7 @@ impl<'a, N: Network> Thread<'a, N> {
         if self.pulse.is_none() && self.swarm.pulses.load(Ordering::Acquire) > known {
             self.begin_pulse(self.swarm.order());
         }
-        let over = |pulse: &Running| self.swarm.now_ns() >= pulse.order.until_ns + nanos(ECHO_WAIT);
+        let over = |pulse: &Running| self.swarm.now_ns() >= pulse.order.window.until_ns() + nanos(ECHO_WAIT);
         if let Some(pulse) = self.pulse.take_if(|pulse| over(pulse)) {
             self.board.pulse = Some((pulse.latency, pulse.pacing));
             self.board.pulses += 1;
@@ -139,22 +138,19 @@ impl<'a, N: Network> Thread<'a, N> {
     }
 
     fn begin_pulse(&mut self, order: Pulse) {
-        let threads = self.swarm.threads as f64;
-        // Threads take turns, so that the whole is as even as each.
-        let lag_ns = if order.rate_per_s > 0.0 { 1e9 / order.rate_per_s * self.number as f64 } else { 0.0 };
-        let start_ns = order.from_ns + nanos(Duration::from_secs_f64(lag_ns / 1e9));
+        let (busy, depth) = (order.busy, order.depth);
         self.pulse = Some(Running {
-            order,
-            pace: Pace::new(order.rate_per_s / threads, start_ns),
+            pace: Pace::new(order.schedule.clone(), self.number, self.swarm.threads),
             payload: vec![b'e'; order.payload_bytes.max(PAYLOAD_BYTES_MIN)],
-            latency: histogram(),
-            pacing: histogram(),
+            latency: Latency::new(&order.window),
+            pacing: Latency::new(&order.window),
+            order,
         });
-        let busy = (self.number..order.busy).step_by(self.swarm.threads).len().min(self.states.len());
+        let busy = (self.number..busy).step_by(self.swarm.threads).len().min(self.states.len());
         // Spread over the slots, so that they are spread over the reactors.
         let stride = (self.states.len() / busy.max(1)).max(1);
         for at in (0..busy).map(|index| index * stride) {
-            for _ in 0..order.depth {
+            for _ in 0..depth {
                 self.echo(at, self.swarm.now_ns());
             }
         }
@@ -203,12 +199,12 @@ impl<'a, N: Network> Thread<'a, N> {
         for _ in 0..SENDS_PER_TURN_MAX {
             let now_ns = self.swarm.now_ns();
             let Some(pulse) = &mut self.pulse else { return false };
-            if now_ns >= pulse.order.until_ns {
+            if now_ns >= pulse.order.window.until_ns() {
                 return false;
             }
             let Some(intended_ns) = pulse.pace.due(now_ns) else { return false };
-            if intended_ns >= pulse.order.measured_from_ns {
-                pulse.pacing.saturating_record(now_ns.saturating_sub(intended_ns));
+            if let Some(stage) = pulse.order.window.stage(intended_ns) {
+                pulse.pacing.record(stage, now_ns.saturating_sub(intended_ns));
             }
             if !self.states.is_empty() {
                 let at = self.random.below(self.states.len());
@@ -240,10 +236,10 @@ impl<'a, N: Network> Thread<'a, N> {
         let Some(pulse) = &mut self.pulse else { return };
         let Some(head) = payload.first_chunk() else { return };
         let intended_ns = u64::from_le_bytes(*head);
-        if intended_ns >= pulse.order.measured_from_ns {
-            pulse.latency.saturating_record(now_ns.saturating_sub(intended_ns));
+        if let Some(stage) = pulse.order.window.stage(intended_ns) {
+            pulse.latency.record(stage, now_ns.saturating_sub(intended_ns));
         }
-        if pulse.order.depth > 0 && now_ns < pulse.order.until_ns {
+        if pulse.order.depth > 0 && now_ns < pulse.order.window.until_ns() {
             self.echo(at, now_ns);
         }
     }
@@ -439,7 +435,7 @@ impl<'a, N: Network> Thread<'a, N> {
             let is_next = self.number < self.swarm.filled.load(Ordering::Acquire) + OPENERS;
             return if is_next { OPENER_SLEEP } else { TURN_SLEEP };
         }
-        let next = self.pulse.as_ref().map(|pulse| pulse.pace.next().unwrap_or(pulse.order.until_ns));
+        let next = self.pulse.as_ref().map(|pulse| pulse.pace.next().unwrap_or(pulse.order.window.until_ns()));
         let left = next.map(|at| Duration::from_nanos(at.saturating_sub(self.swarm.now_ns()).max(1)));
         left.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
     }

@@ -67,15 +67,30 @@ fn write(page: &mut String, run: &Value, other: Option<&Value>) -> std::fmt::Res
 }
 
 fn table(page: &mut String, runs: &[&Value]) -> std::fmt::Result {
-    let head =
-        ["wanted/s", "acknowledged/s", "delivered/s", "p50", "p99", "p99.9", "p99.99", "pacing p99", "gateway %", "generator %"];
+    let head = [
+        "stage",
+        "s",
+        "wanted/s",
+        "acknowledged/s",
+        "delivered/s",
+        "p50",
+        "p99",
+        "p99.9",
+        "p99.99",
+        "pacing p99",
+        "gateway %",
+        "generator %",
+    ];
     writeln!(page, "<h2>Stages, DELIVER and pacing in ms</h2><table><tr><th>{}</tr>", head.join("<th>"))?;
     for (one, color) in runs.iter().zip(COLORS) {
-        for stage in one["stages"].as_array().into_iter().flatten() {
-            let number =
-                |path: &[&str], scale: f64| find(stage, path).map_or("-".to_owned(), |value| format!("{:.2}", value * scale));
+        let stages = one["stages"].as_array().into_iter().flatten().enumerate();
+        let named = stages.map(|(index, stage)| ((index + 1).to_string(), stage));
+        for (name, stage) in named.chain(one.get("whole").map(|whole| ("all".to_owned(), whole))) {
+            let number = |path: &[&str], scale: f64| shown(stage, path, scale);
             let cells = [
-                number(&["rate_wanted_per_s"], 1.0),
+                name,
+                number(&["seconds"], 1.0),
+                rates(stage),
                 number(&["acknowledged_per_s"], 1.0),
                 number(&["delivered_per_s"], 1.0),
                 number(&["deliver_us", "p50"], 1e-3),
@@ -92,13 +107,25 @@ fn table(page: &mut String, runs: &[&Value]) -> std::fmt::Result {
     writeln!(page, "</table>")
 }
 
+/// The rate of a stage, or where it began and ended.
+fn rates(stage: &Value) -> String {
+    let (from, to) = (find(stage, &["rate_from_per_s"]).unwrap_or(0.0), find(stage, &["rate_to_per_s"]).unwrap_or(0.0));
+    if (from - to).abs() < 0.5 { shown(stage, &["rate_wanted_per_s"], 1.0) } else { format!("{from:.0} to {to:.0}") }
+}
+
 /// Latency of DELIVER by percentile: the last stage of each run, the tail stretched.
 fn percentiles(page: &mut String, runs: &[&Value]) -> std::fmt::Result {
     let of = |one: &&Value| {
-        nines(&one["stages"].as_array().and_then(|stages| stages.last()).cloned().unwrap_or_default()["deliver_us"])
+        let last = one["stages"].as_array().and_then(|stages| stages.last());
+        nines(&one.get("whole").or(last).cloned().unwrap_or_default()["deliver_us"])
     };
     let lines: Vec<Vec<(f64, f64)>> = runs.iter().map(of).collect();
-    plot(page, "DELIVER of the last stage, ms, by nines of the percentile (1: 90 %, 2: 99 %, 3: 99.9 %)", "", &lines)
+    plot(
+        page,
+        "DELIVER of the last stage, or of all that follow each other, ms, by nines of the percentile (1: 90 %, 2: 99 %, 3: 99.9 %)",
+        "",
+        &lines,
+    )
 }
 
 /// Percentiles in milliseconds, by their nines.
@@ -113,14 +140,40 @@ fn held(page: &mut String, runs: &[&Value]) -> std::fmt::Result {
     for (name, path, scale) in HELD {
         write!(page, "<tr><th>{name}")?;
         for (one, color) in runs.iter().zip(COLORS) {
-            let value = find(&one["held"], path).map_or("-".to_owned(), |value| format!("{:.2}", value * scale));
-            write!(page, "<td style='color:{color}'>{value}")?;
+            write!(page, "<td style='color:{color}'>{}", shown(&one["held"], path, *scale))?;
         }
         writeln!(page, "</tr>")?;
     }
     writeln!(page, "</table>")?;
+    echo_stages(page, runs)?;
     let lines: Vec<Vec<(f64, f64)>> = runs.iter().map(|one| nines(&one["held"]["echo"]["round_trip_us"])).collect();
     plot(page, "round trip, ms, by nines of the percentile (1: 90 %, 2: 99 %, 3: 99.9 %)", "", &lines)
+}
+
+/// Echoes by stage, where there are several.
+fn echo_stages(page: &mut String, runs: &[&Value]) -> std::fmt::Result {
+    if !runs.iter().any(|one| one["held"]["echo"]["stages"].is_array()) {
+        return Ok(());
+    }
+    let head = ["stage", "s", "wanted/s", "back/s", "p50", "p99", "p99.9", "pacing p99"];
+    writeln!(page, "<h2>Stages, round trip and pacing in ms</h2><table><tr><th>{}</tr>", head.join("<th>"))?;
+    for (one, color) in runs.iter().zip(COLORS) {
+        for (index, stage) in one["held"]["echo"]["stages"].as_array().into_iter().flatten().enumerate() {
+            let number = |path: &[&str], scale: f64| shown(stage, path, scale);
+            let cells = [
+                (index + 1).to_string(),
+                number(&["seconds"], 1.0),
+                rates(stage),
+                number(&["rate_per_s"], 1.0),
+                number(&["round_trip_us", "p50"], 1e-3),
+                number(&["round_trip_us", "p99"], 1e-3),
+                number(&["round_trip_us", "p999"], 1e-3),
+                number(&["pacing_us", "p99"], 1e-3),
+            ];
+            writeln!(page, "<tr style='color:{color}'><td>{}</tr>", cells.join("<td>"))?;
+        }
+    }
+    writeln!(page, "</table>")
 }
 
 /// Rows of [`held`]: name, place in the report, factor.
@@ -172,6 +225,10 @@ fn plot(page: &mut String, name: &str, unit: &str, lines: &[Vec<(f64, f64)>]) ->
 
 fn find(value: &Value, path: &[&str]) -> Option<f64> {
     path.iter().try_fold(value, |value, key| value.get(key))?.as_f64()
+}
+
+fn shown(value: &Value, path: &[&str], scale: f64) -> String {
+    find(value, path).map_or("-".to_owned(), |number| format!("{:.2}", number * scale))
 }
 
 fn text(value: &Value) -> String {

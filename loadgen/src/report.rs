@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::client::Causes;
 use crate::half_open::HalfOpen;
 use crate::hold::Held;
+use crate::pace::Leg;
 use crate::stats::{Counts, Percentiles};
 use crate::subject::Usage;
 use crate::verify::Findings;
@@ -29,6 +30,9 @@ pub struct Report {
     pub ramp_s: f64,
     /// Stages, in order.
     pub stages: Vec<Stage>,
+    /// All stages together, where they follow each other without a pause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub whole: Option<Stage>,
     /// From when to when the last stage was measured, seconds since the run began.
     pub measured_s: Option<(f64, f64)>,
     /// One line per second.
@@ -63,11 +67,15 @@ pub struct Report {
     pub broken: Vec<String>,
 }
 
-/// A rate, held for a while.
+/// A rate, held for a while, or changed evenly.
 #[derive(Clone, Default, Debug, Serialize)]
 pub struct Stage {
-    /// Messages per second that were meant to leave.
+    /// Messages per second that were meant to leave, on average.
     pub rate_wanted_per_s: f64,
+    /// The same when it began.
+    pub rate_from_per_s: f64,
+    /// The same when it ended.
+    pub rate_to_per_s: f64,
     /// Seconds measured.
     pub seconds: f64,
     /// SENT per second.
@@ -220,6 +228,10 @@ impl Report {
         for stage in &self.stages {
             stage.write(out)?;
         }
+        if let Some(whole) = &self.whole {
+            writeln!(out, "all stages together:")?;
+            whole.write(out)?;
+        }
         if let Some(crash) = &self.crash {
             let Crash { kills, ready_ms_median, ready_ms_max, acknowledged_ms_median, repeats_recognised } = crash;
             writeln!(
@@ -293,8 +305,8 @@ impl Stage {
         let cpu = self.gateway_cpu_percent.map_or_else(String::new, |cpu| format!(", gateway {cpu:.0} % of a core"));
         writeln!(
             out,
-            "{:.0}/s wanted for {:.0} s: {:.0}/s acknowledged, {:.0}/s delivered, {} waiting at the end; generator {:.0} % of a core{cpu}",
-            self.rate_wanted_per_s,
+            "{} wanted for {:.0} s: {:.0}/s acknowledged, {:.0}/s delivered, {} waiting at the end; generator {:.0} % of a core{cpu}",
+            Leg { from_per_s: self.rate_from_per_s, to_per_s: self.rate_to_per_s, seconds: self.seconds },
             self.seconds,
             self.acknowledged_per_s,
             self.delivered_per_s,

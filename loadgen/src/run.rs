@@ -12,12 +12,12 @@ use crate::half_open;
 use crate::hdr::Log;
 use crate::network::Sockets;
 use crate::notes::Notes;
-use crate::pace::nanos;
+use crate::pace::{Leg, Schedule, nanos};
 use crate::phantom::{Device, Phantom};
 use crate::random::Random;
 use crate::report::{Crash, Report, Sample, Stage, Storm};
 use crate::scenario::{Load, Plan, Tempo};
-use crate::stats::Percentiles;
+use crate::stats::{Percentiles, Stats, Window};
 use crate::subject::{Minter, Process, Started, Target, Usage, http};
 use crate::verify::SeatReport;
 use crate::worker::{Board, Shared, Worker};
@@ -227,38 +227,63 @@ impl Run<'_> {
     /// # Errors
     /// Nothing was shown in time.
     pub fn stage(&mut self, rate_per_s: f64, warm_up: Duration, seconds: Duration, settle: Duration) -> Result<Stage, String> {
+        let steady = Leg { from_per_s: rate_per_s, to_per_s: rate_per_s, seconds: seconds.as_secs_f64() };
+        let stage = self.measure(&[steady], warm_up, settle)?.0;
+        self.report.stages.push(stage.clone());
+        Ok(stage)
+    }
+
+    /// Measures one leg after the other without a pause between them, and each for itself, then waits as [`Run::stage`] does. Returns the
+    /// figures of all together.
+    ///
+    /// # Errors
+    /// As [`Run::stage`].
+    pub fn stages(&mut self, legs: &[Leg], settle: Duration) -> Result<Stage, String> {
+        let (whole, stages) = self.measure(legs, Duration::ZERO, settle)?;
+        self.report.stages.extend(stages);
+        self.report.whole = Some(whole.clone());
+        Ok(whole)
+    }
+
+    /// All legs together, and each.
+    fn measure(&mut self, legs: &[Leg], warm_up: Duration, settle: Duration) -> Result<(Stage, Vec<Stage>), String> {
         let begun = self.shared.now_ns() + nanos(Duration::from_millis(100));
-        let measured = (begun + nanos(warm_up), begun + nanos(warm_up + seconds));
-        self.shared.stage(rate_per_s, measured);
-        self.watch("warm-up", measured.0)?;
-        let first = self.board()?;
-        let (gateway, own) = self.usages();
-        self.watch(&format!("{rate_per_s:.0}/s"), measured.1)?;
-        let last = self.board()?;
-        let (gateway_after, own_after) = self.usages();
+        let window = Window::of_legs(begun + nanos(warm_up), legs);
+        let steady = |per_s, seconds| Leg { from_per_s: per_s, to_per_s: per_s, seconds };
+        let (first, last) = legs.first().zip(legs.last()).ok_or("there is no stage")?;
+        let before = steady(first.from_per_s, warm_up.as_secs_f64());
+        // The rate goes on until the end is seen.
+        let after = (last.to_per_s > 0.0).then(|| steady(last.to_per_s, f64::INFINITY));
+        let all: Vec<Leg> = std::iter::once(before).chain(legs.iter().copied()).chain(after).collect();
+        self.shared.begin(Schedule::new(&all, begun), window.clone());
+        self.watch("warm-up", window.from_ns())?;
+        let mut marks = vec![self.mark()?];
+        for (leg, &end_ns) in legs.iter().zip(window.ends_ns()) {
+            self.watch(&leg.to_string(), end_ns)?;
+            marks.push(self.mark()?);
+        }
         self.shared.stop_sending();
         let settled = self.settle(settle)?;
         self.log(&settled)?;
-        let span_s = (last.at_ns - first.at_ns) as f64 / 1e9;
-        let per_s = |after: u64, before: u64| (after - before) as f64 / span_s;
-        let percent = |after: Usage, before: Usage| (after.cpu_s - before.cpu_s) * 100.0 / seconds.as_secs_f64();
-        let stats = &settled.stats;
-        let stage = Stage {
-            rate_wanted_per_s: rate_per_s,
-            seconds: seconds.as_secs_f64(),
-            acknowledged_per_s: per_s(last.stats.counts.acknowledged, first.stats.counts.acknowledged),
-            delivered_per_s: per_s(last.stats.counts.delivered, first.stats.counts.delivered),
-            backlog: last.unsent as u64,
-            sent_us: Percentiles::of(&stats.sent_ns),
-            deliver_us: Percentiles::of(&stats.deliver_ns),
-            pacing_us: Percentiles::of(&stats.pace_ns),
-            gateway_cpu_percent: gateway_after.zip(gateway).map(|(after, before)| percent(after, before)),
-            generator_cpu_percent: percent(own_after, own),
+        let Stats { sent, deliver, pacing, .. } = &settled.stats;
+        let stage = |at: usize, leg: &Leg| {
+            let latencies = [sent.of_stage(at), deliver.of_stage(at), pacing.of_stage(at)];
+            marks[at + 1].since(&marks[at]).stage(*leg, latencies)
         };
+        let stages = legs.iter().enumerate().filter(|(_, leg)| leg.seconds > 0.0).map(|(at, leg)| stage(at, leg)).collect();
+        let messages: f64 = legs.iter().map(Leg::messages).sum();
+        let seconds: f64 = legs.iter().map(|leg| leg.seconds).sum();
+        let latencies = [sent, deliver, pacing].map(|latency| Percentiles::of(&latency.all));
+        let whole = marks[legs.len()].since(&marks[0]).stage(steady(messages / seconds, seconds), latencies);
         self.absorb(&settled);
-        self.report.measured_s = Some((measured.0 as f64 / 1e9, measured.1 as f64 / 1e9));
-        self.report.stages.push(stage.clone());
-        Ok(stage)
+        self.report.measured_s = Some((window.from_ns() as f64 / 1e9, window.until_ns() as f64 / 1e9));
+        Ok((whole, stages))
+    }
+
+    fn mark(&self) -> Result<Mark, String> {
+        let board = self.board()?;
+        let (gateway, own) = self.usages();
+        Ok(Mark { board, gateway, own, at: Instant::now() })
     }
 
     /// Raises the rate until the gateway does not follow, narrows the peak down, and measures parts of it.
@@ -295,7 +320,7 @@ impl Run<'_> {
     /// It does not come back, or nothing is acknowledged any more.
     pub fn crash(&mut self, gateway: &mut Started, rate_per_s: f64, kills: u64) -> Result<(), String> {
         let mut random = Random::new(self.shared.load.seed ^ 0x6b69_6c6c);
-        self.shared.stage(rate_per_s, (u64::MAX, u64::MAX));
+        self.shared.begin(Schedule::steady(rate_per_s, self.shared.now_ns()), Window::default());
         let (mut ready_ms, mut back_ms) = (Vec::new(), Vec::new());
         let mut killed_at: Option<Instant> = None;
         for number in 0..kills {
@@ -336,7 +361,8 @@ impl Run<'_> {
     pub fn storm(&mut self, rate_per_s: f64, wait: Duration) -> Result<(), String> {
         let spared = self.shared.load.spared;
         let before_us_p99 = self.report.stages.last().map(|stage| stage.deliver_us.p99);
-        self.shared.stage(rate_per_s, (self.shared.now_ns(), u64::MAX));
+        let now_ns = self.shared.now_ns();
+        self.shared.begin(Schedule::steady(rate_per_s, now_ns), Window::new(now_ns, u64::MAX));
         let board = self.board()?;
         let cut = board.active.saturating_sub(spared);
         let wanted = spared + cut - cut / 1000;
@@ -348,7 +374,7 @@ impl Run<'_> {
         let back_s = back.is_ok().then(|| begun.elapsed().as_secs_f64());
         self.shared.stop_sending();
         let board = self.settle(self.bench.drain)?;
-        let during_us_p99 = Percentiles::of(&board.stats.deliver_ns).p99;
+        let during_us_p99 = Percentiles::of(&board.stats.deliver.all).p99;
         let spared_us_p99 = before_us_p99.filter(|_| spared > 0).map(|before| (before, during_us_p99));
         let resumed = board.stats.counts.resumed;
         self.report.storm = Some(Storm { cut: cut as u64, back_s, resumed, spared: spared as u64, spared_us_p99 });
@@ -459,7 +485,7 @@ impl Run<'_> {
             delivered_per_s: per_s(counts.delivered, delivered),
             active: board.active as u64,
             unsent: board.unsent as u64,
-            deliver_us_p99: Percentiles::of(&board.stats.deliver_ns).p99,
+            deliver_us_p99: Percentiles::of(&board.stats.deliver.all).p99,
             gateway: self.bench.process.and_then(Process::usage),
         };
         self.last = (Instant::now(), counts.acknowledged, counts.delivered);
@@ -503,6 +529,61 @@ impl Run<'_> {
         self.report.counts = board.stats.counts;
         self.report.errors.clone_from(&board.stats.errors);
         self.report.causes.clone_from(&board.stats.causes);
+    }
+}
+
+/// What was counted and used at a moment.
+struct Mark {
+    board: Board,
+    gateway: Option<Usage>,
+    own: Usage,
+    at: Instant,
+}
+
+/// Between two marks.
+struct Span {
+    acknowledged_per_s: f64,
+    delivered_per_s: f64,
+    /// In the end.
+    backlog: u64,
+    gateway_cpu_percent: Option<f64>,
+    generator_cpu_percent: f64,
+}
+
+impl Mark {
+    fn since(&self, before: &Self) -> Span {
+        let span_s = (self.board.at_ns.saturating_sub(before.board.at_ns)) as f64 / 1e9;
+        let (now, then) = (self.board.stats.counts, before.board.stats.counts);
+        let per_s = |now: u64, then: u64| if span_s > 0.0 { (now - then) as f64 / span_s } else { 0.0 };
+        let elapsed_s = (self.at - before.at).as_secs_f64();
+        let percent = |now: Usage, then: Usage| (now.cpu_s - then.cpu_s) * 100.0 / elapsed_s;
+        Span {
+            acknowledged_per_s: per_s(now.acknowledged, then.acknowledged),
+            delivered_per_s: per_s(now.delivered, then.delivered),
+            backlog: self.board.unsent as u64,
+            gateway_cpu_percent: self.gateway.zip(before.gateway).map(|(now, then)| percent(now, then)),
+            generator_cpu_percent: percent(self.own, before.own),
+        }
+    }
+}
+
+impl Span {
+    fn stage(self, leg: Leg, latencies: [Percentiles; 3]) -> Stage {
+        let [sent_us, deliver_us, pacing_us] = latencies;
+        Stage {
+            rate_wanted_per_s: leg.mean_per_s(),
+            rate_from_per_s: leg.from_per_s,
+            rate_to_per_s: leg.to_per_s,
+            seconds: leg.seconds,
+            acknowledged_per_s: self.acknowledged_per_s,
+            delivered_per_s: self.delivered_per_s,
+            backlog: self.backlog,
+            sent_us,
+            deliver_us,
+            pacing_us,
+            gateway_cpu_percent: self.gateway_cpu_percent,
+            generator_cpu_percent: self.generator_cpu_percent,
+        }
     }
 }
 

@@ -5,14 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use hdrhistogram::Histogram;
-
 use crate::client::Causes;
 use crate::light::Thread;
 use crate::network::{Sockets, source};
-use crate::pace::nanos;
+use crate::pace::{Schedule, nanos};
 use crate::phantom::{Device, Phantom};
-use crate::stats::histogram;
+use crate::stats::{Latency, Window};
 use crate::subject::{Minter, Target};
 
 /// What all threads and whoever directs them share.
@@ -75,22 +73,18 @@ impl BackEnd {
 }
 
 /// What is sent to be echoed.
-#[derive(Clone, Copy, PartialEq, Default, Debug)]
+#[derive(Clone, PartialEq, Default, Debug)]
 pub struct Pulse {
-    /// Messages per second over all threads, open loop, each to a connection drawn from all.
-    pub rate_per_s: f64,
+    /// Open loop over all threads, each message to a connection drawn from all.
+    pub schedule: Schedule,
     /// Closed loop instead: connections that always have `depth` messages under way.
     pub busy: usize,
     /// See `busy`.
     pub depth: usize,
     /// Bytes of each payload.
     pub payload_bytes: usize,
-    /// When it begins.
-    pub from_ns: u64,
-    /// Intended times from here on are measured.
-    pub measured_from_ns: u64,
-    /// When it ends.
-    pub until_ns: u64,
+    /// Intended times that are measured; it ends with them.
+    pub window: Window,
 }
 
 /// What a thread shows.
@@ -107,7 +101,7 @@ pub struct Board {
     /// Why connections could not be opened, or ended.
     pub causes: Causes,
     /// Latencies of the last pulse, and lateness of its sending; here once the pulse is over.
-    pub pulse: Option<(Histogram<u64>, Histogram<u64>)>,
+    pub pulse: Option<(Latency, Latency)>,
     /// Pulses that are over.
     pub pulses: u64,
     /// Connections it let go in the end.
@@ -171,9 +165,13 @@ impl Swarm {
             sum.pulses = sum.pulses.min(board.pulses);
             board.causes.iter().for_each(|(cause, count)| *sum.causes.entry(cause.clone()).or_default() += count);
             if let Some((latency, pacing)) = &board.pulse {
-                let (all_latency, all_pacing) = sum.pulse.get_or_insert_with(|| (histogram(), histogram()));
-                all_latency.add(latency).expect("all histograms have the same bounds");
-                all_pacing.add(pacing).expect("all histograms have the same bounds");
+                match &mut sum.pulse {
+                    None => sum.pulse = board.pulse.clone(),
+                    Some((all_latency, all_pacing)) => {
+                        all_latency.add(latency);
+                        all_pacing.add(pacing);
+                    }
+                }
             }
         }
         sum
@@ -206,7 +204,7 @@ impl Swarm {
 
     /// The pulse that was ordered last.
     pub(crate) fn order(&self) -> Pulse {
-        *lock(&self.pulse)
+        lock(&self.pulse).clone()
     }
 
     /// Shows what thread `number` has done.

@@ -12,10 +12,10 @@ use tidegate_client::Closed;
 use crate::client::{Client, Hub, Want};
 use crate::network::{Ending, Network, Ready};
 use crate::notes::Notes;
-use crate::pace::{Pace, nanos};
+use crate::pace::{Pace, Schedule, nanos};
 use crate::random::Random;
 use crate::scenario::{Load, Plan, Tempo};
-use crate::stats::Stats;
+use crate::stats::{Stats, Window};
 use crate::verify::{Ledger, SeatReport};
 
 /// What all workers and whoever directs them share. Everything is a number with one writer or a lock taken four times a second.
@@ -37,13 +37,13 @@ pub struct Shared {
     pub workers: usize,
     /// Connections opened per second while ramping up.
     pub ramp_per_s: f64,
-    /// Messages per second in all, as bits of an `f64`, and the time from which it counts.
-    rate: Mutex<(f64, u64)>,
-    rate_version: AtomicU64,
+    /// When messages leave, of all workers together.
+    schedule: Mutex<Schedule>,
+    schedule_version: AtomicU64,
     /// Connections cut per second in all.
     churn: Mutex<f64>,
     /// Intended times that are measured.
-    window: Mutex<(u64, u64)>,
+    window: Mutex<Window>,
     /// Counts the storms that were ordered.
     storms: AtomicU64,
     /// Devices that only read what was sent before them may begin.
@@ -93,10 +93,10 @@ impl Shared {
             request,
             workers,
             ramp_per_s,
-            rate: Mutex::new((0.0, 0)),
-            rate_version: AtomicU64::new(0),
+            schedule: Mutex::default(),
+            schedule_version: AtomicU64::new(0),
             churn: Mutex::new(0.0),
-            window: Mutex::new((u64::MAX, u64::MAX)),
+            window: Mutex::default(),
             storms: AtomicU64::new(0),
             is_audit: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
@@ -110,16 +110,16 @@ impl Shared {
         nanos(self.origin.elapsed())
     }
 
-    /// From now on so many messages per second. Begins a stage: figures start from nothing.
-    pub fn stage(&self, rate_per_s: f64, measured: (u64, u64)) {
-        *lock(&self.window) = measured;
-        *lock(&self.rate) = (rate_per_s, self.now_ns());
-        self.rate_version.fetch_add(1, Ordering::Release);
+    /// From now on messages leave on this schedule. Begins a measurement: figures start from nothing.
+    pub fn begin(&self, schedule: Schedule, window: Window) {
+        *lock(&self.window) = window;
+        *lock(&self.schedule) = schedule;
+        self.schedule_version.fetch_add(1, Ordering::Release);
     }
 
     /// No more messages; the figures of the stage go on.
     pub fn stop_sending(&self) {
-        lock(&self.rate).0 = 0.0;
+        *lock(&self.schedule) = Schedule::default();
     }
 
     /// From now on so many connections are cut per second.
@@ -145,7 +145,7 @@ impl Shared {
     /// What all workers show, added up. `None`: some still show an earlier stage.
     #[must_use]
     pub fn board(&self) -> Option<Board> {
-        let mut sum = Board { stage: self.rate_version.load(Ordering::Acquire), ..Board::default() };
+        let mut sum = Board { stage: self.schedule_version.load(Ordering::Acquire), ..Board::default() };
         for board in &self.boards {
             let board = lock(board);
             if board.stage != sum.stage {
@@ -179,7 +179,7 @@ pub struct Worker<'a, N> {
     timers: BinaryHeap<Reverse<(u64, u32)>>,
     pace: Pace,
     stage: u64,
-    rate: (f64, u64),
+    schedule: Schedule,
     churn: Pace,
     churn_rate: f64,
     storms: u64,
@@ -204,10 +204,10 @@ impl<'a, N: Network> Worker<'a, N> {
             clients,
             born: 0,
             timers: BinaryHeap::new(),
-            pace: Pace::new(0.0, 0),
+            pace: Pace::default(),
             stage: 0,
-            rate: (0.0, 0),
-            churn: Pace::new(0.0, 0),
+            schedule: Schedule::default(),
+            churn: Pace::default(),
             churn_rate: 0.0,
             storms: 0,
             random: Random::new(shared.load.seed ^ (number as u64) << 48),
@@ -242,24 +242,20 @@ impl<'a, N: Network> Worker<'a, N> {
     }
 
     fn obey(&mut self) {
-        let stage = self.shared.rate_version.load(Ordering::Acquire);
-        let rate = *lock(&self.shared.rate);
-        if self.rate != rate || self.stage != stage {
-            // Workers take turns, so that the whole is as even as each.
-            let share = rate.0 / self.shared.workers as f64;
-            let lag = if rate.0 > 0.0 { 1e9 / rate.0 * self.number as f64 } else { 0.0 };
-            self.pace = Pace::new(share, rate.1 + nanos(Duration::from_secs_f64(lag / 1e9)));
-            self.rate = rate;
+        let stage = self.shared.schedule_version.load(Ordering::Acquire);
+        let schedule = lock(&self.shared.schedule).clone();
+        if self.schedule != schedule || self.stage != stage {
+            self.pace = Pace::new(schedule.clone(), self.number, self.shared.workers);
+            self.schedule = schedule;
         }
         if self.stage != stage {
             self.stage = stage;
-            self.stats.begin_stage();
+            self.stats.begin(lock(&self.shared.window).clone());
             self.show_at = 0;
         }
-        self.stats.window = *lock(&self.shared.window);
-        let churn = *lock(&self.shared.churn) / self.shared.workers as f64;
+        let churn = *lock(&self.shared.churn);
         if (churn - self.churn_rate).abs() > f64::EPSILON {
-            self.churn = Pace::new(churn, self.shared.now_ns());
+            self.churn = Pace::new(Schedule::steady(churn, self.shared.now_ns()), self.number, self.shared.workers);
             self.churn_rate = churn;
         }
         let storms = self.shared.storms.load(Ordering::Acquire);

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use clap::Args;
 use loadgen::hdr::Log;
-use loadgen::hold::{self, Task};
+use loadgen::hold::{self, Echoes, Task};
 use loadgen::network::SOURCES_MAX;
+use loadgen::pace::legs;
 use loadgen::report::Report;
 use loadgen::run::unix_ms;
 use loadgen::subject::Target;
-use loadgen::swarm::{self, Pulse, Swarm};
+use loadgen::swarm::{self, Swarm};
 use tidegate::io::descriptors::Descriptors;
 
 use super::aim::{Aim, tag};
+use super::messages::stage;
 use super::show::{BAR, show_held};
 
 /// What scenarios with very many connections are told.
@@ -53,6 +55,10 @@ pub struct IdleArgs {
     /// Seconds of these.
     #[arg(long, default_value_t = 10.0)]
     pub echo_seconds: f64,
+    /// Instead of one rate of pings: climb, or fall, evenly to RATE per second within TIME, such as 30s:1000. May be repeated; the first
+    /// begins at 0.
+    #[arg(long = "stage", value_name = "TIME:RATE", value_parser = stage, conflicts_with_all = ["echo_rate", "echo_seconds"])]
+    pub stages: Vec<(f64, f64)>,
     /// Fail if opening takes longer than so many seconds.
     #[arg(long, value_name = "S")]
     pub max_open: Option<f64>,
@@ -74,6 +80,9 @@ pub struct EchoArgs {
     /// Messages per second in all, open loop, each to a connection drawn from all.
     #[arg(long, default_value_t = 1000.0)]
     pub rate: f64,
+    /// Instead of one rate: climb, or fall, evenly to RATE per second within TIME, such as 30s:1000. May be repeated; the first begins at 0.
+    #[arg(long = "stage", value_name = "TIME:RATE", value_parser = stage, conflicts_with_all = ["rate", "seconds", "depth", "busy"])]
+    pub stages: Vec<(f64, f64)>,
     /// Instead of a rate: messages under way at any time on each busy connection.
     #[arg(long, default_value_t = 0)]
     pub depth: usize,
@@ -148,11 +157,13 @@ impl ManyArgs {
 
 impl IdleArgs {
     pub fn run(&self) -> Result<Report, String> {
-        let pulse = |rate_per_s| Pulse { rate_per_s, payload_bytes: PING_BYTES, ..Pulse::default() };
         let task = Task {
             rest: Duration::from_secs_f64(self.many.warm_up),
             hold: Duration::from_secs_f64(self.seconds),
-            echo: self.echo_rate.map(|rate| (pulse(rate), Duration::from_secs_f64(self.echo_seconds))),
+            echo: match staged(PING_BYTES, &self.stages)? {
+                None => self.echo_rate.map(|rate| Echoes::steady(PING_BYTES, rate, self.echo_seconds)),
+                staged => staged,
+            },
         };
         let mut report = self.many.run("idle", true, &task)?;
         let held = report.held.clone().unwrap_or_default();
@@ -177,12 +188,13 @@ impl IdleArgs {
 impl EchoArgs {
     pub fn run(&self) -> Result<Report, String> {
         let busy = self.busy.unwrap_or(self.many.connections);
-        let pulse = Pulse { busy, depth: self.depth, payload_bytes: self.payload, ..Pulse::default() };
-        let pulse = if self.depth > 0 { pulse } else { Pulse { rate_per_s: self.rate, busy: 0, ..pulse } };
+        let closed_loop = (self.depth > 0).then_some((busy, self.depth));
+        let rate = if self.depth > 0 { 0.0 } else { self.rate };
+        let steady = Echoes { closed_loop, ..Echoes::steady(self.payload, rate, self.seconds) };
         let task = Task {
             rest: Duration::from_secs_f64(self.many.warm_up),
             hold: Duration::ZERO,
-            echo: Some((pulse, Duration::from_secs_f64(self.seconds))),
+            echo: Some(staged(self.payload, &self.stages)?.unwrap_or(steady)),
         };
         let mut report = self.many.run("echo", false, &task)?;
         let p99_us = report.held.as_ref().and_then(|held| held.echo.as_ref()).map_or(0.0, |echo| echo.round_trip_us.p99);
@@ -191,6 +203,14 @@ impl EchoArgs {
         self.many.aim.keep(&mut report)?;
         Ok(report)
     }
+}
+
+/// Echoes by stages, if there are any.
+fn staged(payload_bytes: usize, stages: &[(f64, f64)]) -> Result<Option<Echoes>, String> {
+    if stages.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Echoes { payload_bytes, closed_loop: None, legs: legs(stages)?, warm_up_s: 0.0 }))
 }
 
 /// Payload of the pings of `idle --echo-rate`.

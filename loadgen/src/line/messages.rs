@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use loadgen::network::source;
+use loadgen::pace::{Leg, legs};
 use loadgen::phantom::Device;
 use loadgen::report::Stage;
 use loadgen::run::{Bench, Run};
@@ -72,6 +73,10 @@ pub struct ChatArgs {
     /// Messages per second in all.
     #[arg(long, default_value_t = 100.0)]
     pub rate: f64,
+    /// Instead of one rate: climb, or fall, evenly to RATE messages per second within TIME, such as 30s:1000 or 2m:1000. May be repeated:
+    /// the first begins at 0, each other where the one before it ended. Each is measured for itself, thresholds are of all together.
+    #[arg(long = "stage", value_name = "TIME:RATE", value_parser = stage, conflicts_with_all = ["rate", "warm_up", "seconds"])]
+    pub stages: Vec<(f64, f64)>,
     /// Seconds before measuring.
     #[arg(long, default_value_t = 2.0)]
     pub warm_up: f64,
@@ -177,7 +182,15 @@ impl ChatArgs {
     pub fn stage(&self, run: &mut Run<'_>) -> Result<Stage, String> {
         let seconds = Duration::from_secs_f64;
         run.churn(self.churn);
+        if let Some(legs) = self.legs()? {
+            return run.stages(&legs, seconds(self.common.drain));
+        }
         run.stage(self.rate, seconds(self.warm_up), seconds(self.seconds), seconds(self.common.drain))
+    }
+
+    /// What the stages come to, if there are any.
+    pub fn legs(&self) -> Result<Option<Vec<Leg>>, String> {
+        if self.stages.is_empty() { Ok(None) } else { legs(&self.stages).map(Some) }
     }
 
     /// The thresholds that a stage did not keep.
@@ -188,7 +201,7 @@ impl ChatArgs {
             let limit = limit.filter(|limit| found > limit * 1e3);
             broken.extend(limit.map(|limit| format!("{name} of DELIVER is {:.1} ms, above {limit} ms", found / 1e3)));
         }
-        let part = stage.acknowledged_per_s / self.rate;
+        let part = stage.acknowledged_per_s / stage.rate_wanted_per_s;
         let least = self.min_rate.filter(|&least| part < least);
         broken.extend(
             least.map(|least| format!("{:.1} % of the rate was acknowledged, below {:.1} %", part * 100.0, least * 100.0)),
@@ -244,6 +257,19 @@ impl Common {
             spared: 0,
         }
     }
+}
+
+/// `30s:1000`, or `2m:1000`: seconds, and a rate.
+pub fn stage(text: &str) -> Result<(f64, f64), String> {
+    let wrong = || "TIME:RATE such as 30s:1000 or 2m:1000, neither below 0".to_owned();
+    let (time, rate) = text.split_once(':').ok_or_else(wrong)?;
+    let (count, unit_s) = match (time.strip_suffix('s'), time.strip_suffix('m')) {
+        (Some(seconds), _) => (seconds, 1.0),
+        (None, Some(minutes)) => (minutes, 60.0),
+        (None, None) => return Err(wrong()),
+    };
+    let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0).ok_or_else(wrong);
+    Ok((number(count)? * unit_s, number(rate)?))
 }
 
 /// `200`, or `32-1024`.

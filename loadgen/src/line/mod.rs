@@ -85,6 +85,13 @@ impl Line {
                 return Err("a file names chat, group, slow, half-open, idle, echo, peak, crash or storm".to_owned());
             }
         };
+        if let Scenario::Chat(args)
+        | Scenario::Group(args)
+        | Scenario::Slow(SlowArgs { chat: args, .. })
+        | Scenario::HalfOpen(HalfOpenArgs { chat: args, .. }) = &self.scenario
+        {
+            args.legs()?;
+        }
         let devices = common.aim.devices(common.threads)?;
         let mut started = common.aim.start()?;
         let bench = common.bench(started.as_ref(), devices, name == "crash")?;
