@@ -75,9 +75,14 @@ pub struct Swarm {
 impl Swarm {
     /// None yet, all to go to `address` with this subprotocol.
     pub fn new(address: SocketAddr, subprotocol: Option<&str>) -> io::Result<Self> {
+        Self::at(address, "/ws", subprotocol)
+    }
+
+    /// As [`Swarm::new`], to a server that has its WebSocket at another path.
+    pub fn at(address: SocketAddr, path: &str, subprotocol: Option<&str>) -> io::Result<Self> {
         let offer = subprotocol.map_or_else(String::new, |name| format!("Sec-WebSocket-Protocol: {name}\r\n"));
         let request = format!(
-            "GET /ws HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}\r\n"
         );
         Ok(Self {
@@ -99,7 +104,7 @@ impl Swarm {
     }
 
     /// Opens connections until there are `count`, all ready.
-    pub fn grow(&mut self, count: usize, script: &mut impl Script) -> Result<(), String> {
+    pub fn grow(&mut self, count: usize, script: &mut (impl Script + ?Sized)) -> Result<(), String> {
         let started = Instant::now();
         while self.ready_count < count {
             while self.connections.len() < count && self.connections.len() - self.ready_count < self.opening_max {
@@ -119,7 +124,7 @@ impl Swarm {
     }
 
     /// Waits at most `max_wait` and handles what came.
-    pub fn turn(&mut self, max_wait: Duration, script: &mut impl Script) -> Result<(), String> {
+    pub fn turn(&mut self, max_wait: Duration, script: &mut (impl Script + ?Sized)) -> Result<(), String> {
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(1));
         match self.poll.poll(&mut events, Some(max_wait)) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(format!("poll: {error}")),
@@ -140,8 +145,13 @@ impl Swarm {
 
     /// Sends one message on a connection.
     pub fn send(&mut self, index: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), String> {
+        self.say(index, |out| out.message(write))
+    }
+
+    /// Sends what `write` says, in one go.
+    pub fn say(&mut self, index: usize, write: impl FnOnce(&mut Outbox<'_>)) -> Result<(), String> {
         let connection = &mut self.connections[index];
-        Outbox { bytes: &mut connection.out, scratch: &mut self.scratch }.message(write);
+        write(&mut Outbox { bytes: &mut connection.out, scratch: &mut self.scratch });
         connection.flush(index)
     }
 
@@ -172,7 +182,7 @@ impl Swarm {
         connection.flush(index)
     }
 
-    fn readable(&mut self, index: usize, script: &mut impl Script) -> Result<(), String> {
+    fn readable(&mut self, index: usize, script: &mut (impl Script + ?Sized)) -> Result<(), String> {
         loop {
             let connection = &mut self.connections[index];
             let kept = connection.carry.len();
@@ -250,7 +260,7 @@ impl Connection {
         &mut self,
         index: usize,
         bytes: &[u8],
-        script: &mut impl Script,
+        script: &mut (impl Script + ?Sized),
         scratch: &mut Vec<u8>,
         ready_count: &mut usize,
     ) -> Result<usize, String> {
@@ -274,7 +284,7 @@ impl Connection {
             used += header.header_bytes + payload_bytes;
             let mut out = Outbox { bytes: &mut self.out, scratch };
             match header.opcode {
-                Opcode::Binary if header.fin => {
+                Opcode::Binary | Opcode::Text if header.fin => {
                     let ready = script.message(index, payload, &mut out)?;
                     self.advance(ready, ready_count);
                 }

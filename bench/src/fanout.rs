@@ -2,7 +2,7 @@
 //!
 //! One member sends a burst, everybody else gets it, then comes the next burst. The gateway orders, stores and syncs each message,
 //! numbers each delivery and takes acknowledgements; the bare server writes what it reads to everyone, a burst in one send each. What
-//! all threads of the gateway use is counted.
+//! all threads of the gateway use is counted. Strangers pass messages on from memory: no order over several senders, nothing stored.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -17,6 +17,7 @@ use tidegate::wire::envelope::{ClientFrame, Encoding, Send, ServerFrame, encode_
 use crate::client::{Outbox, Ready, Script, Swarm, acknowledge, each_frame};
 use crate::idle::{Greeter, user};
 use crate::paired::{Case, Generator, Options, Per, Sample, Team, Watch, measure};
+use crate::peer::{self, Guests, Peer};
 use crate::server::{Bare, Contender, Server};
 
 /// One message at a time, and bursts.
@@ -29,6 +30,11 @@ pub fn run(options: &Options) -> Result<(), String> {
         let team = |contender: Contender| {
             let server = Server::start(contender, Bare::Fanout, options, &[])?;
             let address = server.address;
+            if let Some(peer) = peer::of(contender) {
+                return Team::new(contender, server, move || {
+                    Ok(Room::Strange(Box::new(StrangeRoom::open(address, peer, burst)?)))
+                });
+            }
             let Some(gateway) = server.gateway() else {
                 return Team::new(contender, server, move || Ok(Room::Bare(BareRoom::open(address, burst)?)));
             };
@@ -37,7 +43,7 @@ pub fn run(options: &Options) -> Result<(), String> {
             let mint = gateway.minter()?;
             Team::new(contender, server, move || Ok(Room::Ours(OurRoom::open(address, Greeter::new(MEMBERS, mint), burst)?)))
         };
-        let teams = options.choose(OURS).into_iter().map(team).collect::<Result<_, _>>()?;
+        let teams = options.choose(ALL).into_iter().map(team).collect::<Result<_, _>>()?;
         let facts =
             vec![("members_count", MEMBERS as f64), ("burst_count", burst as f64), ("payload_bytes", PAYLOAD_BYTES as f64)];
         measure(
@@ -53,6 +59,7 @@ pub fn run(options: &Options) -> Result<(), String> {
 enum Room {
     Bare(BareRoom),
     Ours(OurRoom),
+    Strange(Box<StrangeRoom>),
 }
 
 impl Generator for Room {
@@ -63,6 +70,7 @@ impl Generator for Room {
                 count += match self {
                     Self::Bare(room) => room.burst()?,
                     Self::Ours(room) => room.burst()?,
+                    Self::Strange(room) => room.burst()?,
                 };
             }
             Ok(count)
@@ -172,6 +180,38 @@ impl OurRoom {
     }
 }
 
+/// Members of a room of a stranger; the first one sends.
+struct StrangeRoom {
+    swarm: Swarm,
+    guests: Guests,
+    burst: usize,
+}
+
+impl StrangeRoom {
+    fn open(address: SocketAddr, peer: Box<dyn Peer>, burst: usize) -> Result<Self, String> {
+        let swarm = Swarm::at(address, peer.path(), peer.subprotocol());
+        let mut swarm = swarm.map_err(|error| error.to_string())?;
+        let mut guests = Guests::new(peer);
+        swarm.grow(MEMBERS, &mut guests)?;
+        Ok(Self { swarm, guests, burst })
+    }
+
+    fn burst(&mut self) -> Result<u64, String> {
+        let receivers = if self.guests.peer.hears_itself() { MEMBERS } else { MEMBERS - 1 };
+        let count = (receivers * self.burst) as u64;
+        let wanted = self.guests.delivered_count + count;
+        self.swarm.say(0, |out| self.guests.peer.publish(self.burst, &[b'f'; PAYLOAD_BYTES], out))?;
+        let started = Instant::now();
+        while self.guests.delivered_count < wanted {
+            if started.elapsed() > BURST_WAIT {
+                return Err(format!("{} deliveries of a burst did not come", wanted - self.guests.delivered_count));
+            }
+            self.swarm.turn(Duration::from_millis(100), &mut self.guests)?;
+        }
+        Ok(count)
+    }
+}
+
 fn write_send(number: u32, bytes: &mut Vec<u8>) {
     let send = Send {
         rid: number + 1,
@@ -213,7 +253,15 @@ impl Script for Listeners {
     }
 }
 
-const OURS: &[Contender] = &[Contender::Floor, Contender::FloorAgain, Contender::Epoll, Contender::Uring];
+const ALL: &[Contender] = &[
+    Contender::Floor,
+    Contender::FloorAgain,
+    Contender::Epoll,
+    Contender::Uring,
+    Contender::NatsRelay,
+    Contender::Centrifugo,
+    Contender::Nchan,
+];
 const CONV: &str = "g:room";
 /// With the one who sends. A larger group would be told by NOTICE.
 const MEMBERS: usize = 1_000;

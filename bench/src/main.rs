@@ -14,6 +14,7 @@
 //! with command, commit, kernel, machine and limits, in `bench/results/<subject>.json`. [`paired`] says how comparisons are made.
 
 mod client;
+mod crowd;
 mod durable;
 mod echo;
 mod fanout;
@@ -24,6 +25,7 @@ mod machine;
 mod nats;
 mod pace;
 mod paired;
+mod peer;
 mod refuse;
 mod reopen;
 mod results;
@@ -73,7 +75,10 @@ fn run(subject: &Subject) -> Result<(), String> {
         Subject::Fanout(options) => compare(options, &[fanout::run]),
         Subject::Work(options) => compare(options, &[work::run]),
         Subject::Durable(options) => compare(options, &[durable::run]),
-        Subject::All(options) => compare(options, &[echo::run, upgrade::run, fanout::run, work::run, durable::run, table::run]),
+        Subject::Crowd(options) => compare(options, &[crowd::run]),
+        Subject::All(options) => {
+            compare(options, &[echo::run, upgrade::run, fanout::run, work::run, durable::run, crowd::run, table::run])
+        }
         Subject::Table(options) => table::run(options),
     }
 }
@@ -112,6 +117,8 @@ enum Subject {
     Work(Options),
     /// Durable acknowledged messages per second against NATS JetStream.
     Durable(Options),
+    /// Connections that only stand: user memory of each, and CPU to let it in.
+    Crowd(Options),
     /// Writes the table of figures into README.md.
     Table(Options),
     /// User memory per idle authenticated connection.

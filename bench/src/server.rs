@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use crate::gateway::{Gateway, free_address, metric_sum};
 use crate::nats;
 use crate::paired::Options;
+use crate::peer;
 
 /// Who answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +39,12 @@ pub enum Contender {
     Tungstenite,
     /// NATS JetStream, synced at every message.
     Nats,
+    /// NATS that only passes messages on, over WebSocket.
+    NatsRelay,
+    /// Centrifugo, with its engine in memory.
+    Centrifugo,
+    /// Nchan, a module of nginx, with its messages in memory.
+    Nchan,
 }
 
 impl Contender {
@@ -53,6 +60,9 @@ impl Contender {
             Self::Bun => "bun",
             Self::Tungstenite => "tokio_tungstenite",
             Self::Nats => "nats_jetstream",
+            Self::NatsRelay => "nats_websocket",
+            Self::Centrifugo => "centrifugo",
+            Self::Nchan => "nchan",
         }
     }
 
@@ -66,14 +76,16 @@ impl Contender {
         match self {
             Self::Bun => Some(Path::new(PEERS).join("bun/node_modules/bun/bin/bun.exe")),
             Self::Tungstenite => Some(Path::new(PEERS).join("tungstenite/bin/peer-tungstenite")),
-            Self::Nats => Some(Path::new(PEERS).join("nats/nats-server")),
+            Self::Nats | Self::NatsRelay => Some(Path::new(PEERS).join("nats/nats-server")),
+            Self::Centrifugo => Some(Path::new(PEERS).join("centrifugo/centrifugo")),
+            Self::Nchan => Some(PathBuf::from("/usr/sbin/nginx")),
             _ => None,
         }
     }
 
     /// Whether it can be started here.
     pub fn is_here(self) -> bool {
-        self.program().is_none_or(|program| program.exists())
+        self.program().is_none_or(|program| program.exists()) && (self != Self::Nchan || peer::nchan_module().exists())
     }
 }
 
@@ -136,7 +148,9 @@ impl Server {
                 return Self::spawn(Command::new(program).arg(Path::new(PEERS).join("bun/echo.js")));
             }
             Contender::Tungstenite => return Self::spawn(&mut Command::new(contender.program().expect("a stranger has one"))),
-            Contender::Nats => return Self::start_nats(options),
+            Contender::Nats | Contender::NatsRelay | Contender::Centrifugo | Contender::Nchan => {
+                return Self::start_stranger(contender, options);
+            }
             Contender::Epoll | Contender::EpollBefore => "driver=epoll",
             Contender::Uring | Contender::UringBefore => "driver=uring",
         };
@@ -164,14 +178,21 @@ impl Server {
         Ok(server)
     }
 
-    fn start_nats(options: &Options) -> Result<Self, String> {
+    /// Starts a program that is told by a file, and waits until it listens.
+    fn start_stranger(contender: Contender, options: &Options) -> Result<Self, String> {
         let address = free_address()?;
-        let folder =
-            std::path::absolute(&options.data).map_err(|error| error.to_string())?.join(format!("nats-{}", std::process::id()));
-        nats::write_configuration(&folder, address.port())?;
-        let program = Contender::Nats.program().expect("a stranger has one");
-        let mut command = Command::new(program);
-        command.arg("-c").arg(folder.join("nats.conf")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let folder = std::path::absolute(&options.data).map_err(|error| error.to_string())?;
+        let folder = folder.join(format!("{contender}-{}", std::process::id()));
+        let program = contender.program().expect("a stranger has one");
+        let mut command = if contender == Contender::Nats {
+            nats::write_configuration(&folder, address.port())?;
+            let mut command = Command::new(program);
+            command.arg("-c").arg(folder.join("nats.conf"));
+            command
+        } else {
+            peer::command(contender, &program, &folder, address.port())?
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().map_err(|error| error.to_string())?;
         let server = Self { address, process: Process::Storing(child, folder) };
         let started = Instant::now();
@@ -238,6 +259,14 @@ impl Probe {
         Ok(tasks.flatten().filter_map(nanos).sum::<u64>() as f64 / 1e9)
     }
 
+    /// Proportional bytes of its process.
+    pub fn user_bytes(self) -> Result<f64, String> {
+        let path = format!("/proc/{}/smaps_rollup", self.pid);
+        let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        let kib = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+        kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path} has no Pss"))
+    }
+
     /// System calls per second over `seconds`, counted by the kernel. `None`: `perf` is not here, or may not.
     pub fn system_calls_per_s(self, seconds: f64) -> Option<f64> {
         let (pid, sleep) = (self.pid.to_string(), seconds.to_string());
@@ -281,4 +310,4 @@ pub fn on_core(core: Core) -> Result<(), String> {
 /// The cores of the process, as they were before a thread was bound.
 static USABLE: OnceLock<Vec<usize>> = OnceLock::new();
 /// Where `bench/peers/setup` puts strangers, seen from the root of the repository.
-const PEERS: &str = "bench/peers";
+pub const PEERS: &str = "bench/peers";

@@ -69,6 +69,10 @@ fn render(results: &Path) -> Result<String, String> {
 }
 
 fn cell(figures: &Value, record: &Value, aim: Option<f64>, is_ours: bool) -> String {
+    let (bytes, us) = (&figures["user_bytes_per_connection"], &figures["cpu_us_per_connection"]["median"]);
+    if let (Some(median), Some(least), Some(most)) = (bytes["median"].as_f64(), bytes["least"].as_f64(), bytes["most"].as_f64()) {
+        return format!("{median:.0} B ({least:.0} to {most:.0}), {:.0} µs", us.as_f64().unwrap_or_default());
+    }
     let ratio = &figures["ratio"];
     let (Some(median), Some(least), Some(most)) = (ratio["median"].as_f64(), ratio["least"].as_f64(), ratio["most"].as_f64())
     else {
@@ -122,6 +126,11 @@ const SECTIONS: &[Section] = &[
         title: "durable acknowledged messages per second, against NATS JetStream with sync always",
         aims: &[("senders", 10.0)],
     },
+    Section {
+        subject: "crowd",
+        title: "user memory of an idle connection, and CPU to let it in; ours with a session, rooms of strangers entered",
+        aims: &[],
+    },
 ];
 const COLUMNS: &[(&str, &str)] = &[
     ("epoll", "epoll"),
@@ -129,6 +138,7 @@ const COLUMNS: &[(&str, &str)] = &[
     ("bun", "Bun (uWebSockets' engine)"),
     ("tokio_tungstenite", "tokio-tungstenite"),
     ("nats_jetstream", "NATS JetStream"),
+    ("nats_websocket", "NATS, WebSocket"),
     ("centrifugo", "Centrifugo"),
     ("nchan", "Nchan"),
     ("floor_again", "the floor itself"),
