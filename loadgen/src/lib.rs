@@ -4,7 +4,7 @@
 //!  main ─► run: stages, kills, storms ──orders──► Shared ◄──boards── worker, one thread each
 //!                                                                      │ pace: what is due
 //!                                                                      │ client: Machine and frames, pure
-//!                                                                      │ network: sockets, or phantom: a TCP on a TUN device
+//!                                                                      │ network: sockets, or phantom: a TCP on a TUN device; secure: TLS over either
 //!                                                                      ▼
 //!                                              verify: the ledger ─► report: text, JSON; page: HTML
 //!
@@ -27,6 +27,7 @@ pub mod random;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod secure;
 pub mod stats;
 pub mod subject;
 pub mod swarm;

@@ -55,6 +55,7 @@ fn write(page: &mut String, run: &Value, other: Option<&Value>) -> std::fmt::Res
         samples("acknowledged per second", &["acknowledged_per_s"], 1.0),
         samples("delivered per second", &["delivered_per_s"], 1.0),
         samples("connections welcomed", &["active"], 1.0),
+        samples("welcomed per second", &["welcomed_per_s"], 1.0),
         samples("p99 of DELIVER since the stage began, ms", &["deliver_us_p99"], 1e-3),
         samples("gateway memory, MiB", &["gateway", "rss_bytes"], 1.0 / 1_048_576.0),
         samples("gateway descriptors", &["gateway", "descriptors"], 1.0),

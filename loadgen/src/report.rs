@@ -105,6 +105,8 @@ pub struct Sample {
     pub acknowledged_per_s: f64,
     /// DELIVER per second.
     pub delivered_per_s: f64,
+    /// WELCOME per second.
+    pub welcomed_per_s: f64,
     /// Connections welcomed.
     pub active: u64,
     /// Messages that wait for SENT.
@@ -143,6 +145,13 @@ pub struct Storm {
     pub spared: u64,
     /// Their p99 of DELIVER before the storm, and until it was over, microseconds.
     pub spared_us_p99: Option<(f64, f64)>,
+    /// Resident bytes of the gateway before the storm, and the most until it was over.
+    pub memory_bytes: Option<(u64, u64)>,
+    /// With TLS: handshakes of those who came back, in full, and by a ticket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshakes: Option<(u64, u64)>,
+    /// p99 of the generator's own lateness until it was over, microseconds.
+    pub pacing_us_p99: f64,
 }
 
 impl Report {
@@ -190,9 +199,16 @@ impl Report {
             .map(|kind| format!("{} of {} half-open connections stood on: {}", kind.opened - kind.closed, kind.opened, kind.kind))
     }
 
-    /// Why a storm was not weathered: who was cut is not back in time, or the p99 of the spared rose to more than `ratio_max` times.
-    pub fn unweathered(&self, ratio_max: Option<f64>) -> impl Iterator<Item = String> {
+    /// Why a storm was not weathered: who was cut is not back in time, or the p99 of the spared rose to more than `ratio_max` times, or the
+    /// gateway's memory to more than `memory_max` times.
+    pub fn unweathered(&self, ratio_max: Option<f64>, memory_max: Option<f64>) -> impl Iterator<Item = String> {
         let storm = self.storm.as_ref();
+        let times = storm.and_then(|storm| storm.memory_bytes).map(|(before, most)| most as f64 / before as f64);
+        let swollen = memory_max.and_then(|most| match times {
+            Some(times) if times <= most => None,
+            Some(times) => Some(format!("the gateway's memory rose to {times:.2} times that before the storm, above {most}")),
+            None => Some("the gateway's memory is not known".to_owned()),
+        });
         let late = storm.filter(|storm| storm.back_s.is_none()).map(|_| "99.9 % were not back in time".to_owned());
         let ratio = storm.and_then(|storm| storm.spared_us_p99).map(|(before, during)| during / before);
         let disturbed = ratio_max.and_then(|most| match ratio {
@@ -200,7 +216,7 @@ impl Report {
             Some(ratio) => Some(format!("the p99 of the spared was {ratio:.1} times that before the storm, above {most}")),
             None => Some("the p99 of the spared is not known: --spared N".to_owned()),
         });
-        late.into_iter().chain(disturbed)
+        late.into_iter().chain(disturbed).chain(swollen)
     }
 
     /// Why sockets are left: there are more than before the first connection.
@@ -240,13 +256,21 @@ impl Report {
                  {acknowledged_ms_median:.0} ms (medians); {repeats_recognised} repeats recognised"
             )?;
         }
-        if let Some(Storm { cut, back_s, resumed, spared, spared_us_p99 }) = &self.storm {
+        if let Some(Storm { cut, back_s, resumed, spared, spared_us_p99, memory_bytes, handshakes, pacing_us_p99 }) = &self.storm
+        {
             let back = back_s.map_or_else(|| "not in time".to_owned(), |seconds| format!("after {seconds:.2} s"));
             writeln!(out, "storm: {cut} cut at once, 99.9 % back {back}, {resumed} resumed")?;
+            if let Some((full, by_ticket)) = handshakes {
+                writeln!(out, "storm: {full} full handshakes, {by_ticket} by a ticket")?;
+            }
+            if let Some((before, most)) = memory_bytes {
+                let (before, most) = (*before as f64 / MIB, *most as f64 / MIB);
+                writeln!(out, "storm: gateway {before:.1} MiB resident before, at most {most:.1} MiB until it was over")?;
+            }
             if let Some((before, during)) = spared_us_p99 {
                 writeln!(
                     out,
-                    "storm: p99 of DELIVER of the {spared} spared: {before:.0} us before, {during:.0} us until it was over"
+                    "storm: p99 of DELIVER of the {spared} spared: {before:.0} us before, {during:.0} us until it was over; pacing {pacing_us_p99:.0} us"
                 )?;
             }
         }
@@ -360,13 +384,17 @@ mod tests {
             storm: Some(Storm { back_s, spared_us_p99, ..Storm::default() }),
             ..Report::default()
         };
-        let why = |report: Report, most| report.unweathered(most).count();
+        let why = |report: Report, most| report.unweathered(most, None).count();
         assert_eq!(why(report(Some(9.0), None), None), 0);
         assert_eq!(why(report(None, None), None), 1);
         assert_eq!(why(report(Some(9.0), None), Some(3.0)), 1);
         assert_eq!(why(report(Some(9.0), Some((2.0, 6.0))), Some(3.0)), 0);
         assert_eq!(why(report(None, Some((2.0, 6.1))), Some(3.0)), 2);
         assert_eq!(why(Report::default(), None), 0);
+        let storm = Storm { back_s: Some(1.0), memory_bytes: Some((100, 131)), ..Storm::default() };
+        let swollen = Report { storm: Some(storm), ..Report::default() };
+        assert_eq!((swollen.unweathered(None, Some(1.32)).count(), swollen.unweathered(None, Some(1.3)).count()), (0, 1));
+        assert_eq!(report(Some(9.0), None).unweathered(None, Some(1.3)).count(), 1);
     }
 
     /// A socket more than before is named, one fewer is not.

@@ -10,14 +10,15 @@ use tidegate_client::Settings;
 use crate::client::Client;
 use crate::half_open;
 use crate::hdr::Log;
-use crate::network::Sockets;
+use crate::network::{Network, Sockets};
 use crate::notes::Notes;
 use crate::pace::{Leg, Schedule, nanos};
 use crate::phantom::{Device, Phantom};
 use crate::random::Random;
 use crate::report::{Crash, Report, Sample, Stage, Storm};
 use crate::scenario::{Load, Plan, Tempo};
-use crate::stats::{Percentiles, Stats, Window};
+use crate::secure::{Secure, Trust};
+use crate::stats::{Counts, Percentiles, Stats, Window};
 use crate::subject::{Minter, Process, Started, Target, Usage, http};
 use crate::verify::SeatReport;
 use crate::worker::{Board, Shared, Worker};
@@ -35,6 +36,8 @@ pub struct Bench {
     pub workers: usize,
     /// A device for each thread, if clients are phantoms; else they have sockets.
     pub devices: Option<Vec<Device>>,
+    /// What clients with TLS trust; else they have none.
+    pub trust: Option<Trust>,
     /// Addresses that connections come from; empty: the kernel chooses.
     pub sources: Vec<Ipv4Addr>,
     /// Each thread has a descriptor table of its own, and with it a limit of its own.
@@ -76,7 +79,7 @@ pub struct Run<'a> {
     bench: &'a Bench,
     shared: &'a Shared,
     report: Report,
-    last: (Instant, u64, u64),
+    last: (Instant, Counts),
     log: Option<Log>,
 }
 
@@ -125,7 +128,7 @@ impl Bench {
                     })
                 })
                 .collect();
-            let mut run = Run { bench: self, shared: &shared, report, last: (Instant::now(), 0, 0), log };
+            let mut run = Run { bench: self, shared: &shared, report, last: (Instant::now(), Counts::default()), log };
             let done = run
                 .ramp()
                 .and_then(|()| {
@@ -166,16 +169,28 @@ impl Bench {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).map_err(|error| format!("a descriptor table: {error}"))?;
         }
         let audits = if self.audit { shared.load.users } else { 0 };
-        let indices = (number..shared.load.connections + audits).step_by(self.workers);
+        let indices = shared.load.part(number, self.workers, shared.load.connections + audits);
         let clients: Vec<Client> = indices.map(|index| self.client(index, shared)).collect();
         if let Some(devices) = &self.devices {
             let phantom = Phantom::new(&devices[number], self.target.address, clients.len(), shared.run);
-            return Worker::new(number, shared, phantom.map_err(|error| format!("phantoms: {error}"))?, clients).run();
+            return self.carry(number, shared, phantom.map_err(|error| format!("phantoms: {error}"))?, clients);
         }
         let narrow_from = clients.iter().take_while(|client| client.tempo() == Tempo::Brisk).count();
         let sockets = Sockets::new(self.target.address, self.sources.clone(), clients.len(), narrow_from);
         let sockets = sockets.map_err(|error| format!("sockets: {error}"))?;
-        Worker::new(number, shared, sockets, clients).run()
+        self.carry(number, shared, sockets, clients)
+    }
+
+    fn carry(
+        &self,
+        number: usize,
+        shared: &Shared,
+        network: impl Network,
+        clients: Vec<Client>,
+    ) -> Result<Vec<SeatReport>, String> {
+        let Some(trust) = &self.trust else { return Worker::new(number, shared, network, clients).run() };
+        let secure = Secure::new(network, trust.clone(), *self.target.address.ip(), clients.len());
+        Worker::new(number, shared, secure, clients).run()
     }
 
     fn client(&self, index: usize, shared: &Shared) -> Client {
@@ -364,6 +379,8 @@ impl Run<'_> {
         let now_ns = self.shared.now_ns();
         self.shared.begin(Schedule::steady(rate_per_s, now_ns), Window::new(now_ns, u64::MAX));
         let board = self.board()?;
+        let steady = self.usages().0.map(|usage| usage.rss_bytes);
+        let (samples, handshakes) = (self.report.samples.len(), self.handshakes());
         let cut = board.active.saturating_sub(spared);
         let wanted = spared + cut - cut / 1000;
         self.shared.storm();
@@ -375,11 +392,28 @@ impl Run<'_> {
         self.shared.stop_sending();
         let board = self.settle(self.bench.drain)?;
         let during_us_p99 = Percentiles::of(&board.stats.deliver.all).p99;
+        let pacing_us_p99 = Percentiles::of(&board.stats.pacing.all).p99;
         let spared_us_p99 = before_us_p99.filter(|_| spared > 0).map(|before| (before, during_us_p99));
         let resumed = board.stats.counts.resumed;
-        self.report.storm = Some(Storm { cut: cut as u64, back_s, resumed, spared: spared as u64, spared_us_p99 });
+        let during = self.report.samples[samples..].iter().filter_map(|sample| Some(sample.gateway?.rss_bytes));
+        let memory_bytes = steady.zip(during.max());
+        let handshakes = handshakes.zip(self.handshakes()).map(|(before, after)| (after.0 - before.0, after.1 - before.1));
+        self.report.storm = Some(Storm {
+            cut: cut as u64,
+            back_s,
+            resumed,
+            spared: spared as u64,
+            spared_us_p99,
+            memory_bytes,
+            handshakes,
+            pacing_us_p99,
+        });
         self.absorb(&board);
         Ok(())
+    }
+
+    fn handshakes(&self) -> Option<(u64, u64)> {
+        self.bench.trust.as_ref().map(Trust::handshakes)
     }
 
     /// [`Run::stage`], while `each` connections of every kind stand half open; the gateway must close them within `patience`.
@@ -471,7 +505,7 @@ impl Run<'_> {
 
     /// A line of the report, and of whoever watches, once a second.
     fn sample(&mut self, phase: &str, part: f64) -> Result<(), String> {
-        let (at, acknowledged, delivered) = self.last;
+        let (at, before) = self.last;
         let elapsed_s = at.elapsed().as_secs_f64();
         if elapsed_s < 1.0 {
             return Ok(());
@@ -481,14 +515,15 @@ impl Run<'_> {
         let per_s = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed_s;
         let sample = Sample {
             at_s: self.shared.now_ns() as f64 / 1e9,
-            acknowledged_per_s: per_s(counts.acknowledged, acknowledged),
-            delivered_per_s: per_s(counts.delivered, delivered),
+            acknowledged_per_s: per_s(counts.acknowledged, before.acknowledged),
+            delivered_per_s: per_s(counts.delivered, before.delivered),
+            welcomed_per_s: per_s(counts.welcomed, before.welcomed),
             active: board.active as u64,
             unsent: board.unsent as u64,
             deliver_us_p99: Percentiles::of(&board.stats.deliver.all).p99,
             gateway: self.bench.process.and_then(Process::usage),
         };
-        self.last = (Instant::now(), counts.acknowledged, counts.delivered);
+        self.last = (Instant::now(), counts);
         self.report.samples.push(sample);
         self.log(&board)?;
         (self.bench.progress)(&Progress { phase, part, sample, findings: self.shared.ledger.findings_count() });
@@ -589,6 +624,12 @@ impl Span {
 
 impl Report {
     fn warn(&mut self, workers: usize) {
+        if let Some(storm) = self.storm.as_ref().filter(|storm| storm.pacing_us_p99 > PACING_US_MAX) {
+            let late_ms = storm.pacing_us_p99 / 1e3;
+            self.warnings.push(format!(
+                "in the storm the generator itself was late by {late_ms:.1} ms (p99): the latency of the spared is its own, or this machine's"
+            ));
+        }
         for stage in &self.stages {
             let rate = stage.rate_wanted_per_s;
             if stage.pacing_us.p99 > PACING_US_MAX {

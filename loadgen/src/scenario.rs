@@ -41,6 +41,26 @@ pub enum Tempo {
 }
 
 impl Load {
+    /// The connections, of so many, that one of the workers carries: each in turn. Those whom a storm spares have a worker of their own where
+    /// there are several, so that they notice what befalls the gateway, not what all the others do to their worker.
+    pub fn part(&self, worker: usize, workers: usize, all: usize) -> impl Iterator<Item = usize> + use<> {
+        match self.turn(worker, workers) {
+            Some((0, 1)) if workers > 1 => (0..self.spared).step_by(1),
+            Some((turn, turns)) => (turn..all).step_by(turns),
+            None => (self.spared + worker - 1..all).step_by(workers - 1),
+        }
+    }
+
+    /// Which turn a worker has on the schedule, of how many; `None`: none of its connections sends.
+    #[must_use]
+    pub fn turn(&self, worker: usize, workers: usize) -> Option<(usize, usize)> {
+        match (self.spared, workers, worker) {
+            (0, ..) | (_, 1, _) => Some((worker, workers)),
+            (.., 0) => Some((0, 1)),
+            _ => None,
+        }
+    }
+
     /// How the connection with this index reads. The brisk ones come first, then the slow ones; devices of an audit are brisk.
     #[must_use]
     pub fn tempo(&self, index: usize) -> Tempo {
@@ -194,6 +214,24 @@ mod tests {
         assert!(Plan::new(&Load { spared: 4, ..load.clone() }).is_err(), "users with two connections each");
         assert!(Plan::new(&Load { spared: 3, users: 20, ..load.clone() }).is_err());
         assert!(Plan::new(&Load { spared: 4, users: 20, ..load }).is_ok());
+    }
+
+    /// Whoever carries them, each connection is carried once; the spared are alone with the first worker, who sends alone.
+    #[test]
+    fn workers_share_the_connections() {
+        for (spared, workers) in [(0, 3), (4, 1), (4, 3)] {
+            let load = Load { spared, ..load() };
+            let parts: Vec<Vec<usize>> = (0..workers).map(|worker| load.part(worker, workers, 31).collect()).collect();
+            let senders: Vec<_> = (0..workers).filter_map(|worker| load.turn(worker, workers)).collect();
+            if spared > 0 && workers > 1 {
+                assert_eq!((&parts[0][..], &senders[..]), (&[0, 1, 2, 3][..], &[(0, 1)][..]));
+            } else {
+                assert_eq!(senders.len(), workers);
+            }
+            let mut all = parts.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..31).collect::<Vec<_>>());
+        }
     }
 
     /// A share decides between group and direct; more users than connections are refused.

@@ -17,6 +17,8 @@ pub struct Target {
     pub address: SocketAddrV4,
     /// What to ask for.
     pub path: String,
+    /// With TLS.
+    pub is_secure: bool,
 }
 
 impl Target {
@@ -25,11 +27,12 @@ impl Target {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let wrong = || format!("{url} is not of the form ws://ADDRESS:PORT/PATH with an IPv4 address");
-        let rest = url.strip_prefix("ws://").ok_or_else(wrong)?;
+        let wrong = || format!("{url} is not of the form ws://ADDRESS:PORT/PATH, or wss://, with an IPv4 address");
+        let secure = url.strip_prefix("wss://");
+        let rest = secure.or(url.strip_prefix("ws://")).ok_or_else(wrong)?;
         let (address, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let path = if path.is_empty() { "/ws" } else { path };
-        Ok(Self { address: address.parse().map_err(|_| wrong())?, path: path.to_owned() })
+        Ok(Self { address: address.parse().map_err(|_| wrong())?, path: path.to_owned(), is_secure: secure.is_some() })
     }
 
     /// Whether only this machine is put under load.
@@ -41,7 +44,7 @@ impl Target {
     /// The request that begins every connection: to speak the protocol, or only to be echoed to.
     #[must_use]
     pub fn request(&self, is_protocol: bool) -> Vec<u8> {
-        let Self { address, path } = self;
+        let Self { address, path, .. } = self;
         let offer = if is_protocol { "Sec-WebSocket-Protocol: tidegate.v1\r\n" } else { "" };
         format!(
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -266,7 +269,8 @@ mod tests {
         assert_eq!((target.path.as_str(), target.is_loopback()), ("/chat", true));
         assert_eq!(Target::parse("ws://127.0.0.9:80").unwrap().path, "/ws");
         assert!(!Target::parse("ws://10.0.0.1:80/ws").unwrap().is_loopback());
-        for wrong in ["", "wss://127.0.0.1:1/ws", "ws://localhost:1/ws", "ws://127.0.0.1/ws"] {
+        assert!(Target::parse("wss://127.0.0.1:1/ws").unwrap().is_secure);
+        for wrong in ["", "https://127.0.0.1:1/ws", "ws://localhost:1/ws", "ws://127.0.0.1/ws"] {
             assert!(Target::parse(wrong).is_err(), "{wrong}");
         }
     }

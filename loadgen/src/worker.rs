@@ -192,7 +192,7 @@ pub struct Worker<'a, N> {
 }
 
 impl<'a, N: Network> Worker<'a, N> {
-    /// The `number`-th of the workers, with its clients: those whose index leaves `number` when divided by the workers.
+    /// The `number`-th of the workers, with its clients: those of [`Load::part`].
     pub fn new(number: usize, shared: &'a Shared, network: N, clients: Vec<Client>) -> Self {
         Self {
             number,
@@ -245,7 +245,8 @@ impl<'a, N: Network> Worker<'a, N> {
         let stage = self.shared.schedule_version.load(Ordering::Acquire);
         let schedule = lock(&self.shared.schedule).clone();
         if self.schedule != schedule || self.stage != stage {
-            self.pace = Pace::new(schedule.clone(), self.number, self.shared.workers);
+            let turn = self.shared.load.turn(self.number, self.shared.workers);
+            self.pace = turn.map_or_else(Pace::default, |(turn, turns)| Pace::new(schedule.clone(), turn, turns));
             self.schedule = schedule;
         }
         if self.stage != stage {
@@ -267,7 +268,8 @@ impl<'a, N: Network> Worker<'a, N> {
 
     /// Lets clients begin, as fast as the ramp says.
     fn bear(&mut self) {
-        let share = self.shared.ramp_per_s / self.shared.workers as f64;
+        // Workers may have unequal parts, which are full at the same time.
+        let share = self.shared.ramp_per_s * self.regular.max(1) as f64 / self.shared.load.connections as f64;
         #[expect(clippy::cast_possible_truncation, reason = "saturates, which is what is wanted")]
         let due = (self.shared.now_ns() as f64 / 1e9 * share) as usize;
         let is_audit = self.shared.is_audit.load(Ordering::Acquire);
@@ -372,7 +374,11 @@ impl<'a, N: Network> Worker<'a, N> {
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => {
+                Err(error) => {
+                    // What TLS says, such as that nobody trusts the certificate.
+                    if error.kind() == ErrorKind::Other {
+                        *self.stats.causes.entry(error.to_string()).or_default() += 1;
+                    }
                     self.cut_off(at);
                     break;
                 }

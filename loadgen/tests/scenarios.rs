@@ -107,3 +107,37 @@ fn a_storm_cuts_all_but_the_spared() {
     assert!(said(&output).contains("the p99 of the spared was"), "{}", said(&output));
     assert_eq!(report["broken"].as_array().map(Vec::len), Some(1), "{}", said(&output));
 }
+
+/// The same with TLS: who comes back has a ticket, a run that trusts nobody is refused, and the rate at which they are welcomed is plotted.
+#[test]
+fn a_storm_with_tls_comes_back_by_tickets() {
+    let place = Place::new();
+    let port = support::free_port();
+    let folder = place.data.with_extension("tls");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let file = |name: &str| folder.join(name).to_str().expect("a path").to_owned();
+    let signed = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+    std::fs::write(file("a.pem"), signed.cert.pem()).expect("a file");
+    std::fs::write(file("a.key"), signed.signing_key.serialize_pem()).expect("a file");
+    let start = format!(
+        "{} --tls-listen 127.0.0.1:{port} --tls-certificates {} --tls-keys {}",
+        place.command(),
+        file("a.pem"),
+        file("a.key")
+    );
+    let url = format!("wss://127.0.0.1:{port}/ws");
+    let html = file("a.html");
+    let more = ["-n", "60", "--spared", "10", "--rate", "50", "--back-off-ms", "50", "--back-off-max-ms", "500", "--url", &url];
+    let last = ["--authority", &file("a.pem"), "--html", &html, "--no-sockets-left", "--max-memory", "100"];
+    let (output, report) = place.loadgen("storm", &start, port, &[&more[..], &last].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let storm = &report["storm"];
+    assert_eq!((storm["cut"].as_u64(), storm["handshakes"].clone()), (Some(50), serde_json::json!([0, 50])), "{}", said(&output));
+    assert!(storm["memory_bytes"][1].as_u64().is_some_and(|bytes| bytes > 0), "{}", said(&output));
+    let page = std::fs::read_to_string(&html).expect("a page");
+    assert!(page.contains("<h2>welcomed per second</h2><svg"));
+
+    let (output, _) = place.loadgen("chat", "false", port, &["-n", "2", "--url", &url]);
+    assert!(output.status.code() == Some(4) && said(&output).contains("wss:// needs --authority FILE"), "{}", said(&output));
+    std::fs::remove_dir_all(&folder).expect("a folder");
+}

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use loadgen::page;
 use loadgen::phantom::Device;
 use loadgen::report::Report;
+use loadgen::secure::Trust;
 use loadgen::subject::{Minter, Process, Started, Target};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -25,6 +26,9 @@ pub struct Aim {
     /// Where clients connect.
     #[arg(long, default_value = "ws://127.0.0.1:8080/ws")]
     pub url: String,
+    /// With wss://: the certificates (PEM) that are trusted. The gateway's must be for the address.
+    #[arg(long, value_name = "FILE")]
+    pub authority: Option<PathBuf>,
     /// The gateway's admin side.
     #[arg(long, default_value = "127.0.0.1:8081")]
     pub admin: SocketAddr,
@@ -92,6 +96,15 @@ impl Aim {
             return Ok(None);
         }
         Device::all(self.target()?.address, threads).map(Some)
+    }
+
+    /// What clients trust, if they have TLS.
+    pub fn trust(&self, connections: usize) -> Result<Option<Trust>, String> {
+        match (self.target()?.is_secure, &self.authority) {
+            (false, _) => Ok(None),
+            (true, Some(authority)) => Trust::read(authority, connections).map(Some),
+            (true, None) => Err("wss:// needs --authority FILE with the certificates that are trusted".to_owned()),
+        }
     }
 
     pub fn minter(&self) -> Result<Minter, String> {

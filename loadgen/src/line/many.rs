@@ -101,6 +101,9 @@ impl ManyArgs {
     /// Opens them, does `task`, and lets them go.
     pub fn run(&self, name: &str, is_protocol: bool, task: &Task) -> Result<Report, String> {
         let target = self.aim.target()?;
+        if target.is_secure {
+            return Err("idle and echo have no TLS: name a ws:// address".to_owned());
+        }
         if self.connections == 0 {
             return Err("at least one connection, please".to_owned());
         }

@@ -10,6 +10,7 @@ use loadgen::phantom::Device;
 use loadgen::report::Stage;
 use loadgen::run::{Bench, Run};
 use loadgen::scenario::Load;
+use loadgen::secure::Trust;
 use loadgen::subject::Started;
 use loadgen::verify::PAYLOAD_BYTES_MIN;
 use tidegate::io::descriptors::Descriptors;
@@ -176,6 +177,12 @@ pub struct StormArgs {
     /// Fail if the p99 of DELIVER of the spared rises to more than so many times what it was before.
     #[arg(long, value_name = "TIMES")]
     pub max_ratio: Option<f64>,
+    /// Fail if the gateway's memory rises to more than so many times what it was before.
+    #[arg(long, value_name = "TIMES")]
+    pub max_memory: Option<f64>,
+    /// Fail if the gateway has more sockets after the last connection than before the first.
+    #[arg(long)]
+    pub no_sockets_left: bool,
 }
 
 impl ChatArgs {
@@ -211,7 +218,13 @@ impl ChatArgs {
 }
 
 impl Common {
-    pub fn bench(&self, started: Option<&Started>, devices: Option<Vec<Device>>, is_audit: bool) -> Result<Bench, String> {
+    pub fn bench(
+        &self,
+        started: Option<&Started>,
+        devices: Option<Vec<Device>>,
+        trust: Option<Trust>,
+        is_audit: bool,
+    ) -> Result<Bench, String> {
         let target = self.aim.target()?;
         if self.threads == 0 {
             return Err("at least one thread, please".to_owned());
@@ -228,6 +241,7 @@ impl Common {
             minter: self.aim.minter()?,
             workers: self.threads,
             devices,
+            trust,
             sources: (0..usize::from(self.sources)).map(source).collect(),
             private_tables: self.private_tables,
             ramp_per_s: self.ramp,

@@ -75,6 +75,9 @@ impl Line {
             Scenario::Chat(args) => ("chat", &args.common),
             Scenario::Group(args) => ("group", &args.common),
             Scenario::Slow(args) => ("slow", &args.chat.common),
+            Scenario::HalfOpen(args) if args.chat.common.aim.target()?.is_secure => {
+                return Err("half-open has no TLS: name a ws:// address".to_owned());
+            }
             Scenario::HalfOpen(args) => ("half-open", &args.chat.common),
             Scenario::Idle(args) => return args.run(),
             Scenario::Echo(args) => return args.run(),
@@ -92,9 +95,10 @@ impl Line {
         {
             args.legs()?;
         }
+        let trust = common.aim.trust(common.connections)?;
         let devices = common.aim.devices(common.threads)?;
         let mut started = common.aim.start()?;
-        let bench = common.bench(started.as_ref(), devices, name == "crash")?;
+        let bench = common.bench(started.as_ref(), devices, trust, name == "crash")?;
         let mut load = common.load(if name == "group" { 1.0 } else { 0.0 });
         if let Scenario::Slow(args) = &self.scenario {
             load.slow = args.slow.unwrap_or(common.connections / 10);
@@ -140,7 +144,8 @@ impl Line {
             broken.extend(args.no_sockets_left.then(|| report.sockets_left()).flatten());
         }
         if let Scenario::Storm(args) = &self.scenario {
-            broken.extend(report.unweathered(args.max_ratio));
+            broken.extend(report.unweathered(args.max_ratio, args.max_memory));
+            broken.extend(args.no_sockets_left.then(|| report.sockets_left()).flatten());
         }
         broken.extend(report.left_standing());
         report.broken = broken;

@@ -37,11 +37,17 @@ impl VerifyArgs {
         let mut is_clean = true;
         if let Some(seconds) = self.canary {
             let seconds = Duration::from_secs_f64(seconds);
-            let report = self.common.bench(None, self.common.aim.devices(self.common.threads)?, false)?.run(
-                "canary",
-                self.common.load(0.0),
-                |run| run.stage(self.rate, Duration::ZERO, seconds, Duration::from_secs_f64(self.common.drain)).map(drop),
-            )?;
+            let report = self
+                .common
+                .bench(
+                    None,
+                    self.common.aim.devices(self.common.threads)?,
+                    self.common.aim.trust(self.common.connections)?,
+                    false,
+                )?
+                .run("canary", self.common.load(0.0), |run| {
+                    run.stage(self.rate, Duration::ZERO, seconds, Duration::from_secs_f64(self.common.drain)).map(drop)
+                })?;
             BAR.finish_and_clear();
             is_clean = report.findings.is_empty();
             if !is_clean {

@@ -40,7 +40,12 @@ impl Place {
     pub fn loadgen(&self, scenario: &str, start: &str, port: u16, more: &[&str]) -> (Output, serde_json::Value) {
         let json = self.data.with_extension("json");
         let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-            .args([scenario, "--start", start, "--url", &format!("ws://127.0.0.1:{port}/ws")])
+            .args([scenario, "--start", start])
+            .args(if more.contains(&"--url") {
+                Vec::new()
+            } else {
+                vec!["--url".to_owned(), format!("ws://127.0.0.1:{port}/ws")]
+            })
             .args(["--admin", &format!("127.0.0.1:{}", self.admin), "--data-dir"])
             .arg(&self.data)
             .arg("--json")
