@@ -69,6 +69,12 @@ mutants! {
     // Routes and sessions.
     /// The former connection of a device is not told.
     EvictForgotten,
+    /// Revocations that are in the engine are not known after a start.
+    RevocationForgotten,
+    /// A revocation is answered before it is durable.
+    RevocationNotDurable,
+    /// A revocation ends no session.
+    RevokedStays,
     /// An earlier tenant's key opens a slot.
     StaleGeneration,
     /// The sender's other devices get nothing.

@@ -10,6 +10,7 @@ use super::log::LogError;
 use super::record::{self, Value};
 use super::schema::{Batch, META_BAN, META_REVOKED};
 use crate::limits::REPLAY_BATCH_BYTES;
+use crate::mutant::{self, Mutant};
 
 /// Why the store cannot start on what it found.
 #[derive(Debug)]
@@ -110,7 +111,9 @@ pub fn bar(state: &mut State, cold: &mut impl Cold) -> Result<(), RecoverError> 
     }
     for row in cold.meta(META_REVOKED).map_err(fault)? {
         let (whose, reach) = record::Revoked::decode(&row).map_err(mismatch)?.read();
-        state.insert_revoked(whose, reach);
+        if !mutant::on(Mutant::RevocationForgotten) {
+            state.insert_revoked(whose, reach);
+        }
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use tidegate_client::{Closed, Event, Machine, Outgoing, SendError, Settings, Sta
 use crate::ledger::{Conv, Finding, Ledger, Said, payload};
 use crate::random::Random;
 use crate::socket::{self, Arrival, Incoming};
+use crate::tokens::{Shown, Token};
 
 pub struct Device {
     pub number: usize,
@@ -22,7 +23,12 @@ pub struct Device {
     incoming: Incoming,
     is_upgraded: bool,
     close_code: Option<u16>,
-    pub token: String,
+    token: Token,
+    /// Tokens it had before, which somebody may have taken down.
+    former: Vec<Token>,
+    /// What it has shown on this connection, and when; and whether WELCOME has come.
+    shown: (Token, u64),
+    is_welcome: bool,
     pub random: Random,
     /// Where it may write.
     pub convs: Vec<Conv>,
@@ -71,7 +77,7 @@ impl Device {
         number: usize,
         user: Arc<str>,
         name: String,
-        token: String,
+        token: Token,
         convs: Vec<Conv>,
         window: u16,
         (members_change, is_curious): (bool, bool),
@@ -89,7 +95,10 @@ impl Device {
             incoming: Incoming::default(),
             is_upgraded: false,
             close_code: None,
+            shown: (token.clone(), 0),
             token,
+            former: Vec::new(),
+            is_welcome: false,
             random,
             convs,
             tickets: BTreeMap::new(),
@@ -183,6 +192,7 @@ impl Device {
     fn connection_begins(&mut self) {
         self.incoming = Incoming::default();
         self.is_upgraded = false;
+        self.is_welcome = false;
         self.close_code = None;
         self.last_pos = 0;
         self.last_seq.clear();
@@ -200,8 +210,9 @@ impl Device {
             match arrival {
                 Arrival::Upgraded => {
                     self.is_upgraded = true;
-                    let token = self.token.clone();
-                    self.machine.handle_connected(time(now), &token);
+                    let former = if self.former.is_empty() || !self.random.chance(300_000) { None } else { self.former.last() };
+                    self.shown = (former.unwrap_or(&self.token).clone(), now);
+                    self.machine.handle_connected(time(now), &self.shown.0.text);
                 }
                 // 408: what it asked was on its way for longer than the gateway waits.
                 Arrival::Refused(408 | 429 | 503, _) => {
@@ -213,7 +224,10 @@ impl Device {
                 Arrival::Ping(payload) => self.frame(socket::PONG, &payload, wishes),
                 Arrival::Close(code) => {
                     self.close_code = code;
-                    if matches!(code, Some(1002 | 1003 | 1007 | 1009 | 1011 | 4400 | 4401 | 4403)) {
+                    if code == Some(4401) {
+                        self.judge_unwelcome(ledger)?;
+                    }
+                    if matches!(code, Some(1002 | 1003 | 1007 | 1009 | 1011 | 4400 | 4403)) {
                         return Err(format!("device {} kept to the protocol and was closed with {code:?}", self.number));
                     }
                     self.frame(socket::CLOSE, &code.map_or(Vec::new(), |code| code.to_be_bytes().to_vec()), wishes);
@@ -256,12 +270,18 @@ impl Device {
                 }
             }
             if let ServerFrame::Welcome(welcome) = &frame {
+                ledger.tokens.judge_welcome(self.shown())?;
+                self.is_welcome = true;
                 self.granted = welcome.window;
                 self.watch_due = !self.watches.is_empty();
                 // A new session counts from 1; one that goes on counts from what HELLO said.
                 self.acknowledged = if welcome.resumed == 0 { 0 } else { self.acknowledged };
             }
             match &frame {
+                ServerFrame::Error { code: 2001, .. } => {
+                    self.judge_unwelcome(ledger)?;
+                    self.machine.handle_frame(time(now), &frame);
+                }
                 // The answer to a WATCH, which the machine knows nothing of.
                 ServerFrame::Ok { rid, .. } if *rid >= OWN_RID => {}
                 ServerFrame::Error { rid, code, .. } if *rid >= OWN_RID => {
@@ -276,6 +296,16 @@ impl Device {
         Ok(())
     }
 
+    fn judge_unwelcome(&self, ledger: &Ledger) -> Result<(), Finding> {
+        let (tokens, shown) = (&ledger.tokens, self.shown());
+        if self.is_welcome { tokens.judge_end(shown) } else { tokens.judge_refusal(shown) }
+    }
+
+    /// What it has shown last.
+    pub fn shown(&self) -> Shown<'_> {
+        Shown { user: &self.user, device: &self.name, token: &self.shown.0, at: self.shown.1 }
+    }
+
     /// Lets the machine do what it wants, and takes what it has.
     ///
     /// # Errors
@@ -288,10 +318,15 @@ impl Device {
             while let Some(action) = self.machine.poll_action() {
                 moved = true;
                 match action {
-                    tidegate_client::Action::Connect { .. } => wishes.connect = true,
+                    tidegate_client::Action::Connect { fresh_token, .. } => {
+                        wishes.connect = true;
+                        if fresh_token {
+                            let fresh = ledger.tokens.issue(&self.user);
+                            self.former.push(std::mem::replace(&mut self.token, fresh));
+                        }
+                    }
                     tidegate_client::Action::Token => {
-                        let token = self.token.clone();
-                        self.machine.handle_token(&token);
+                        self.machine.handle_token(&self.token.text);
                     }
                     tidegate_client::Action::Close(code) => {
                         self.transmit(now, wishes);
@@ -416,6 +451,8 @@ impl Device {
             Event::State(State::Stopped(_)) => self.stopped_count += 1,
             // HELLO came at a bad time; the close code says to come back.
             Event::Refused { code: 5002, .. } => {}
+            // Judged when it came.
+            Event::Refused { code: 2001, .. } => {}
             Event::Refused { code, detail } if code != 3001 || !self.members_change => {
                 return Err(format!("device {}: refused with {code} {detail}", self.number));
             }

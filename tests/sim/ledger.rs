@@ -11,6 +11,7 @@ use tidegate::store::schema::{Hashes, Keyspace, msg_seq};
 
 use crate::SECOND;
 use crate::rude::RUDE;
+use crate::tokens::Tokens;
 
 pub type Conv = Arc<str>;
 
@@ -29,6 +30,7 @@ pub struct Ledger {
     parts: Map<Arc<str>, Map<Conv, Part>>,
     /// Who was, at some time, not allowed to write. What was said then and refused without a word that arrived may come again later.
     pub removed: BTreeSet<(Conv, Arc<str>)>,
+    pub tokens: Tokens,
     /// What arrives now was said by a process that is gone.
     pub is_of_dead: bool,
     pub acknowledged_count: u64,

@@ -12,6 +12,7 @@ mod random;
 mod rude;
 mod socket;
 mod store;
+mod tokens;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -60,6 +60,7 @@ pub struct Faults {
     pub stall_ns: u64,
     pub device_restart_ns: u64,
     pub members_ns: u64,
+    pub revoke_ns: u64,
 }
 
 impl Plan {
@@ -135,6 +136,7 @@ impl Plan {
         plan.parked_max = *later.pick(&[2, 8, 4_096, 4_096]);
         plan.rudes = *later.pick(&[0, 0, 1, 2]);
         plan.watches = later.chance(300_000);
+        let revoke_ns = if later.chance(250_000) { 3 * SECOND } else { 0 };
         let fault = |random: &mut Random, ppm: u64, mean: u64| if random.chance(ppm) { mean } else { 0 };
         plan.faults = Faults {
             kill_ns: fault(random, 250_000, 6 * SECOND),
@@ -147,6 +149,7 @@ impl Plan {
             stall_ns: fault(random, 300_000, SECOND),
             device_restart_ns: fault(random, 200_000, 3 * SECOND),
             members_ns: fault(random, 300_000, 2 * SECOND),
+            revoke_ns,
         };
         plan
     }

@@ -12,7 +12,7 @@ use std::sync::mpsc::Receiver;
 
 use tidegate::config::Secret;
 use tidegate::mail::{MemberDone, MemberRefusal};
-use tidegate::session::auth::{Verifier, mint};
+use tidegate::session::auth::Verifier;
 use tidegate::shard::Rules;
 use tidegate::store::engine_memory::MemoryEngine;
 use tidegate::store::record;
@@ -25,6 +25,7 @@ use crate::plan::Plan;
 use crate::random::Random;
 use crate::rude::{Manner, RUDE, Rude};
 use crate::store::identity;
+use crate::tokens::SECRET;
 use crate::{MS, SECOND, US};
 
 use faults::Fault;
@@ -126,13 +127,14 @@ pub struct World {
     /// Those of them that are known to exist.
     made: BTreeSet<Conv>,
     making: Vec<(Conv, Receiver<Result<MemberDone, MemberRefusal>>)>,
+    /// Revocations that are not answered, by their number in the ledger.
+    revoking: Vec<(usize, Receiver<Result<MemberDone, MemberRefusal>>)>,
     hash: u64,
     happenings_count: u64,
     trace: VecDeque<(u64, Happening, u64)>,
     notes: VecDeque<(u64, String)>,
 }
 
-const SECRET: &[u8; 32] = b"a secret of the simulation, 32 b";
 const TRACE_MAX: usize = 60;
 
 impl World {
@@ -164,18 +166,20 @@ impl World {
             groups: Vec::new(),
             made: BTreeSet::new(),
             making: Vec::new(),
+            revoking: Vec::new(),
             hash: 0xCBF2_9CE4_8422_2325,
             happenings_count: 0,
             trace: VecDeque::new(),
             notes: VecDeque::new(),
             plan,
         };
-        world.people(&secret, &random);
+        world.people(&random);
         world
     }
 
     /// Users, groups and devices.
-    fn people(&mut self, secret: &Secret, random: &Random) {
+    fn people(&mut self, random: &Random) {
+        self.ledger.tokens.issued_count = (self.plan.faults.revoke_ns > 0).then_some(0);
         let users: Vec<Arc<str>> = (0..self.plan.users).map(|number| format!("user{number}").into()).collect();
         for number in 0..self.plan.groups {
             let mut members = users.clone();
@@ -192,7 +196,7 @@ impl World {
             convs.extend(self.groups.iter().filter(|(_, members)| members.contains(user)).map(|(conv, _)| conv.clone()));
             for device in 0..self.plan.devices_per_user {
                 let place = self.devices.len();
-                let token = mint(secret, user, None, 0..4_000_000_000).expect("a user");
+                let token = self.ledger.tokens.issue(user);
                 let stream = random.stream("device", (number * 16 + device) as u64);
                 let name = format!("dev{device}");
                 let wants = (self.plan.faults.members_ns > 0, self.plan.watches);
@@ -215,8 +219,8 @@ impl World {
                     convs.push(conv.clone());
                 }
             }
-            let token = mint(secret, &user, None, 0..4_000_000_000).expect("a user");
-            self.rudes.push(Rude::new(RUDE + number, user, token, convs, stream));
+            let token = self.ledger.tokens.issue(&user);
+            self.rudes.push(Rude::new(RUDE + number, user, token.text, convs, stream));
         }
     }
 

@@ -4,6 +4,7 @@ use super::{Attach, Conv, Event, MemberDone, MemberRefusal, Moment, Sequencer};
 use crate::ids::{Role, RosterId};
 use crate::limits::{BANS_MAX, NOTICE_MEMBERS_PER_TURN_MAX};
 use crate::mail::{Kicked, MemberMail, RenewMail, UserChange, UserMail};
+use crate::mutant::{self, Mutant};
 use crate::store::disk::Disk;
 use crate::store::entry::{Change, Entry, Operation};
 use crate::store::record::head_flags;
@@ -203,8 +204,11 @@ impl<D: Disk> Sequencer<D> {
             return self.open.replies.push((reply, Err(refusal)));
         }
         self.accept(&Entry { stamp_ms: now.unix_ms, change: entry }, now);
-        self.close_durably();
+        if !mutant::on(Mutant::RevocationNotDurable) {
+            self.close_durably();
+        }
         let mut done = MemberDone::default();
+        let why = why.filter(|_| !mutant::on(Mutant::RevokedStays));
         if let Some(why) = why {
             let hash = self.state.hashes().user(&user).0;
             for id in self.roster.devices(hash, &user) {

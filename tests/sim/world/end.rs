@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tidegate::config::Secret;
-use tidegate::session::auth::mint;
-
-use super::{SECRET, World};
+use super::World;
 use crate::cores::Core;
 use crate::device::Device;
 use crate::ledger::{Conv, Finding, Stored, stored};
@@ -24,7 +21,7 @@ impl World {
         let Some(process) = &self.process else { return false };
         process.ends_by.is_none()
             && process.store.is_quiet()
-            && self.devices.iter().all(|device| device.is_settled())
+            && self.devices.iter().all(|device| device.is_settled() && self.ledger.tokens.judge_session(device.shown()).is_ok())
             && self.stored().is_ok_and(|stored| self.behind(&stored).is_none())
     }
 
@@ -50,6 +47,9 @@ impl World {
             return format!("{after} s after the trouble {finding}");
         }
         for device in &self.devices {
+            if let Err(finding) = self.ledger.tokens.judge_session(device.shown()) {
+                return format!("{after} s after the trouble {finding}");
+            }
             if !device.is_settled() {
                 return format!(
                     "{after} s after the trouble device {} is active: {}, with {} messages unsent and {} reads unconfirmed",
@@ -65,11 +65,10 @@ impl World {
 
     /// A fresh device of every user reads everything there is; what it is told must be what the rows say.
     pub(super) fn audit(&mut self) -> Result<(), Finding> {
-        let secret = Secret::new(SECRET.to_vec()).expect("32 bytes");
         let first = self.devices.len();
         let users: Vec<Arc<str>> = (0..self.plan.users).map(|number| format!("user{number}").into()).collect();
         for (place, user) in users.iter().enumerate() {
-            let token = mint(&secret, user, None, 0..4_000_000_000).expect("a user");
+            let token = self.ledger.tokens.issue(user);
             let stream = Random::new(self.plan.seed).stream("auditor", place as u64);
             let number = self.devices.len();
             let wants = (self.plan.faults.members_ns > 0, self.plan.watches);

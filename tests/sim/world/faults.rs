@@ -1,9 +1,9 @@
 //! What goes wrong, and how it is mended; groups that are made and changed.
 
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{TryRecvError, sync_channel};
 
-use tidegate::mail::{MemberChange, MemberMail, MemberRefusal, Submit};
+use tidegate::mail::{MemberChange, MemberMail, MemberRefusal, Submit, UserMail};
 use tidegate::shard::Outlet;
 use tidegate::wire::message::Body;
 
@@ -26,6 +26,7 @@ pub(super) enum Fault {
     Stall,
     DeviceRestart,
     Members,
+    Revoke,
 }
 
 impl World {
@@ -48,6 +49,7 @@ impl World {
             (Fault::Stall, faults.stall_ns),
             (Fault::DeviceRestart, faults.device_restart_ns),
             (Fault::Members, faults.members_ns),
+            (Fault::Revoke, faults.revoke_ns),
         ];
         means.into_iter().filter(|(_, mean)| *mean > 0).collect()
     }
@@ -114,6 +116,7 @@ impl World {
                     self.change_members(&conv, change);
                 }
             }
+            Fault::Revoke => self.revoke(),
         }
         Ok(())
     }
@@ -140,6 +143,33 @@ impl World {
             self.making.push((conv.clone(), answer));
         }
         self.wake_threads();
+    }
+
+    /// The operator revokes tokens of one user: all, those of a device, one by its id, or those before a time.
+    fn revoke(&mut self) {
+        let Some(process) = self.process.as_mut() else { return };
+        let of = self.devices[self.random.index(self.devices.len())].shown();
+        let earlier_s = self.random.between(1, self.ledger.tokens.issued_count.unwrap_or(0) + 1);
+        let (number, device, change) = self.ledger.tokens.revoke(of, self.random.index(4), earlier_s);
+        let (reply, answer) = sync_channel(1);
+        let mail = UserMail { user: of.user.into(), device: device.map(|device| (&*device).into()), change, reply };
+        match process.lanes.submit(Submit::User(mail)) {
+            Ok(()) => self.revoking.push((number, answer)),
+            Err(_) => self.ledger.tokens.answered(number, self.now, false),
+        }
+        self.wake_threads();
+    }
+
+    /// Takes the answers of a turn of the store that is over.
+    pub(super) fn hear_of_revocations(&mut self) {
+        let Self { revoking, ledger, now, .. } = self;
+        revoking.retain(|(number, answer)| match answer.try_recv() {
+            Ok(result) => {
+                ledger.tokens.answered(*number, *now, result.is_ok());
+                false
+            }
+            Err(error) => error == TryRecvError::Empty,
+        });
     }
 
     pub(super) fn make_groups(&mut self) {

@@ -94,6 +94,7 @@ impl World {
         self.ledger.crashed(self.now);
         // An answer nobody has read died with the process: it may be of a turn that never ended.
         self.making.clear();
+        self.revoking.clear();
         self.end_links();
         let after = self.random.between(50 * MS, 2 * SECOND);
         self.push(self.now + after, Happening::Start);
@@ -161,6 +162,7 @@ impl World {
     }
 
     pub(super) fn turn_store(&mut self) -> Result<(), Finding> {
+        self.hear_of_revocations();
         let process = self.process.as_mut().expect("lives");
         let (times, offset) = ((process.boot, process.drift_ppm), self.wall_offset_ms);
         let turned = process.store.turn(self.now, |now| clock(times, offset, now), &mut process.lanes);
