@@ -91,6 +91,47 @@ fn a_kill_forgets_nothing() {
     }
 }
 
+/// Bytes of the segments below.
+const SEGMENT: f64 = 1_048_576.0;
+
+/// Half a segment of messages.
+fn fill_half(gateway: &Gateway) {
+    let mut al = Raw::connect(gateway, Encoding::Binary, "al", "1");
+    let text = "x".repeat(8 * 1024);
+    for _ in 0..64 {
+        al.say(DIRECT, &text);
+    }
+}
+
+/// Lives too short to fill a segment still come to a checkpoint together: rows do not pile up, or each start would take longer than the
+/// one before. Nor do files of the log.
+#[test]
+fn short_lives_do_not_pile_up() {
+    let mut gateway = Gateway::with(&[("store.segment_bytes", "1048576"), ("protocol.send_burst", "1000")]);
+    for life in 0..16 {
+        fill_half(&gateway);
+        gateway.kill();
+        gateway.run();
+        let held = gateway.metric("tidegate_store_engine_tables_bytes");
+        assert!(held < 3.0 * SEGMENT, "life {life}: {held} bytes of rows wait for a checkpoint");
+    }
+    let files = log_files(&gateway).len();
+    assert!(files <= 7, "{files} segments of the log, of which each life filled a half");
+}
+
+/// More than two checkpoints' worth of rows is written before anybody is served.
+#[test]
+fn what_piled_up_is_written_first() {
+    let mut gateway = Gateway::with(&[("protocol.send_burst", "1000")]);
+    (0..6).for_each(|_| fill_half(&gateway));
+    gateway.kill();
+    gateway.run_with(&["--store-segment-bytes", "1048576"]);
+    let held = gateway.metric("tidegate_store_engine_tables_bytes");
+    assert!(held < SEGMENT, "{held} bytes of rows wait for a checkpoint");
+    let (entries, _) = Raw::connect(&gateway, Encoding::Binary, "bo", "1").sync(0, 0);
+    assert_eq!(entries[0].head, 6 * 64);
+}
+
 /// Files of the log with what is in use of them.
 fn log_files(gateway: &Gateway) -> BTreeMap<PathBuf, usize> {
     let files = fs::read_dir(gateway.dir().join("data/log")).expect("the log").map(|entry| entry.expect("a file").path());

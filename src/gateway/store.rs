@@ -74,6 +74,7 @@ impl Store {
         let progress = Arc::new(Progress::new(position.group));
         let hashes = Hashes::new(store.hash_key);
         let begun = Instant::now();
+        let log_bytes = log.bytes();
         let mut cold = Bare { engine: &engine, hashes, progress: &progress, failed: None };
         let how = store_settings(settings, posts.len(), clock);
         let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
@@ -83,6 +84,9 @@ impl Store {
         let sequencer = sequencer.map_err(|error| Fatal::new(Exit::LogCorrupt, error))?;
         let groups = progress.projected() - position.group;
         tracing::info!(groups, took_ms = begun.elapsed().as_millis(), "replayed the log");
+        let checkpoints = Checkpoints { flush_bytes: settings.store.segment_bytes, sync_every: CHECKPOINT_EVERY };
+        flush_what_piled_up(&engine, log_bytes, checkpoints.flush_bytes, &progress)?;
+        progress.engine_holds(engine.cache_bytes(), engine.tables_bytes());
 
         let waker = Waker::for_thread();
         let (submit, submits) = lane(limits::SUBMIT_LANE_MAX, &waker);
@@ -95,7 +99,6 @@ impl Store {
             jobs.push(job);
             spawn_reader(number, engine.clone(), hashes, lane, progress.clone(), clock, to.clone())?;
         }
-        let checkpoints = Checkpoints { flush_bytes: settings.store.segment_bytes, sync_every: CHECKPOINT_EVERY };
         let (spare_groups_in, spare_groups) = spares(limits::SPARES_PER_CORE_MAX * posts.len());
         let (spare_batches_in, spare_batches) = spares(limits::SPARE_BATCHES_MAX);
         let copies = engine.clone();
@@ -151,6 +154,21 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Flushes the engine before anything else, if lives too short for a checkpoint, or a long replay, left more than two checkpoints' worth
+/// of rows in memory, or more of the log than checkpoints leave. Were that only begun and cut off by the next kill, the time to start and
+/// the room on disk would grow without end.
+fn flush_what_piled_up(engine: &Engine, log_bytes: u64, flush_bytes: u64, progress: &Progress) -> Result<(), Fatal> {
+    let bytes = engine.tables_bytes();
+    if bytes < flush_bytes.saturating_mul(2) && log_bytes <= flush_bytes.saturating_mul(LOG_SEGMENTS_USUAL) {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let position = engine.checkpoint(true).map_err(storage)?;
+    progress.checkpoint(position.group);
+    tracing::info!(bytes, log_bytes, took_ms = begun.elapsed().as_millis(), "flushed rows that earlier runs had not");
+    Ok(())
 }
 
 /// Gives a view of a store whose gateway does not run to `look`: brought up to the end of its log first, as a start would.
@@ -365,6 +383,9 @@ fn role(choice: RoleChoice) -> Role {
 
 /// Groups between store and projector; the bytes are bounded by the store.
 const PROJECT_LANE_MAX: usize = 4_096;
+/// Segments of the log that there are at most while checkpoints come to their end: the one being written, those a checkpoint under way
+/// is for, and those filled meanwhile.
+const LOG_SEGMENTS_USUAL: u64 = 5;
 /// The engine's journal is synced at least so often.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 /// How long the store may take to finish.
