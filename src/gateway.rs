@@ -38,6 +38,7 @@ use crate::io::wake::Waker;
 use crate::limits;
 use crate::mail::{Control, Report};
 use crate::mailbox::{self, Spread};
+use crate::observe::auth::AuthFacts;
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::ReactorHistograms;
 use crate::observe::trace::Sampling;
@@ -50,7 +51,7 @@ use crate::store::schema::Hashes;
 use crate::wire::tls::Keys;
 
 pub use self::confined::{Confined, confine};
-use self::judges::Judges;
+use self::judges::{Around, Judges};
 pub use self::store::at_rest;
 use self::store::{Store, levels};
 
@@ -147,12 +148,14 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     }
     let rules = Arc::new(rules);
     let mut tls = settings.tls.listen.zip(keys);
-    let judges = Judges::start(&settings, options.secret.as_ref(), clock, &posts, &events_in)?;
+    let health = Arc::new(Health::new(u16::try_from(cores).expect("settings bound the number of reactors")));
+    health.store_opened();
+    let auth = Arc::new(AuthFacts::default());
+    let around = Around { clock, posts: &posts, events: &events_in, health: &health, facts: &auth };
+    let judges = Judges::start(&settings, options.secret.as_ref(), &around)?;
     let mut blocks = Vec::new();
     let mut sources = vec![source];
     let mut listen = settings.listen;
-    let health = Arc::new(Health::new(u16::try_from(cores).expect("settings bound the number of reactors")));
-    health.store_opened();
     let (reports_in, reports) = mpsc::channel();
     for (number, (inbox, waker)) in inboxes.into_iter().zip(wakers).enumerate() {
         let block = Arc::new(ReactorBlock::default());
@@ -169,6 +172,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
                 peers: posts.iter().map(|post| post.peer.clone()).collect(),
                 spare_groups: store.spare_groups.clone(),
                 judges: Spread::new(judges.lanes.clone(), number),
+                hooks: Spread::new(judges.hooks.clone(), number),
             },
             clock,
             block,
@@ -200,6 +204,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         reactors: blocks,
         store: store.block.clone(),
         histograms: sources,
+        auth,
         health: health.clone(),
         submit: store.submit.clone(),
         credit: store.credit.clone(),

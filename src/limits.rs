@@ -127,6 +127,15 @@ pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// `jti` of a token, bytes. Longer: ERROR 2001.
 pub const TOKEN_ID_BYTES_MAX: usize = 255;
 
+/// Answer of the authentication webhook, bytes. Longer: it is no answer.
+pub const WEBHOOK_ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// What is remembered of tokens that the webhook called good, bytes. Full: the oldest verdicts are forgotten, and asked for again.
+pub const WEBHOOK_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Likewise of those it called bad. Strangers fill it, so it is apart from the good ones.
+pub const WEBHOOK_BAD_CACHE_BYTES_MAX: usize = 1024 * 1024;
+
 /// Lane to one thread that judges tokens, values: 2 MiB of the longest. Filled by reactors; full on all threads: ERROR 5002, and for a
 /// HELLO close 4503. Counter: `tokens_unjudged_count`.
 pub const JUDGE_LANE_MAX: usize = 256;

@@ -20,7 +20,7 @@ pub use self::operator::{
     ConversationSeen, DeviceSeen, LookMail, LookReply, Looked, MemberChange, MemberDone, MemberMail, MemberRefusal, PostDone,
     PostMail, Question, UserChange, UserMail,
 };
-pub use self::token::{AuthError, Identity, Judge, Judged, RenewMail, TokenMark};
+pub use self::token::{AuthError, Court, Identity, Judge, Judged, RenewMail, TokenMark};
 
 /// Reactors, admin and readers to the store thread.
 #[derive(Debug)]

@@ -277,9 +277,7 @@ fn token(args: TokenArgs) -> Result<(), Failure> {
     let flags: Vec<_> = flags.into_iter().filter_map(|(key, text)| text.map(|text| (key, text))).collect();
     let Loaded { settings, .. } = settings(args.config.as_deref(), &flags)?;
     if !secret::needed(&settings) {
-        return Err(usage(
-            "tokens come from those whose keys auth.keys names; with auth.secret_file beside it this makes some too",
-        ));
+        return Err(usage("tokens come from those whom [auth] names; with auth.secret_file beside them this makes some too"));
     }
     let found = secret::find(&settings, Missing::Refuse).map_err(usage)?;
     let token = mint(&found.secret, &args.user, args.device.as_deref(), args.ttl).ok_or_else(|| {

@@ -24,7 +24,7 @@ use crate::io::socket::Socket;
 use crate::io::uring::Uring;
 use crate::io::wake::Waker;
 use crate::limits;
-use crate::mail::{Control, Group, Judge, Peer, Report, Submit};
+use crate::mail::{Control, Court, Group, Judge, Peer, Report, Submit};
 use crate::mailbox::{Credit, Inbox, LaneSender, SpareSender, Spread};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
@@ -63,8 +63,10 @@ pub struct Outbox {
     pub peers: Vec<LaneSender<Peer>>,
     /// Emptied groups, back to the store thread.
     pub spare_groups: SpareSender<Group>,
-    /// To the threads that judge tokens; without threads it is always full.
+    /// To the threads that judge tokens by public keys; without threads it is always full.
     pub judges: Spread<Judge>,
+    /// Likewise to those that ask the webhook.
+    pub hooks: Spread<Judge>,
 }
 
 impl Outlet for Outbox {
@@ -89,7 +91,10 @@ impl Outlet for Outbox {
     }
 
     fn judge(&mut self, mail: Judge) -> Result<(), Judge> {
-        self.judges.try_send(mail)
+        match mail.court {
+            Court::Keys => self.judges.try_send(mail),
+            Court::Webhook => self.hooks.try_send(mail),
+        }
     }
 }
 
@@ -709,7 +714,14 @@ mod tests {
     fn messages_leave_room_in_the_lane() {
         let (submit, submits) = lane(16, &Waker::for_thread());
         let (spare_groups, _) = spares(1);
-        let mut outbox = Outbox { submit, credit: Credit::new(1000), peers: Vec::new(), spare_groups, judges: Spread::default() };
+        let mut outbox = Outbox {
+            submit,
+            credit: Credit::new(1000),
+            peers: Vec::new(),
+            spare_groups,
+            judges: Spread::default(),
+            hooks: Spread::default(),
+        };
         let from = Sender { session: SessionRef { reactor: ReactorId(0), index: 0, generation: 1 }, roster: RosterId(0), rid: 1 };
         let send = |flags| {
             Submit::Send(SendMail {
@@ -759,6 +771,7 @@ mod tests {
                 peers: Vec::new(),
                 spare_groups: spares(1).0,
                 judges: Spread::default(),
+                hooks: Spread::default(),
             },
             clock,
             block: Arc::clone(&block),

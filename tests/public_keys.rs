@@ -1,16 +1,22 @@
 //! Tokens of public keys, through the real binary: which pass, which do not and what their client is told, how keys change, and what
 //! happens when more come than can be judged.
 
+#[path = "support/service.rs"]
+mod service;
 mod support;
 #[path = "support/tokens.rs"]
 mod tokens;
 
 use std::fs;
 use std::net::TcpListener;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
 
+use service::Service;
 use support::eventually;
 use support::gateway::{Gateway, unix_s};
-use support::raw::{ENCODINGS, Raw};
+use support::raw::{ENCODINGS, Next, Raw};
+use support::secure::Authority;
 use tidegate::config::Secret;
 use tidegate::session::auth::{AuthError, Identity, Verifier};
 use tidegate::session::keys::Keys;
@@ -36,7 +42,8 @@ fn verdict(secret: &Secret, token: &str) -> Result<Identity, AuthError> {
     }
     let verifier = Verifier::with_public_keys(Some(secret), vec![AUDIENCE.to_owned()], 5);
     let now_ms = unix_s() * 1000;
-    let read = if verifier.defers(token) { verifier.read_public(&keys, token, now_ms) } else { verifier.read(token, now_ms) };
+    let read =
+        if verifier.defers(token).is_some() { verifier.read_public(&keys, token, now_ms) } else { verifier.read(token, now_ms) };
     read?.shown_by(|device| device == "1")
 }
 
@@ -155,16 +162,18 @@ fn keys_change_with_their_files() {
     let file = dir.join("kid.pem");
     fs::copy(key_file("ec.pem"), &file).expect("a file of the test");
     let gateway = Gateway::with(&[("auth.keys", file.to_str().expect("text")), ("auth.audience", AUDIENCE)]);
-    let greeted = |signer: Signer, header: &str| {
-        let mut raw = Raw::open(&gateway, Encoding::Binary);
-        raw.hello(&signer.token(header, &good_claims(unix_s() + 600)), "1");
-        match raw.next() {
-            support::raw::Next::Frame(ServerFrame::Welcome(_)) => true,
-            support::raw::Next::Frame(ServerFrame::Error { code: 2001, .. }) => false,
-            other => panic!("{other:?}"),
+    let passes = |signer: Signer, header: &str| match greeted(
+        &gateway,
+        Encoding::Binary,
+        &signer.token(header, &good_claims(unix_s() + 600)),
+    ) {
+        Ok(_) => true,
+        Err(told) => {
+            assert_eq!(told, (2001, Some(4401)));
+            false
         }
     };
-    let ec = |signer| greeted(signer, r#"{"alg":"ES256","kid":"kid"}"#);
+    let ec = |signer| passes(signer, r#"{"alg":"ES256","kid":"kid"}"#);
     assert!(ec(Signer::Ec) && !ec(Signer::Ec2));
     // In the manner of an editor: another file is put in its place.
     let put = |name: &str| {
@@ -182,9 +191,260 @@ fn keys_change_with_their_files() {
         assert!(ec(Signer::Ec2), "the old key stays in force");
     }
     put("ed.pem");
-    let hangup = std::process::Command::new("kill").args(["-HUP", &gateway.pid().to_string()]).status();
-    assert!(hangup.expect("kill runs").success());
-    eventually("the new algorithm", || greeted(Signer::Ed, r#"{"alg":"EdDSA","kid":"kid"}"#).then_some(()));
+    hang_up(&gateway);
+    eventually("the new algorithm", || passes(Signer::Ed, r#"{"alg":"EdDSA","kid":"kid"}"#).then_some(()));
     assert!(!ec(Signer::Ec2) && !gateway.log().contains("PRIVATE"));
     drop(fs::remove_dir_all(&dir));
+}
+
+/// What a HELLO with `token` comes to: the user of WELCOME, or the code of ERROR and of the close.
+fn greeted(gateway: &Gateway, encoding: Encoding, token: &str) -> Result<String, (u16, Option<u16>)> {
+    let mut raw = Raw::open(gateway, encoding);
+    raw.hello(token, "1");
+    match raw.next() {
+        Next::Frame(ServerFrame::Welcome(welcome)) => Ok(welcome.user.into_owned()),
+        Next::Frame(ServerFrame::Error { code, .. }) => Err((code, raw.closed())),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hang_up(gateway: &Gateway) {
+    let status = Command::new("kill").args(["-HUP", &gateway.pid().to_string()]).status();
+    assert!(status.expect("kill runs").success());
+}
+
+/// Keys are fetched from the address of the settings and no other. Until it has answered once nobody's token is called bad; afterwards
+/// what it answers wrongly changes nothing, and new keys count.
+#[test]
+fn keys_are_fetched_from_one_address() {
+    let said = Arc::new(Mutex::new((500, String::new())));
+    let service = Service::start({
+        let said = said.clone();
+        move |_| Some(said.lock().unwrap().clone())
+    });
+    let say = |status: u16, text: &str| *said.lock().unwrap() = (status, text.to_owned());
+    let gateway = Gateway::with(&[
+        ("auth.jwks_url", &service.url("/jwks.json")),
+        ("auth.jwks_again_s", "3600"),
+        ("auth.audience", AUDIENCE),
+    ]);
+    let good = good_claims(unix_s() + 600).replace('}', r#","iss":"https://a.example"}"#);
+    let token = Signer::Ec.token(r#"{"alg":"ES256","kid":"shared"}"#, &good);
+    let unknown = Signer::Ec.token(r#"{"alg":"ES256","kid":"unknown"}"#, &good);
+    for encoding in ENCODINGS {
+        assert_eq!(greeted(&gateway, encoding, &token), Err((5002, Some(4503))));
+    }
+    assert!(!gateway.is_ready() && gateway.metric("tidegate_jwks_fetched_timestamp_seconds") == 0.0);
+    let set = fs::read_to_string(key_file("jwks.json")).expect("a file of the tests");
+    let refusals = [(404, set.clone()), (302, set.clone()), (200, "<html>".to_owned()), (200, "x".repeat(300_000))];
+    for (status, text) in &refusals {
+        say(*status, text);
+        let before = service.asked();
+        hang_up(&gateway);
+        eventually("the next question", || (service.asked() > before).then_some(()));
+        assert_eq!(greeted(&gateway, Encoding::Binary, &token), Err((5002, Some(4503))), "{status}");
+    }
+    say(200, &set);
+    hang_up(&gateway);
+    eventually("the keys", || greeted(&gateway, Encoding::Binary, &token).ok());
+    eventually("readiness", || gateway.is_ready().then_some(()));
+    assert!(gateway.metric("tidegate_jwks_fetched_timestamp_seconds") > 0.0);
+    let failures = gateway.metric("tidegate_jwks_failures_total");
+    assert!(failures >= 5.0);
+    assert_eq!(greeted(&gateway, Encoding::Json, &unknown), Err((2001, Some(4401))));
+    for (status, text) in &refusals {
+        say(*status, text);
+        let before = service.asked();
+        hang_up(&gateway);
+        eventually("the next question", || (service.asked() > before).then_some(()));
+        assert_eq!(greeted(&gateway, Encoding::Binary, &token), Ok("al".to_owned()), "{status}");
+    }
+    assert!(gateway.metric("tidegate_jwks_failures_total") >= failures + 3.0 && gateway.is_ready());
+    // The two issuers change places: the same token is one of a key that is gone.
+    say(200, &set.replace("https://a.", "https://c.").replace("https://b.", "https://a.").replace("https://c.", "https://b."));
+    hang_up(&gateway);
+    eventually("the change", || (greeted(&gateway, Encoding::Binary, &token) == Err((2001, Some(4401)))).then_some(()));
+}
+
+/// The webhook judges tokens for which there is no kind of key, on connections that are kept; what it does not say is no bad token.
+/// When it stops answering it is left alone for a while, and who is known goes on coming in.
+#[test]
+fn a_webhook_judges_what_no_key_is_for() {
+    let later = unix_s() + 3600;
+    let service = Service::start(move |body| {
+        let asked: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        match asked["token"].as_str().expect("a token") {
+            "al" => Some((200, format!(r#"{{"user":"al","exp":{later}}}"#))),
+            "old" => Some((200, r#"{"user":"al","exp":1}"#.to_owned())),
+            "tied" => Some((200, format!(r#"{{"user":"al","exp":{later},"device":"2"}}"#))),
+            "bad" => Some((401, String::new())),
+            "banned" => Some((403, String::new())),
+            "nonsense" => Some((200, "{}".to_owned())),
+            token if token.starts_with("fail") => Some((503, String::new())),
+            _ => None,
+        }
+    });
+    let gateway = Gateway::with(&[
+        ("auth.webhook_url", &service.url("/auth?x=1")),
+        ("auth.webhook_timeout_ms", "300"),
+        ("auth.webhook_threads", "1"),
+        ("auth.webhook_cache_s", "600"),
+        ("auth.keys", &key_file("ec.pem")),
+    ]);
+    assert!(gateway.is_ready());
+    let of = |encoding, token: &str| greeted(&gateway, encoding, token);
+    for encoding in ENCODINGS {
+        assert_eq!(of(encoding, "al"), Ok("al".to_owned()));
+        assert_eq!(of(encoding, "old"), Err((2002, Some(4401))));
+        for token in ["tied", "bad", "banned"] {
+            assert_eq!(of(encoding, token), Err((2001, Some(4401))), "{token}");
+        }
+    }
+    // "old" has ended and is asked for again; the others are remembered.
+    assert_eq!((service.asked(), service.connections()), (6, 1));
+    // Tokens that a key here is for, or that are none, are not shown to it.
+    let mine = Signer::Ec.token(Signer::Ec.header(), &good_claims(later).replace(r#","aud":"tidegate""#, ""));
+    let forged = Signer::Stranger.token(Signer::Ec.header(), &good_claims(later));
+    let bent = format!("{}x", gateway.token("al"));
+    assert_eq!((of(Encoding::Json, &gateway.token("al")), of(Encoding::Json, &mine)), (Ok("al".to_owned()), Ok("al".to_owned())));
+    for token in [&forged, &bent, "", &"x".repeat(9000)] {
+        assert_eq!(of(Encoding::Binary, token), Err((2001, Some(4401))), "{token:.20}");
+    }
+    assert_eq!(service.asked(), 6);
+    // AUTH by the webhook.
+    let mut al = Raw::open(&gateway, Encoding::Json);
+    al.hello("al", "1");
+    al.welcome();
+    for (rid, token, code) in [(1, "bad", 2001), (2, "nonsense", 5002), (3, "silence", 5002)] {
+        al.put(&ClientFrame::Auth { rid, token: token.into() });
+        let error = al.error();
+        assert_eq!((error.rid, error.code, error.flags & page_flags::ERROR_CLOSING), (rid, code, 0), "{token}");
+    }
+    // One failure so far, for nonsense is none; four more, and it is left alone.
+    for token in ["silence too", "fail", "fail too", "fail again"] {
+        assert_eq!(of(Encoding::Binary, token), Err((5002, Some(4503))), "{token}");
+    }
+    let before = service.asked();
+    assert_eq!((before, gateway.metric("tidegate_webhook_failures_total")), (12, 5.0));
+    for number in 0..20 {
+        assert_eq!(of(Encoding::Binary, &format!("fail {number}")), Err((5002, Some(4503))));
+    }
+    assert!(service.asked() < before + 20, "most of them were not asked about");
+    let before = service.asked();
+    assert_eq!(of(Encoding::Json, "al"), Ok("al".to_owned()), "who is known comes in");
+    assert_eq!(service.asked(), before);
+    assert_eq!(gateway.log().matches("does not answer").count(), 1);
+    eventually("the end of the pause", || {
+        (of(Encoding::Binary, &format!("fail {}", unix_s())).is_err() && service.asked() > before).then_some(())
+    });
+    assert!(!gateway.log().contains("silence"), "a token stands in the log");
+}
+
+/// A token of a key that is not here makes the keys be fetched, and its client come back meanwhile; a key that is still not there is
+/// asked for again only after a while.
+#[test]
+fn a_new_key_is_fetched_when_it_is_shown() {
+    let set = fs::read_to_string(key_file("jwks.json")).expect("a file of the tests");
+    let said = Arc::new(Mutex::new(set.replace("rsa-a", "rsa-old")));
+    let service = Service::start({
+        let said = said.clone();
+        move |_| Some((200, said.lock().unwrap().clone()))
+    });
+    let url = service.url("/jwks.json");
+    let start = |again_s| {
+        let rates = [("auth.jwks_every_s", "86400"), ("auth.jwks_again_s", again_s)];
+        let gateway = Gateway::with(&[&rates[..], &[("auth.jwks_url", &url), ("auth.audience", AUDIENCE)]].concat());
+        eventually("the keys", || gateway.is_ready().then_some(()));
+        gateway
+    };
+    let claims = good_claims(unix_s() + 600).replace('}', r#","iss":"https://a.example"}"#);
+    let token = Signer::Rsa.token(r#"{"alg":"RS256","kid":"rsa-a"}"#, &claims);
+    let patient = start("3600");
+    assert_eq!(greeted(&patient, Encoding::Binary, &token), Err((2001, Some(4401))), "the keys are as new as can be");
+    let eager = start("1");
+    let asked = service.asked();
+    *said.lock().unwrap() = set;
+    for encoding in ENCODINGS {
+        let came = eventually("the new key", || match greeted(&eager, encoding, &token) {
+            Ok(user) => Some(user),
+            // Within the second after a fetch the set is taken for new.
+            Err(told) => {
+                assert!([(5002, Some(4503)), (2001, Some(4401))].contains(&told), "{told:?}");
+                None
+            }
+        });
+        assert_eq!(came, "al");
+    }
+    assert!(service.asked() > asked);
+    let before = service.asked();
+    for number in 0..20 {
+        let made_up = Signer::Stranger.token(&format!(r#"{{"alg":"ES256","kid":"{number}"}}"#), &claims);
+        assert_eq!(greeted(&patient, Encoding::Binary, &made_up), Err((2001, Some(4401))));
+    }
+    assert_eq!(service.asked(), before, "nobody was asked for them");
+}
+
+/// Keys and verdicts come over https from who shows a certificate for the name, signed by an authority that was named; from nobody else.
+#[test]
+fn https_asks_only_whom_it_trusts() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    authority.issue("service", &["localhost"]);
+    authority.issue("elsewhere", &["elsewhere.example"]);
+    let later = unix_s() + 3600;
+    let set = fs::read_to_string(key_file("jwks.json")).expect("a file of the tests");
+    let answer =
+        move |body: &str| Some((200, if body.is_empty() { set.clone() } else { format!(r#"{{"user":"bo","exp":{later}}}"#) }));
+    let service = Service::secure(&authority, "service", answer.clone());
+    let misnamed = Service::secure(&authority, "elsewhere", answer);
+    let start = |service: &Service, ca_file: &str| {
+        let port = service.address.port();
+        let (keys, hook) = (format!("https://localhost:{port}/jwks"), format!("https://localhost:{port}/judge"));
+        let named = [("auth.jwks_url", keys.as_str()), ("auth.webhook_url", &hook), ("auth.ca_file", ca_file)];
+        Gateway::with(&[&named[..], &[("auth.audience", AUDIENCE), ("auth.webhook_threads", "1")]].concat())
+    };
+    let claims = good_claims(later).replace('}', r#","iss":"https://a.example"}"#);
+    let token = Signer::Ec.token(r#"{"alg":"ES256","kid":"shared"}"#, &claims);
+    let gateway = start(&service, &authority.path("ca.pem"));
+    eventually("the keys", || gateway.is_ready().then_some(()));
+    for encoding in ENCODINGS {
+        assert_eq!(greeted(&gateway, encoding, &token), Ok("al".to_owned()));
+        assert_eq!(greeted(&gateway, encoding, "opaque"), Ok("bo".to_owned()));
+    }
+    assert_eq!(service.asked(), 2);
+    for (service, ca_file) in [(&service, other.path("ca.pem")), (&misnamed, authority.path("ca.pem"))] {
+        let before = service.asked();
+        let gateway = start(service, &ca_file);
+        eventually("the complaint", || gateway.log().contains("certificate").then_some(()));
+        for token in [&*token, "opaque"] {
+            assert_eq!(greeted(&gateway, Encoding::Binary, token), Err((5002, Some(4503))));
+        }
+        assert!(!gateway.is_ready());
+        assert_eq!(service.asked(), before, "nothing is shown to a stranger");
+    }
+}
+
+/// Whatever the webhook says about tokens that strangers make up, it goes on being asked about others.
+#[test]
+fn bad_tokens_leave_the_webhook_in_use() {
+    let later = unix_s() + 3600;
+    let service = Service::start(move |body| {
+        let asked: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        let token = asked["token"].as_str().expect("a token");
+        match token.split_once(' ').and_then(|(status, _)| status.parse().ok()) {
+            Some(status) => Some((status, String::new())),
+            None => Some((200, format!(r#"{{"user":"{token}","exp":{later}}}"#))),
+        }
+    });
+    let gateway = Gateway::with(&[("auth.webhook_url", &service.url("/")), ("auth.webhook_threads", "1")]);
+    for number in 0..6 {
+        for status in [400, 404, 422] {
+            assert_eq!(greeted(&gateway, Encoding::Json, &format!("{status} {number}")), Err((2001, Some(4401))));
+        }
+        for status in [200, 302, 405, 429] {
+            assert_eq!(greeted(&gateway, Encoding::Json, &format!("{status} {number}")), Err((5002, Some(4503))));
+        }
+    }
+    assert_eq!(service.asked(), 42, "each was asked about");
+    assert_eq!(greeted(&gateway, Encoding::Binary, "al"), Ok("al".to_owned()));
+    assert_eq!((gateway.metric("tidegate_webhook_failures_total"), gateway.metric("tidegate_webhook_open")), (0.0, 0.0));
 }

@@ -12,6 +12,7 @@ pub struct Health {
     reactors_expected: u64,
     reactors_accepting: AtomicU64,
     is_store_open: AtomicBool,
+    awaits_keys: AtomicBool,
     is_draining: AtomicBool,
     turns: Mutex<Vec<Turns>>,
 }
@@ -32,6 +33,7 @@ impl Health {
             reactors_expected: u64::from(reactors),
             reactors_accepting: AtomicU64::new(0),
             is_store_open: AtomicBool::new(false),
+            awaits_keys: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
             turns: Mutex::new(Vec::new()),
         }
@@ -45,6 +47,16 @@ impl Health {
     /// The store has read its log and takes submissions.
     pub fn store_opened(&self) {
         self.is_store_open.store(true, Ordering::Relaxed);
+    }
+
+    /// Tokens cannot be judged before [`Health::keys_came`].
+    pub fn await_keys(&self) {
+        self.awaits_keys.store(true, Ordering::Relaxed);
+    }
+
+    /// Every source of public keys has given its first.
+    pub fn keys_came(&self) {
+        self.awaits_keys.store(false, Ordering::Relaxed);
     }
 
     /// The node is leaving; there is no way back.
@@ -68,6 +80,9 @@ impl Health {
         }
         if !self.is_store_open.load(Ordering::Relaxed) {
             reasons.push("the store is still reading its log".to_owned());
+        }
+        if self.awaits_keys.load(Ordering::Relaxed) {
+            reasons.push("auth.jwks_url has not given keys yet; the log says why".to_owned());
         }
         if self.is_draining.load(Ordering::Relaxed) {
             reasons.push("the node is draining".to_owned());
@@ -117,6 +132,9 @@ mod tests {
         health.reactor_accepts();
         assert!(health.reasons(false).is_empty());
         assert_eq!(health.reasons(true).len(), 1);
+        health.await_keys();
+        assert_eq!(health.reasons(false), ["auth.jwks_url has not given keys yet; the log says why"]);
+        health.keys_came();
         health.drain();
         assert_eq!(health.reasons(false), ["the node is draining"]);
     }

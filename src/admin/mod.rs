@@ -55,6 +55,7 @@ use crate::ids::Cmid;
 use crate::limits;
 use crate::mail::{Control, Submit};
 use crate::mailbox::{Credit, LaneSender};
+use crate::observe::auth::AuthFacts;
 use crate::observe::counters::{ReactorBlock, StoreBlock};
 use crate::observe::histogram::Source;
 use crate::observe::metrics::{self, Metrics};
@@ -77,6 +78,8 @@ pub struct Sources {
     pub store: Arc<StoreBlock>,
     /// The histograms of all threads.
     pub histograms: Vec<Source>,
+    /// What is counted where tokens are judged.
+    pub auth: Arc<AuthFacts>,
     /// Whether clients may come.
     pub health: Arc<Health>,
     /// The lane to the store.
@@ -186,9 +189,9 @@ impl Shared {
 
 async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-    let Sources { reactors, store, histograms, health, submit, credit, controls, settings, drain, clock, .. } = sources;
+    let Sources { reactors, store, histograms, auth, health, submit, credit, controls, settings, drain, clock, .. } = sources;
     let Sources { derived, reload, idle_session_bytes, version, demo, .. } = sources;
-    let metrics = Metrics::new(version, clock.now(), idle_session_bytes, reactors.clone(), Arc::clone(&store), histograms);
+    let metrics = Metrics::new(version, clock.now(), idle_session_bytes, reactors.clone(), Arc::clone(&store), histograms, auth);
     let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
     let shared = Arc::new(Shared {
         addr,

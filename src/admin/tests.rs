@@ -29,6 +29,7 @@ fn node(submit_bound: usize) -> Node {
         reactors: vec![reactor],
         store: Arc::clone(&store),
         histograms,
+        auth: Arc::default(),
         health: Arc::clone(&health),
         submit,
         credit: Credit::new(1 << 20),

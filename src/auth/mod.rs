@@ -3,16 +3,23 @@
 //! ```text
 //!  reactor ──Judge──► auth-0 .. n ──Judged──► reactor        bounded lanes; full: 5002 and 4503, never a bad token
 //!                         ▲
-//!  files ──► auth-keys ───┘ whole sets of keys, swapped
+//!  files, a JWKS address ──► auth-keys ───┘ whole sets of keys, swapped
+//!
+//!  reactor ──Judge──► hook-0 .. n ──Judged──► reactor        each asks the operator's webhook
 //! ```
 
+pub mod http;
 pub mod keys;
+pub mod trust;
+pub mod webhook;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::auth::keys::Ring;
+use self::http::Client;
+use self::keys::Ring;
+use self::webhook::Webhook;
 use crate::clock::Clock;
 use crate::mail::{AuthError, Identity, Judge, Judged};
 use crate::mailbox::{LaneReceiver, LaneSender, NoMail};
@@ -21,18 +28,25 @@ use crate::session::auth::Verifier;
 /// What a thread that judges works with.
 #[derive(Debug)]
 pub struct Bench {
-    /// How it judges.
-    pub verifier: Arc<Verifier>,
     /// By what.
-    pub ring: Arc<Ring>,
+    pub means: Means,
     /// The clock all threads share.
     pub clock: Clock,
     /// Where its answers go, by number of the reactor.
     pub answers: Vec<LaneSender<Judged>>,
 }
 
+/// By what a thread judges.
+#[derive(Debug)]
+pub enum Means {
+    /// Public keys.
+    Keys(Arc<Verifier>, Arc<Ring>),
+    /// The operator's webhook, by a connection of this thread's own.
+    Webhook(Arc<Webhook>, Box<Client>),
+}
+
 /// Judges until every sender of the lane is gone.
-pub fn run(bench: &Bench, asked: &LaneReceiver<Judge>) {
+pub fn run(bench: &mut Bench, asked: &LaneReceiver<Judge>) {
     loop {
         match asked.recv_within(PATIENCE) {
             Ok(mail) => {
@@ -48,13 +62,23 @@ pub fn run(bench: &Bench, asked: &LaneReceiver<Judge>) {
 }
 
 /// A defect met by one token is the end of that token, as it is the end of one connection on a reactor.
-fn judge(bench: &Bench, mail: &Judge) -> Result<Identity, AuthError> {
+fn judge(bench: &mut Bench, mail: &Judge) -> Result<Identity, AuthError> {
     let now = bench.clock.now();
     if now.since(mail.shown) > WAIT_MAX {
         return Err(AuthError::Overloaded);
     }
-    let keys = bench.ring.keys();
-    catch_unwind(AssertUnwindSafe(|| bench.verifier.read_public(&keys, &mail.token, now.unix_ms))).unwrap_or_else(|_| {
+    let Bench { means, clock, .. } = bench;
+    let judged = catch_unwind(AssertUnwindSafe(|| match means {
+        Means::Keys(verifier, ring) => {
+            // Read once: keys that come meanwhile must not turn "not here yet" into "bad".
+            let held = ring.held();
+            let verdict = verifier.read_public(&held.keys, &mail.token, now.unix_ms);
+            let may_be_good = |_: &AuthError| Verifier::lacks_key(&held.keys, &mail.token) && ring.misses(&held, Instant::now());
+            if verdict.as_ref().is_err_and(may_be_good) { Err(AuthError::Overloaded) } else { verdict }
+        }
+        Means::Webhook(webhook, client) => webhook.judge(client, &mail.token, now, || clock.now()),
+    }));
+    judged.unwrap_or_else(|_| {
         tracing::error!("a panic while judging a token; whoever showed it is told to try again");
         Err(AuthError::Overloaded)
     })

@@ -12,6 +12,7 @@ pub mod relations;
 pub mod render;
 pub mod secret;
 pub mod settings;
+pub mod url;
 pub mod value;
 
 pub use exit::Exit;

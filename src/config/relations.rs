@@ -42,6 +42,11 @@ pub fn warnings(settings: &Settings) -> Vec<String> {
             format!("a drain takes up to {drain_ms} ms: the service manager must wait that long before it kills"),
         ),
         (
+            settings.auth.asked().any(|url| url.is_exposed()),
+            "auth.jwks_url or auth.webhook_url leaves this machine in the clear: what it says can be changed on its way"
+                .to_owned(),
+        ),
+        (
             settings.origins.is_empty() && !is_loopback(settings.listen),
             "origins is empty: browsers are refused while listening beyond this machine".to_owned(),
         ),
@@ -57,7 +62,7 @@ pub fn is_loopback(address: SocketAddr) -> bool {
 
 /// Who may come in.
 fn doors(settings: &Settings) -> Vec<Conflict> {
-    let has_secret = settings.auth.secret.is_some() || settings.auth.secret_file.is_some() || !settings.auth.keys.is_empty();
+    let has_secret = settings.auth.secret.is_some() || settings.auth.secret_file.is_some() || settings.auth.has_others();
     let mut found = tls(settings);
     if let Some(listen) = settings.tls.listen.filter(|&listen| !is_loopback(listen) && !has_secret) {
         found.push(Conflict {
@@ -183,6 +188,12 @@ fn numbers(settings: &Settings) -> Vec<Conflict> {
             // In JSON a binary payload is base64, four letters for three bytes, between the other fields of a message.
             least: max_payload.div_ceil(3) * 4 + ENVELOPE_BYTES,
             because: "a payload of protocol.max_payload_bytes must fit it in base64, with 1024 bytes for the other fields",
+        },
+        AtLeast {
+            keys: &["protocol.hello_ms", "auth.webhook_timeout_ms"],
+            value: u64::from(protocol.hello_ms),
+            least: settings.auth.webhook_url.as_ref().map_or(0, |_| u64::from(settings.auth.webhook_timeout_ms) + 1),
+            because: "a HELLO whose token the webhook judges must be able to wait for it",
         },
         AtLeast {
             keys: &["protocol.send_burst", "protocol.send_window"],
@@ -321,6 +332,11 @@ mod tests {
                 "[tls]\nlisten = \"0.0.0.0:443\"\ncertificates = [\"c\"]",
                 "t.toml:2:10: tls.listen is 0.0.0.0:443, which",
                 "set auth.secret_file",
+            ),
+            (
+                "auth.webhook_url = \"http://127.0.0.1:1/\"\nauth.webhook_timeout_ms = 5000",
+                "t.toml:2:27: protocol.hello_ms is 5000, too small",
+                "wait for it",
             ),
             ("store.segment_bytes = 131072", "t.toml:1:23: store.segment_bytes is 131072, too small", "one file"),
         ];

@@ -42,7 +42,7 @@ pub struct Found {
 /// Whether there is a key to be found at all: with public keys only one that is configured counts.
 #[must_use]
 pub fn needed(settings: &Settings) -> bool {
-    settings.auth.keys.is_empty() || settings.auth.secret.is_some() || settings.auth.secret_file.is_some()
+    !settings.auth.has_others() || settings.auth.secret.is_some() || settings.auth.secret_file.is_some()
 }
 
 /// Finds the key that `settings` speak of. [`Missing::Create`] makes the data directory and a random key in it, if need be.

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::url::Url;
 use super::value::{
     ClientCertificates, DriverChoice, ForwardedHeader, Kind, LogFormat, LogLevel, PresencePolicy, PrivateFds, Raw, RoleChoice,
     Secret, TlsVersion, Value,
@@ -183,6 +184,24 @@ settings! {
     /// They are read again when they change, and at SIGHUP; mistakes keep the old keys. With public keys and no secret of your own no
     /// secret is made, and no token of a secret passes.
     keys: Vec<String> = Vec::new(), Rule::Each { allowed: "paths of files", test: |text| !text.is_empty() }, Start;
+    /// Where more public keys are fetched, as a JWKS: "https://NAME/path". By http only from this machine or a network you trust.
+    /// The node is not ready until they came once. Later fetches that fail leave the keys as they are, for however long it takes.
+    jwks_url: Option<String> = None, HTTP, Start;
+    /// How often they are fetched, in seconds.
+    jwks_every_s: u32 = 300, Rule::Between(5, 86_400), Start;
+    /// How long after a fetch a token of a key that is not here makes them be fetched again, in seconds.
+    jwks_again_s: u32 = 10, Rule::Between(1, 3_600), Start;
+    /// Who is asked about tokens for which there is no kind of key here: POST {"token":…} to "https://NAME/path".
+    /// 200 {"user":…,"exp":…} says whose it is, 400, 401, 403, 404 or 422 that it is bad; anything else, that its client is to come back.
+    webhook_url: Option<String> = None, HTTP, Start;
+    /// Threads that ask it, each on a connection of its own: as many questions at once.
+    webhook_threads: u16 = 8, Rule::Between(1, 256), Start;
+    /// How long an answer may take, in milliseconds. Below `protocol.hello_ms`.
+    webhook_timeout_ms: u32 = 2_000, Rule::Between(50, 60_000), Start;
+    /// How long an answer is remembered, in seconds, at most until the token ends. 0: not at all.
+    webhook_cache_s: u32 = 30, Rule::Between(0, 3_600), Start;
+    /// File with the authorities (PEM) that sign the certificates of those two, if they are https. Absent: those of the system.
+    ca_file: Option<PathBuf> = None, Rule::Any, Start;
     /// What `iss` must be in tokens of keys that name no issuer themselves. Absent: anything.
     issuer: Option<String> = None, Rule::Each { allowed: "1 or more bytes", test: |text| !text.is_empty() }, Start;
     /// What `aud` of a token of a public key must name, one of these. Empty: such a token must not have `aud`, since it is for another.
@@ -391,6 +410,31 @@ settings! {
 
 /// Classes of platform, by their number in HELLO.
 pub const PLATFORMS: [&str; 6] = ["other", "web", "desktop", "phone", "tablet", "bot"];
+
+/// Fixed addresses that are asked.
+const HTTP: Rule = Rule::Each {
+    allowed: "http:// or https:// with a name or an IP address, a port if it is not the usual one, and a path",
+    test: |text| Url::read(text).is_some(),
+};
+
+impl AuthSettings {
+    /// Whether tokens are good that no secret of this gateway signs.
+    #[must_use]
+    pub fn has_others(&self) -> bool {
+        self.has_public_keys() || self.webhook_url.is_some()
+    }
+
+    /// Whether tokens of public keys are good.
+    #[must_use]
+    pub fn has_public_keys(&self) -> bool {
+        !self.keys.is_empty() || self.jwks_url.is_some()
+    }
+
+    /// The addresses that are asked.
+    pub fn asked(&self) -> impl Iterator<Item = Url> {
+        [&self.jwks_url, &self.webhook_url].into_iter().flatten().filter_map(|text| Url::read(text))
+    }
+}
 
 fn is_path(text: &str) -> bool {
     text.starts_with('/') && text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'))

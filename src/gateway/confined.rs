@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::Kernel;
+use crate::auth::trust;
 use crate::config::Settings;
 use crate::config::settings::DEFINITIONS;
 use crate::config::value::{Kind, Raw};
@@ -112,8 +113,29 @@ fn grants(settings: &Settings, ready_file: Option<&Path>) -> Grants {
     // The names of functions, for the record of a crash.
     read.extend(std::env::current_exe());
     let listen = (!is_chosen).then_some(ports);
-    Grants { write, read, listen }
+    let mut connect = Vec::new();
+    for url in settings.auth.asked() {
+        // Ports alone: Landlock knows no addresses.
+        connect.push(url.port);
+        if url.is_named() {
+            connect.push(DNS_PORT);
+            read.extend(RESOLVER_FILES.map(PathBuf::from));
+            // Whoever manages it lays a new file there.
+            read.extend(
+                Path::new(RESOLVER_FILES[0]).canonicalize().ok().map(|real| beside(&real)).filter(|dir| dir != Path::new("/etc")),
+            );
+        }
+        if url.is_https && settings.auth.ca_file.is_none() {
+            read.extend(trust::SYSTEM.map(PathBuf::from));
+        }
+    }
+    Grants { write, read, listen, connect }
 }
+
+/// What the resolver of the C library reads.
+const RESOLVER_FILES: [&str; 5] = ["/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf", "/etc/nsswitch.conf"];
+/// Answers that are too long for a datagram are asked for again by TCP.
+const DNS_PORT: u16 = 53;
 
 #[cfg(test)]
 mod tests {
@@ -125,11 +147,23 @@ mod tests {
         let mut settings = Settings::default();
         settings.auth.secret_file = Some("key".into());
         let of = |settings: &Settings| grants(settings, Some(Path::new("/run/t/ready")));
-        let Grants { write, read, listen } = of(&settings);
+        let Grants { write, read, listen, connect } = of(&settings);
+        assert!(connect.is_empty());
         assert_eq!(write, ["./tidegate-data", "./tidegate-data/log", "./tidegate-data/engine", "/run/t"].map(PathBuf::from));
         assert_eq!(read[..3], [".", "/proc", "/sys/fs/cgroup"].map(PathBuf::from));
         assert_eq!(read.len(), 6, "and random bytes, and the binary: {read:?}");
         assert_eq!(listen, Some(vec![8080, 8081]));
+        settings.auth.jwks_url = Some("http://127.0.0.1:7000/jwks.json".to_owned());
+        settings.auth.webhook_url = Some("http://[::1]:7001/".to_owned());
+        assert_eq!(of(&settings).connect, [7000, 7001]);
+        settings.auth.webhook_url = Some("https://id.example.org/".to_owned());
+        let named = of(&settings);
+        assert_eq!(named.connect, [7000, 443, 53]);
+        assert!(
+            ["/etc/hosts", trust::SYSTEM[0]].iter().all(|file| named.read.contains(&PathBuf::from(file))),
+            "{:?}",
+            named.read
+        );
         settings.admin.listen.set_port(0);
         assert_eq!(of(&settings).listen, Some(vec![8080, 0]));
         settings.listen.set_port(0);

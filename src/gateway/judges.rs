@@ -1,26 +1,45 @@
-//! The threads that judge tokens of public keys, where there are any.
+//! The threads that judge tokens where others than a secret of this gateway sign them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::{EndGuard, Fatal, Occurrence, spawn};
-use crate::auth::keys::{Files, Ring};
-use crate::auth::{self, Bench, keys};
+use crate::admin::Health;
+use crate::auth::keys::{self, Files, Remote, Ring, Sources};
+use crate::auth::trust::Trust;
+use crate::auth::webhook::{self, Webhook};
+use crate::auth::{self, Bench, Means};
 use crate::clock::Clock;
+use crate::config::url::Url;
 use crate::config::{Exit, Secret, Settings};
+use crate::io::names;
 use crate::io::wake::Waker;
 use crate::limits::JUDGE_LANE_MAX;
 use crate::mail::Judge;
 use crate::mailbox::{LaneSender, Post, lane};
+use crate::observe::auth::AuthFacts;
 use crate::session::auth::Verifier;
 
 /// How tokens are judged.
 pub(super) struct Judges {
     /// By reactors.
     pub verifier: Arc<Verifier>,
-    /// The lanes to the threads; empty: there is nothing for them to do.
+    /// The lanes to the threads that have public keys; empty: there is nothing for them to do.
     pub lanes: Vec<LaneSender<Judge>>,
+    /// Likewise to those that ask the webhook.
+    pub hooks: Vec<LaneSender<Judge>>,
+}
+
+/// What the threads share with the rest of the process.
+pub(super) struct Around<'a> {
+    pub clock: Clock,
+    pub posts: &'a [Post],
+    pub events: &'a mpsc::Sender<Occurrence>,
+    pub health: &'a Arc<Health>,
+    pub facts: &'a Arc<AuthFacts>,
 }
 
 impl Judges {
@@ -28,41 +47,70 @@ impl Judges {
     ///
     /// # Errors
     /// Keys that cannot be used, with the remedy.
-    pub(super) fn start(
-        settings: &Settings,
-        secret: Option<&Secret>,
-        clock: Clock,
-        posts: &[Post],
-        events: &std::sync::mpsc::Sender<Occurrence>,
-    ) -> Result<Self, Fatal> {
+    pub(super) fn start(settings: &Settings, secret: Option<&Secret>, around: &Around<'_>) -> Result<Self, Fatal> {
         let auth = &settings.auth;
-        if auth.keys.is_empty() {
-            let secret = secret.expect("without public keys there is a secret");
-            return Ok(Self { verifier: Arc::new(Verifier::new(secret, auth.leeway_s)), lanes: Vec::new() });
+        let (has_keys, has_webhook) = (auth.has_public_keys(), auth.webhook_url.is_some());
+        let verifier = Arc::new(Verifier::of(secret, has_keys, has_webhook, auth.audience.clone(), auth.leeway_s));
+        let answers: Vec<_> = around.posts.iter().map(|post| post.judged.clone()).collect();
+        let bench = |means| Bench { means, clock: around.clock, answers: answers.clone() };
+        let trust = auth.asked().any(|url| url.is_https).then(|| Trust::read(auth.ca_file.as_deref())).transpose();
+        let trust = trust.map_err(|error| Fatal::new(Exit::Usage, format!("auth.ca_file: {error}")))?;
+        if auth.asked().any(|url| url.is_named()) {
+            names::use_files_and_dns();
         }
-        let mut files = Files::new(auth.keys.iter().map(PathBuf::from).collect(), auth.issuer.clone());
-        let read = files.read().map_err(|error| Fatal::new(Exit::Usage, format!("auth.keys: {error}")))?;
-        tracing::info!(keys = read.names(), threads = auth.threads, "tokens of public keys are good");
-        let ring = Arc::new(Ring::default());
-        ring.swap(read);
-        let verifier = Arc::new(Verifier::with_public_keys(secret, auth.audience.clone(), auth.leeway_s));
-        let mut lanes = Vec::new();
-        for number in 0..auth.threads {
-            let (sender, asked) = lane(JUDGE_LANE_MAX, &Waker::for_thread());
-            lanes.push(sender);
-            let answers = posts.iter().map(|post| post.judged.clone()).collect();
-            let bench = Bench { verifier: verifier.clone(), ring: ring.clone(), clock, answers };
-            let events = events.clone();
-            spawn(&format!("auth-{number}"), move || {
-                let guard = EndGuard { events, armed: true };
-                auth::run(&bench, &asked);
-                guard.disarm();
-            })?;
+        let (mut lanes, mut hooks) = (Vec::new(), Vec::new());
+        if has_keys {
+            let ring = Arc::new(Ring::new(Duration::from_secs(u64::from(auth.jwks_again_s))));
+            watch_keys(settings, trust.as_ref(), &ring, around)?;
+            for number in 0..auth.threads {
+                let means = Means::Keys(verifier.clone(), ring.clone());
+                lanes.push(spawn_judge(&format!("auth-{number}"), bench(means), around.events)?);
+            }
         }
-        let asked = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(signal_hook::consts::SIGHUP, asked.clone())
-            .map_err(|error| Fatal::new(Exit::Failed, format!("catching SIGHUP: {error}")))?;
-        spawn("auth-keys", move || keys::watch(files, &ring, &asked))?;
-        Ok(Self { verifier, lanes })
+        if let Some(url) = auth.webhook_url.as_deref().and_then(Url::read) {
+            let keep = Duration::from_secs(u64::from(auth.webhook_cache_s));
+            let webhook = Arc::new(Webhook::new(keep, around.facts.clone()));
+            let patience = Duration::from_millis(u64::from(auth.webhook_timeout_ms));
+            let trust = trust.filter(|_| url.is_https);
+            for number in 0..auth.webhook_threads {
+                let client = webhook::client(url.clone(), trust.clone(), patience);
+                let client = client.map_err(|error| Fatal::new(Exit::Failed, format!("auth.webhook_url: {error}")))?;
+                let means = Means::Webhook(webhook.clone(), Box::new(client));
+                hooks.push(spawn_judge(&format!("hook-{number}"), bench(means), around.events)?);
+            }
+        }
+        Ok(Self { verifier, lanes, hooks })
     }
+}
+
+/// Reads the files of keys, and starts the thread that keeps them as their sources are.
+fn watch_keys(settings: &Settings, trust: Option<&Trust>, ring: &Arc<Ring>, around: &Around<'_>) -> Result<(), Fatal> {
+    let auth = &settings.auth;
+    let files = Files::new(auth.keys.iter().map(PathBuf::from).collect(), auth.issuer.clone());
+    let every = Duration::from_secs(u64::from(auth.jwks_every_s));
+    let remote = auth.jwks_url.as_deref().and_then(Url::read).map(|url| {
+        let trust = trust.filter(|_| url.is_https).cloned();
+        Remote::new(url, trust, auth.issuer.clone(), every)
+    });
+    let remote = remote.transpose().map_err(|error| Fatal::new(Exit::Failed, format!("auth.jwks_url: {error}")))?;
+    let sources = Sources::start(files, remote, ring, around.facts.clone());
+    let sources = sources.map_err(|error| Fatal::new(Exit::Usage, format!("auth.keys: {error}")))?;
+    tracing::info!(keys = ring.held().keys.names(), threads = auth.threads, "tokens of public keys are good");
+    let asked = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, asked.clone())
+        .map_err(|error| Fatal::new(Exit::Failed, format!("catching SIGHUP: {error}")))?;
+    let (ring, health, clock) = (ring.clone(), around.health.clone(), around.clock);
+    health.await_keys();
+    spawn("auth-keys", move || keys::watch(sources, &ring, &asked, clock, || health.keys_came())).map(drop)
+}
+
+fn spawn_judge(name: &str, mut bench: Bench, events: &mpsc::Sender<Occurrence>) -> Result<LaneSender<Judge>, Fatal> {
+    let (sender, asked) = lane(JUDGE_LANE_MAX, &Waker::for_thread());
+    let events = events.clone();
+    spawn(name, move || {
+        let guard = EndGuard { events, armed: true };
+        auth::run(&mut bench, &asked);
+        guard.disarm();
+    })?;
+    Ok(sender)
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What stays allowed under Landlock. Everything else that Landlock knows is refused: other files, running a program, connecting,
+/// What stays allowed under Landlock. Everything else that Landlock knows is refused: other files, running a program, connecting elsewhere,
 /// signals and abstract sockets of other processes.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Grants {
@@ -19,6 +19,8 @@ pub struct Grants {
     pub read: Vec<PathBuf>,
     /// Ports that TCP may listen on; `None`: any.
     pub listen: Option<Vec<u16>>,
+    /// Ports that TCP may connect to.
+    pub connect: Vec<u16>,
 }
 
 /// How much Landlock could do.
@@ -110,8 +112,11 @@ pub fn enter(grants: &Grants) -> io::Result<Landlock> {
     for path in &grants.read {
         allow(&ruleset, path, FILES_READ & attributes.files)?;
     }
-    for &port in listen.unwrap_or_default() {
-        let rule = PortRule { allowed: NET_BIND, port: u64::from(port) };
+    let connect = if version >= 4 { grants.connect.as_slice() } else { &[] };
+    let ports =
+        listen.unwrap_or_default().iter().map(|port| (NET_BIND, port)).chain(connect.iter().map(|port| (NET_CONNECT, port)));
+    for (allowed, &port) in ports {
+        let rule = PortRule { allowed, port: u64::from(port) };
         add_rule(&ruleset, RULE_PORT, (&raw const rule).cast())?;
     }
     // SAFETY: the descriptor is open; the second argument is the flags.
@@ -245,7 +250,10 @@ mod tests {
         fs::write(outside.join("secret"), "s").unwrap();
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let grants = Grants { write: vec![inside.clone(), dir.join("none")], read: Vec::new(), listen: Some(vec![0]) };
+        let open = TcpListener::bind("127.0.0.1:0").unwrap();
+        let granted = open.local_addr().unwrap();
+        let write = vec![inside.clone(), dir.join("none")];
+        let grants = Grants { write, read: Vec::new(), listen: Some(vec![0]), connect: vec![granted.port()] };
         let (within, without) = (inside, outside);
         let confined = std::thread::spawn(move || {
             refuse_new_privileges().unwrap();
@@ -264,6 +272,7 @@ mod tests {
                 drop(TcpListener::bind("127.0.0.1:0").unwrap());
                 refused(TcpListener::bind("127.0.0.1:1").unwrap_err());
                 refused(TcpStream::connect(address).unwrap_err());
+                drop(TcpStream::connect(granted).unwrap());
             }
             true
         });

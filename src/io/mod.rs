@@ -8,6 +8,7 @@ pub mod driver;
 pub mod epoll;
 pub mod file;
 pub mod memory;
+pub mod names;
 pub mod pin;
 pub mod queue;
 pub mod socket;

@@ -63,9 +63,20 @@ pub enum AuthError {
     Overloaded,
 }
 
+/// Who judges a token that is not judged where it arrives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Court {
+    /// The threads that have the public keys.
+    Keys,
+    /// Those that ask the operator's webhook.
+    Webhook,
+}
+
 /// A reactor to a thread of `auth`: a token that costs too much to be judged on the way.
 #[derive(Debug)]
 pub struct Judge {
+    /// By whom.
+    pub court: Court,
     /// Who waits.
     pub reactor: ReactorId,
     /// Its connection; another one in the same slot is not meant.

@@ -14,6 +14,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::clock::Moment;
+use crate::observe::auth::AuthFacts;
 use crate::observe::counters::{Field, ReactorBlock, ReactorCounters, Shape, StoreBlock, StoreCounters};
 use crate::observe::histogram::{Source, Totals};
 
@@ -38,11 +39,12 @@ impl Metrics {
         reactors: Vec<Arc<ReactorBlock>>,
         store: Arc<StoreBlock>,
         histograms: Vec<Source>,
+        auth: Arc<AuthFacts>,
     ) -> Self {
         let totals = Mutex::new(Totals::new(histograms));
         let empty_bytes = ProcessFacts::read().map_or(0, |process| process.resident_bytes);
         let is_ready = Mutex::new(false);
-        let shared = Shared { version, started, idle_session_bytes, empty_bytes, reactors, store, totals, is_ready };
+        let shared = Shared { version, started, idle_session_bytes, empty_bytes, reactors, store, auth, totals, is_ready };
         let shared = Arc::new(shared);
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&shared)));
@@ -76,6 +78,7 @@ struct Shared {
     empty_bytes: u64,
     reactors: Vec<Arc<ReactorBlock>>,
     store: Arc<StoreBlock>,
+    auth: Arc<AuthFacts>,
     totals: Mutex<Totals>,
     is_ready: Mutex<bool>,
 }
@@ -97,6 +100,7 @@ impl Collector for Shared {
             encode_field(out, "tidegate_store", field, &[&store[at..at + field.width()]], None)?;
             at += field.width();
         }
+        self.encode_auth(out)?;
         encode_stages(out, &lock(&self.totals))
     }
 }
@@ -118,6 +122,32 @@ impl Shared {
         encode_gauge(out, "process_threads", "Threads of the process.", process.threads)?;
         let mut cpu = out.encode_descriptor("process_cpu_seconds", HELP_CPU, None, MetricType::Counter)?;
         cpu.encode_counter::<NoLabelSet, _, u64>(&process.cpu_seconds, None)
+    }
+
+    fn encode_auth(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let auth = &self.auth;
+        encode_gauge(out, "tidegate_jwks_fetched_timestamp_seconds", HELP_FETCHED, auth.jwks_fetched_s.value())?;
+        encode_gauge(
+            out,
+            "tidegate_webhook_open",
+            "1 while the webhook is left alone after failures, else 0.",
+            auth.webhook_open.value(),
+        )?;
+        let counters = [
+            (
+                "tidegate_jwks_failures",
+                "Fetches of auth.jwks_url that failed; the keys stayed as they were.",
+                &auth.jwks_failures,
+            ),
+            ("tidegate_webhook_asked", "Tokens the webhook was asked about.", &auth.webhook_asked),
+            ("tidegate_webhook_known", "Tokens whose verdict by the webhook was remembered.", &auth.webhook_known),
+            ("tidegate_webhook_failures", "Questions that the webhook did not answer, or with 5xx.", &auth.webhook_failures),
+        ];
+        for (name, help, fact) in counters {
+            let mut counter = out.encode_descriptor(name, help, None, MetricType::Counter)?;
+            counter.encode_counter::<NoLabelSet, _, u64>(&fact.value(), None)?;
+        }
+        Ok(())
     }
 
     /// What the process has grown by for each session; 0 while they are too few to tell.
@@ -214,6 +244,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const TICKS_PER_SECOND: f64 = 100.0;
 const TEXT_BYTES_USUAL: usize = 32 * 1024;
 const HELP_STARTED: &str = "When the process began, in seconds since 1970.";
+const HELP_FETCHED: &str =
+    "When auth.jwks_url last gave good keys, in seconds since 1970; 0: never. Until the next they stay in force.";
 const HELP_CPU: &str = "Processor time used, in user and kernel mode.";
 const HELP_IDLE: &str =
     "Memory of an idle session by layout: connection, session, driver slot and roster entry; names come on top.";
@@ -241,8 +273,15 @@ mod tests {
         let (_store, second) = StoreHistograms::new();
         reactor.delivered(Duration::from_millis(2));
         reactor.publish(Moment { mono_ns: 2_000_000_000, unix_ms: 0 });
-        let metrics =
-            Metrics::new("1.2.3", Moment::default(), 196, blocks.to_vec(), Arc::new(StoreBlock::default()), vec![first, second]);
+        let metrics = Metrics::new(
+            "1.2.3",
+            Moment::default(),
+            196,
+            blocks.to_vec(),
+            Arc::new(StoreBlock::default()),
+            vec![first, second],
+            Arc::default(),
+        );
         metrics.collect(Moment { mono_ns: 3_000_000_000, unix_ms: 0 });
         metrics.text(true).unwrap()
     }

@@ -1,5 +1,6 @@
 //! Counters, histograms and logs.
 
+pub mod auth;
 pub mod counters;
 pub mod histogram;
 pub mod log;

@@ -19,7 +19,7 @@ use super::keys::Keys;
 use crate::config::Secret;
 use crate::ids::{is_device, is_user};
 use crate::limits::{TOKEN_BYTES_MAX, TOKEN_ID_BYTES_MAX};
-use crate::mail::TokenMark;
+use crate::mail::{Court, TokenMark};
 use crate::wire::message::Text;
 
 pub use crate::mail::{AuthError, Identity};
@@ -30,6 +30,8 @@ pub struct Verifier {
     secret: Option<(DecodingKey, Validation)>,
     /// Whether there are public keys, held by others.
     has_public_keys: bool,
+    /// Whether the operator's webhook judges what no key here is for.
+    has_webhook: bool,
     audience: Vec<String>,
     leeway_ms: u64,
 }
@@ -39,7 +41,13 @@ impl Verifier {
     #[must_use]
     pub fn new(secret: &Secret, leeway_s: u32) -> Self {
         let secret = (DecodingKey::from_secret(secret.as_bytes()), rules(Algorithm::HS256));
-        Self { secret: Some(secret), has_public_keys: false, audience: Vec::new(), leeway_ms: u64::from(leeway_s) * 1000 }
+        Self {
+            secret: Some(secret),
+            has_public_keys: false,
+            has_webhook: false,
+            audience: Vec::new(),
+            leeway_ms: u64::from(leeway_s) * 1000,
+        }
     }
 
     /// For tokens of public keys, and of a secret if there is one. A token of a public key that has an audience must name one of
@@ -47,14 +55,27 @@ impl Verifier {
     #[must_use]
     pub fn with_public_keys(secret: Option<&Secret>, audience: Vec<String>, leeway_s: u32) -> Self {
         let secret = secret.map(|secret| (DecodingKey::from_secret(secret.as_bytes()), rules(Algorithm::HS256)));
-        Self { secret, has_public_keys: true, audience, leeway_ms: u64::from(leeway_s) * 1000 }
+        Self { secret, has_public_keys: true, has_webhook: false, audience, leeway_ms: u64::from(leeway_s) * 1000 }
     }
 
-    /// Whether `token` is to be judged by [`Verifier::read_public`], which takes too long for a thread that others wait for.
+    /// For tokens of a secret if there is one, of public keys if there are any, and of the webhook for what is left if it is asked.
     #[must_use]
-    pub fn defers(&self, token: &str) -> bool {
-        let is_public = |header: &Header| matches!(header.alg, Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA);
-        self.has_public_keys && token.len() <= TOKEN_BYTES_MAX && decode_header(token).is_ok_and(|header| is_public(&header))
+    pub fn of(secret: Option<&Secret>, has_public_keys: bool, has_webhook: bool, audience: Vec<String>, leeway_s: u32) -> Self {
+        Self { has_public_keys, has_webhook, ..Self::with_public_keys(secret, audience, leeway_s) }
+    }
+
+    /// Who is to judge `token`, because it takes too long for a thread that others wait for; `None`: [`Verifier::read`]. A token for
+    /// which there is a key is judged by keys alone: the webhook does not hear of it whatever they say.
+    #[must_use]
+    pub fn defers(&self, token: &str) -> Option<Court> {
+        if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
+            return None;
+        }
+        match decode_header(token).ok().map(|header| header.alg) {
+            Some(Algorithm::RS256 | Algorithm::ES256 | Algorithm::EdDSA) if self.has_public_keys => Some(Court::Keys),
+            Some(Algorithm::HS256) if self.secret.is_some() => None,
+            _ => self.has_webhook.then_some(Court::Webhook),
+        }
     }
 
     /// Judges `token`, shown by `device` at `now_unix_ms`, by the secret. Cost: a few microseconds, some allocations.
@@ -93,6 +114,14 @@ impl Verifier {
             return Err(AuthError::Invalid);
         }
         self.judge(&claims, now_unix_ms)
+    }
+
+    /// Whether `token` names a key that is not among `keys`. A text that is no token names none.
+    #[must_use]
+    pub fn lacks_key(keys: &Keys, token: &str) -> bool {
+        let Ok(header) = decode_header(token) else { return false };
+        let Ok(named) = insecure_decode_claims::<Issuer>(token) else { return false };
+        keys.find(named.iss.as_deref(), header.kid.as_deref(), header.alg).is_none()
     }
 
     /// What is left once the signature holds.

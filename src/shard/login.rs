@@ -13,7 +13,7 @@ use super::request::{RETRY_HELD_MS, RETRY_LOAD_MS};
 use super::{ATTACH_MS, Greeting, Joining, Kind, Outlet, Shard, State};
 use crate::clock::Moment;
 use crate::ids::{self, ConnectionId};
-use crate::mail::{Attach, AuthError, Claim, Identity, Judge, Judged, RenewMail, Submit};
+use crate::mail::{Attach, AuthError, Claim, Court, Identity, Judge, Judged, RenewMail, Submit};
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::{Session, Stage};
 use crate::wire::envelope::{ErrorCode, Hello, ServerFrame, caps, page_flags};
@@ -33,11 +33,11 @@ impl Shard {
             caps: granted_caps(hello.caps),
             claim: (hello.session != [0; 16]).then_some(Claim { key: hello.session, last_pos: hello.last_pos }),
         };
-        if !self.verifier.defers(token) {
+        let Some(court) = self.verifier.defers(token) else {
             let verdict = self.verifier.read(token, self.now.unix_ms);
             return self.greet(id, greeting, verdict, outlet);
-        }
-        if self.ask(id, 0, token, outlet) {
+        };
+        if self.ask(court, id, 0, token, outlet) {
             self.cold[id.index as usize].extra.get_or_insert_default().greeting = Some(greeting);
             self.connections.get_mut(id).expect("checked after every frame").state = State::Judging;
         } else {
@@ -51,14 +51,14 @@ impl Shard {
         if let Err(retry_ms) = self.take_read(id) {
             return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
-        if !self.verifier.defers(token) {
+        let Some(court) = self.verifier.defers(token) else {
             let verdict = self.verifier.read(token, self.now.unix_ms);
             return self.renew(id, rid, verdict, outlet);
-        }
+        };
         if self.cold[slot].extra.as_ref().is_some_and(|extra| extra.renewing.is_some()) {
             return self.refuse(id, rid, ErrorCode::WindowExceeded, RETRY_HELD_MS, "one AUTH at a time");
         }
-        if self.ask(id, rid, token, outlet) {
+        if self.ask(court, id, rid, token, outlet) {
             self.cold[slot].extra.get_or_insert_default().renewing = Some(rid);
             self.ok_awaited(id);
         } else {
@@ -88,8 +88,8 @@ impl Shard {
     }
 
     /// Gives a token to whoever judges it elsewhere. `false`: too many wait there.
-    fn ask(&mut self, id: ConnectionId, rid: u32, token: &str, outlet: &mut impl Outlet) -> bool {
-        let mail = Judge { reactor: self.id, connection: id, rid, token: token.into(), shown: self.now };
+    fn ask(&mut self, court: Court, id: ConnectionId, rid: u32, token: &str, outlet: &mut impl Outlet) -> bool {
+        let mail = Judge { court, reactor: self.id, connection: id, rid, token: token.into(), shown: self.now };
         let is_taken = outlet.judge(mail).is_ok();
         self.counters.tokens_asked_count += u64::from(is_taken);
         is_taken

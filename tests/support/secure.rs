@@ -1,6 +1,7 @@
 //! Certificates for tests, and clients that speak TLS.
 
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned, SupportedProtocolVersion};
 
 use super::PATIENCE;
 use super::gateway::{Gateway, free_address};
@@ -86,6 +87,15 @@ impl Authority {
         config.resumption = Resumption::in_memory_sessions(64);
         config
     }
+
+    /// A server that shows the certificate of `file`.
+    pub fn server(&self, file: &str) -> Arc<ServerConfig> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let key = PrivateKeyDer::from_pem_file(self.dir.join(format!("{file}.key"))).expect("a key");
+        let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&BOTH).expect("versions");
+        let builder = builder.with_no_client_auth();
+        Arc::new(builder.with_single_cert(vec![self.read(&format!("{file}.pem"))], key).expect("a pair"))
+    }
 }
 
 impl Drop for Authority {
@@ -111,11 +121,28 @@ pub type Stream = StreamOwned<ClientConnection, TcpStream>;
 
 /// A connection whose handshake is over.
 pub fn connect(address: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Result<Stream, std::io::Error> {
+    connect_behind(address, &[], config, name)
+}
+
+/// As [`connect`], with these bytes in the clear before the handshake, in one piece with its beginning.
+pub fn connect_behind(
+    address: SocketAddr,
+    front: &[u8],
+    config: &Arc<ClientConfig>,
+    name: &str,
+) -> Result<Stream, std::io::Error> {
+    connect_on(TcpStream::connect(address)?, front, config, name)
+}
+
+/// As [`connect_behind`], on a socket that is there.
+pub fn connect_on(mut socket: TcpStream, front: &[u8], config: &Arc<ClientConfig>, name: &str) -> Result<Stream, std::io::Error> {
     let name = ServerName::try_from(name.to_owned()).expect("a name");
-    let mut socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;
     let mut connection = ClientConnection::new(Arc::clone(config), name).expect("a client");
+    let mut first = front.to_vec();
+    connection.write_tls(&mut first)?;
+    socket.write_all(&first)?;
     while connection.is_handshaking() {
         connection.complete_io(&mut socket)?;
     }
