@@ -1,7 +1,7 @@
 //! What is told to whom and in which order, cursors, devices and members.
 
 use super::*;
-use crate::mail::{CursorMail, MemberChange, MemberMail, TokenMark};
+use crate::mail::{CursorMail, MemberChange, MemberMail, TokenMark, UserChange, UserMail};
 use crate::store::disk_memory::Faults;
 use crate::store::schema::Keyspace;
 use crate::wire::envelope::send_flags;
@@ -382,4 +382,20 @@ fn members_change_and_hear_of_it() {
     let mut replayed = World::new(Engine::default());
     open(&disk, &mut replayed).unwrap();
     assert_eq!(replayed.engine.history(&hashes(), "g:x").len(), 1);
+}
+
+/// A revocation ends the sessions of its user in the turn that makes it durable: nothing is left to be found by a later look. Others stay,
+/// and a fresh token of that time is refused.
+#[test]
+fn a_revocation_ends_sessions_at_once() {
+    let (_disk, mut world, mut sequencer) = started();
+    let (reply, answer) = std::sync::mpsc::sync_channel(1);
+    let change = UserChange::Revoke { before_s: 1_764_000_001, until_s: 1_764_086_400, id: None };
+    world.submits.push_back(Submit::User(UserMail { user: "bo".into(), device: None, change, reply }));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["1 kicked Revoked"]);
+    assert_eq!(answer.try_recv().unwrap().unwrap().members, ["web"]);
+    world.submits.push_back(attach(3, "bo"));
+    settle(&mut sequencer, &mut world);
+    assert_eq!(world.told(), ["3 not attached 2001"]);
 }

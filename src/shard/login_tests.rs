@@ -1,0 +1,272 @@
+//! Tests of [`super`]: a shard on a clock that the test turns.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::config::{Secret, Settings};
+use crate::conn::carry::Stashes;
+use crate::conn::send_queue::Batch;
+use crate::ids::{ReactorId, RosterId, SessionRef};
+use crate::mail::{Event, Group, Kicked, Peer, TokenMark};
+use crate::session::auth::Verifier;
+use crate::shard::Rules;
+
+/// Header and claims of a token of a public key; what signs it does not matter here.
+const TOKEN: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIn0.e30.e30";
+
+/// Keeps what leaves.
+#[derive(Default)]
+struct Port {
+    is_full: bool,
+    asked: Vec<Judge>,
+    submitted: Vec<Submit>,
+}
+
+impl Outlet for Port {
+    fn submit(&mut self, mail: Submit) -> Result<(), Submit> {
+        self.submitted.push(mail);
+        Ok(())
+    }
+    fn peer(&mut self, _: ReactorId, mail: Peer) -> Result<(), Peer> {
+        Err(mail)
+    }
+    fn judge(&mut self, mail: Judge) -> Result<(), Judge> {
+        if self.is_full {
+            return Err(mail);
+        }
+        self.asked.push(mail);
+        Ok(())
+    }
+}
+
+struct Core {
+    shard: Shard,
+    stashes: Stashes,
+    port: Port,
+    now: Moment,
+}
+
+impl Core {
+    fn new() -> Self {
+        let rules: Rules = crate::gateway::rules(&Settings::default(), false, 1, 8, [0; 16]).unwrap();
+        let secret = Secret::new(vec![7; 32]).unwrap();
+        let verifier = Verifier::with_public_keys(Some(&secret), Vec::new(), 0);
+        let now = Moment { mono_ns: 1_000_000_000, unix_ms: 1_764_000_000_000 };
+        let shard = Shard::new(ReactorId(0), Arc::new(rules), Arc::new(verifier), now);
+        Self { shard, stashes: Stashes::new(1 << 20), port: Port::default(), now }
+    }
+
+    /// Bytes of a client, masked with zeros.
+    fn text(&mut self, id: ConnectionId, text: &str) {
+        let length = u8::try_from(text.len()).unwrap();
+        assert!(length < 126);
+        let mut frame = [&[0x81, 0x80 | length, 0, 0, 0, 0], text.as_bytes()].concat();
+        self.shard.handle_bytes(self.now, id, &mut frame, &mut self.stashes, &mut self.port);
+    }
+
+    /// A connection whose HELLO shows [`TOKEN`].
+    fn hello(&mut self) -> ConnectionId {
+        let id = self.shard.handle_accept(self.now, None).unwrap();
+        let head = "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidegate.v1.json\r\n\r\n";
+        self.shard.handle_bytes(self.now, id, &mut head.as_bytes().to_vec(), &mut self.stashes, &mut self.port);
+        self.said(id);
+        self.text(id, &format!(r#"{{"t":"hello","device":"1","token":"{TOKEN}"}}"#));
+        id
+    }
+
+    /// What leaves to a client.
+    fn said(&mut self, id: ConnectionId) -> String {
+        let mut batch = Batch::default();
+        let mut said = Vec::new();
+        while self.shard.gather(id, &mut batch) {
+            (0..batch.segments.len()).for_each(|index| said.extend_from_slice(self.shard.piece(&batch, index).bytes()));
+            self.shard.handle_taken(id, batch.bytes());
+        }
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    fn judged(&mut self, id: ConnectionId, rid: u32, verdict: Result<Identity, AuthError>) {
+        self.shard.handle_judged(self.now, Judged { connection: id, rid, verdict }, &mut self.port);
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.pass_ms(seconds * 1_000);
+    }
+
+    fn pass_ms(&mut self, ms: u64) {
+        self.now.mono_ns += ms * 1_000_000;
+        self.now.unix_ms += ms;
+        self.shard.handle_time(self.now, &mut self.port);
+    }
+
+    /// Turns in steps of `step_ms` until `unix_ms`, while the client shows that it is there.
+    fn run_until(&mut self, id: ConnectionId, unix_ms: u64, step_ms: u64) {
+        while self.now.unix_ms < unix_ms {
+            self.pass_ms(step_ms.min(unix_ms - self.now.unix_ms));
+            self.text(id, r#"{"t":"ping"}"#);
+            self.said(id);
+        }
+    }
+
+    /// What the store has decided.
+    fn group(&mut self, event: Event) {
+        let group = Group { events: vec![event], ..Group::default() };
+        self.shard.handle_group(self.now, &group, &mut self.port);
+    }
+
+    /// A session whose token ends at this Unix second, and its connection; WELCOME has come.
+    fn active(&mut self, expires_unix_s: u64) -> (ConnectionId, SessionRef) {
+        let id = self.hello();
+        self.judged(id, 0, Ok(Identity { expires_unix_s, ..al() }));
+        let Some(Submit::Attach(Attach { session, .. })) = self.port.submitted.pop() else { panic!("the store is asked") };
+        self.group(Event::Attached { session, roster: RosterId(session.index), evicted: None });
+        assert!(self.said(id).contains(r#""t":"welcome""#));
+        (id, session)
+    }
+
+    fn cause(&self, id: ConnectionId) -> Option<CloseCause> {
+        self.shard.cold[id.index as usize].cause
+    }
+
+    /// Turns as a reactor does until the connection is told to end, or `unix_ms`. Returns what was said.
+    fn end_of(&mut self, id: ConnectionId, unix_ms: u64) -> String {
+        let mut said = String::new();
+        while self.cause(id).is_none() && self.now.unix_ms < unix_ms {
+            self.pass_ms(self.shard.wait_ms_max());
+            said += &self.said(id);
+        }
+        said
+    }
+}
+
+fn al() -> Identity {
+    Identity { user: "al".into(), device: None, expires_unix_s: 1_764_000_600, token: TokenMark::default(), is_expired: false }
+}
+
+/// How late a session may end.
+const LATE_MS: u64 = 5_000;
+
+/// However long a token lasts, its session ends when it does: not before, and not five seconds later.
+#[test]
+fn a_session_ends_with_its_token() {
+    for life_s in [1, 7, 59, 60, 61, 600, 8 * 3_600, 40 * 86_400] {
+        let mut core = Core::new();
+        let ends_s = core.now.unix_ms / 1_000 + life_s;
+        let (id, _) = core.active(ends_s);
+        core.run_until(id, ends_s * 1_000 - 1, (life_s / 1_000).clamp(1, 20) * 1_000);
+        assert_eq!(core.cause(id), None, "{life_s} s");
+        let said = core.end_of(id, ends_s * 1_000 + LATE_MS);
+        assert!(core.now.unix_ms >= ends_s * 1_000);
+        assert_eq!(core.cause(id), Some(CloseCause::TokenExpired), "{life_s} s");
+        assert!(said.contains(r#""code":2002"#), "{said}");
+    }
+}
+
+/// A session that AUTH has prolonged ends with the new token; a token that ends before the old one shortens nothing.
+#[test]
+fn a_session_ends_with_its_last_token() {
+    let mut core = Core::new();
+    let start_s = core.now.unix_ms / 1_000;
+    let (id, session) = core.active(start_s + 100);
+    for (rid, life_s) in [(1, 900), (2, 50)] {
+        core.group(Event::Renewed { session, rid, expires_s: u32::try_from(start_s + life_s).unwrap() });
+    }
+    core.run_until(id, (start_s + 900) * 1_000 - 1, 1_000);
+    assert_eq!(core.cause(id), None);
+    core.end_of(id, (start_s + 900) * 1_000 + LATE_MS);
+    assert_eq!(core.cause(id), Some(CloseCause::TokenExpired));
+}
+
+/// A session whose token is revoked ends in the call in which the store says so; others stay.
+#[test]
+fn a_session_ends_when_its_token_is_revoked() {
+    let mut core = Core::new();
+    let ends_s = core.now.unix_ms / 1_000 + 86_400;
+    let [(id, session), (other, _)] = [core.active(ends_s), core.active(ends_s)];
+    core.pass(10);
+    core.group(Event::Kick { session, why: Kicked::Revoked });
+    assert_eq!((core.cause(id), core.cause(other)), (Some(CloseCause::TokenRevoked), None));
+    let said = core.said(id);
+    assert!(said.contains(r#""code":2001"#), "{said}");
+    // Nothing is left to come back to.
+    core.pass_ms(0);
+    let Some(Submit::Leave { session: left, .. }) = core.port.submitted.pop() else { panic!("the store hears of the end") };
+    assert_eq!(left, session);
+}
+
+fn is_told_to_come_later(said: &str) -> bool {
+    let retry_ms = said.split_once(r#""retry_ms":"#).and_then(|(_, rest)| rest.split(',').next()?.parse::<u32>().ok());
+    said.contains(r#""code":5002"#) && retry_ms.is_some_and(|retry_ms| (250..=313).contains(&retry_ms))
+}
+
+/// Nobody can take the token, or nobody answers in time, or the answer is that nobody knows: 5002, and the end as overloaded.
+#[test]
+fn a_token_nobody_judges_is_no_bad_token() {
+    let mut core = Core::new();
+    core.port.is_full = true;
+    let full = core.hello();
+    let said = core.said(full);
+    assert!(is_told_to_come_later(&said), "{said}");
+    core.port.is_full = false;
+    let [silent, unknown] = [core.hello(), core.hello()];
+    assert_eq!((core.said(silent), core.said(unknown)), (String::new(), String::new()));
+    core.judged(unknown, 0, Err(AuthError::Overloaded));
+    let said = core.said(unknown);
+    assert!(is_told_to_come_later(&said), "{said}");
+    core.pass(6);
+    let said = core.said(silent);
+    assert!(is_told_to_come_later(&said), "{said}");
+    assert_eq!((core.shard.counters.tokens_unjudged_count, core.shard.counters.tokens_asked_count), (3, 2));
+    let causes = [full, silent, unknown].map(|id| core.shard.cold[id.index as usize].cause);
+    assert_eq!(causes, [Some(CloseCause::Overloaded); 3]);
+    // The verdict comes after all: nobody waits for it any more.
+    core.judged(silent, 0, Ok(al()));
+    assert!(core.port.submitted.is_empty());
+}
+
+/// A good verdict leads to the roster with what HELLO asked for; a bad one is told as such; the one of a connection that was there
+/// before in the same slot says nothing.
+#[test]
+fn a_verdict_is_for_the_connection_that_asked() {
+    let mut core = Core::new();
+    let id = core.hello();
+    assert_eq!((core.port.asked.len(), &*core.port.asked[0].token), (1, TOKEN));
+    let older = ConnectionId { generation: id.generation.wrapping_sub(1), ..id };
+    core.judged(older, 0, Ok(al()));
+    core.judged(id, 7, Ok(al()));
+    assert!(core.port.submitted.is_empty());
+    core.judged(id, 0, Ok(al()));
+    assert!(matches!(&core.port.submitted[..], [Submit::Attach(attach)] if &*attach.user == "al" && &*attach.device == "1"));
+    let bad = [AuthError::Invalid, AuthError::Expired].map(|error| {
+        let id = core.hello();
+        core.judged(id, 0, Err(error));
+        core.said(id)
+    });
+    assert!(bad[0].contains(r#""code":2001"#) && bad[1].contains(r#""code":2002"#), "{bad:?}");
+    let other = core.hello();
+    core.judged(other, 0, Ok(Identity { device: Some("2".into()), ..al() }));
+    assert!(core.said(other).contains(r#""code":2001"#));
+}
+
+/// What comes while a token is judged breaks the rule of HELLO, and the verdict changes nothing any more.
+#[test]
+fn nothing_is_read_while_a_token_is_judged() {
+    let mut core = Core::new();
+    let id = core.hello();
+    core.text(id, r#"{"t":"ping"}"#);
+    assert!(core.said(id).contains(r#""code":1004"#));
+    core.judged(id, 0, Ok(al()));
+    assert!(core.port.submitted.is_empty());
+}
+
+/// A drain that comes while a token is judged turns the connection away.
+#[test]
+fn a_drain_turns_away_who_is_judged() {
+    let mut core = Core::new();
+    let id = core.hello();
+    core.shard.handle_drain(core.now, 1012, 1);
+    core.pass(1);
+    let said = core.said(id);
+    assert!(is_told_to_come_later(&said), "{said}");
+}
