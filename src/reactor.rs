@@ -348,6 +348,21 @@ impl Table {
     }
 }
 
+/// The part of a turn that TLS handshakes may have: so many steps, and so much time until the last of them begins.
+struct Slice {
+    begun: Moment,
+    steps: usize,
+}
+
+impl Slice {
+    /// Whether one more step may begin; it is counted.
+    fn has_room(&mut self, now: Moment) -> bool {
+        let has_room = self.steps < limits::TLS_STEPS_PER_TURN_MAX && now.since(self.begun) < limits::TLS_STEPS_TIME_MAX;
+        self.steps += 1;
+        has_room
+    }
+}
+
 /// What the driver talks to: everything of a reactor but the driver itself.
 struct Hands {
     id: ReactorId,
@@ -401,13 +416,11 @@ impl Hands {
         if self.shard.handshakes_waiting() == 0 {
             return;
         }
-        let begun = self.clock.now();
-        for _ in 0..limits::TLS_STEPS_PER_TURN_MAX {
-            let Some(id) = self.shard.poll_handshake() else { return };
+        let mut slice = Slice { begun: self.clock.now(), steps: 0 };
+        while slice.has_room(self.clock.now())
+            && let Some(id) = self.shard.poll_handshake()
+        {
             self.guarded(id, |shard, now, stashes, outbox| shard.handle_handshake(now, id, stashes, outbox));
-            if self.clock.now().since(begun) >= limits::TLS_STEPS_TIME_MAX {
-                return;
-            }
         }
     }
 
@@ -646,6 +659,7 @@ mod tests {
     use crate::store::schema::Hashes;
     use crate::wire::envelope::{ErrorCode, send_flags};
     use crate::wire::message::Body;
+    use crate::wire::tls::{Keys, Pair, Policy};
 
     fn rules() -> Rules {
         let rate = Rate { per_second: 20, burst: 128 };
@@ -753,13 +767,17 @@ mod tests {
     }
 
     fn made(listener: Option<Listener>) -> Made {
+        made_of(listener, rules())
+    }
+
+    fn made_of(listener: Option<Listener>, rules: Rules) -> Made {
         let waker = Waker::for_driver().unwrap();
         let (post, inbox) = reactor_lanes(&waker);
         let (submit, submitted) = lane(8, &Waker::for_thread());
         let (reports, reported) = std::sync::mpsc::channel();
         let clock = Clock::new();
         let secret = Secret::new(vec![7; 32]).unwrap();
-        let shard = Shard::new(ReactorId(0), Arc::new(rules()), Arc::new(Verifier::new(&secret, 0)), clock.now());
+        let shard = Shard::new(ReactorId(0), Arc::new(rules), Arc::new(Verifier::new(&secret, 0)), clock.now());
         let block = Arc::new(ReactorBlock::default());
         let parts = Parts {
             id: ReactorId(0),
@@ -841,6 +859,58 @@ mod tests {
         neighbour.write_all(&[0x89, 0x81, 0, 0, 0, 0, b'?']).unwrap();
         let (pong, panics) = read_until(neighbour, &|seen| seen.len() >= 3);
         assert_eq!((pong.as_slice(), panics), (&[0x8a, 1, b'?'][..], 1));
+    }
+
+    /// A slice ends by its steps or by its time, whichever comes first.
+    #[test]
+    fn a_slice_of_handshakes_ends_by_count_or_time() {
+        let after = |micros: u64| Moment { mono_ns: 5_000_000_000 + micros * 1_000, unix_ms: 0 };
+        let fresh = || Slice { begun: after(0), steps: 0 };
+        let mut quick = fresh();
+        assert_eq!((0..1_000).take_while(|_| quick.has_room(after(1))).count(), limits::TLS_STEPS_PER_TURN_MAX);
+        let mut slow = fresh();
+        // 300 us a step, as with RSA on a slow core: the fourth begins before the time is over.
+        assert_eq!((0..1_000).take_while(|&step| slow.has_room(after(step * 300))).count(), 4);
+    }
+
+    /// Whatever stands in line, one turn makes a few steps of handshakes, in order; bytes alone make none.
+    #[test]
+    fn a_turn_makes_a_few_steps_of_handshakes() {
+        const WAITING: usize = 96;
+        let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let pair = Pair {
+            name: "test".to_owned(),
+            chain: signed.cert.pem().into_bytes(),
+            key: signed.signing_key.serialize_pem().into_bytes(),
+        };
+        let hello = {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+            let config = builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+            let mut client = rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+            let mut bytes = Vec::new();
+            client.write_tls(&mut bytes).unwrap();
+            bytes
+        };
+        let rules = Rules { tls_waiting_max: WAITING, handshakes_max: 100, connections_max: 100, ..rules() };
+        let Made { mut reactor, .. } = made_of(None, rules);
+        let hands = &mut reactor.hands;
+        hands.shard.set_keys(Keys::new(&[pair], Policy::default(), 3_600).unwrap());
+        for _ in 0..WAITING {
+            let id = hands.shard.handle_accept(hands.now, None).unwrap();
+            hands.shard.expect_tls(id);
+            hands.shard.handle_bytes(hands.now, id, &mut hello.clone(), &mut hands.stashes, &mut hands.outbox);
+        }
+        assert_eq!(hands.shard.handshakes_waiting(), WAITING, "bytes wait for their turn");
+        let mut turns = 0;
+        while hands.shard.handshakes_waiting() > 0 {
+            let before = hands.shard.handshakes_waiting();
+            hands.shake_hands();
+            let steps = before - hands.shard.handshakes_waiting();
+            assert!((1..=limits::TLS_STEPS_PER_TURN_MAX).contains(&steps), "{steps} steps");
+            turns += 1;
+        }
+        assert!(turns >= 3);
     }
 
     /// What finds a lane full is counted: a HELLO that the store cannot be told of ends with 4503, as overloaded.
