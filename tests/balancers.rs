@@ -5,11 +5,13 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 
 use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
 use support::raw::Raw;
+use support::secure::{self, Authority, BOTH};
 use tidegate::wire::envelope::Encoding;
 
 /// This machine is the balancer.
@@ -67,6 +69,47 @@ fn proxy_headers_name_the_client() {
         (b"PROXY TCP6 2001:db8::1 ::1 51234 443\r\n", &[(XFF, "6.6.6.6, 203.0.113.9")], Some("203.0.113.9")),
     ];
     spoof(&[HERE, PROXY], cases);
+}
+
+/// On the port of TLS a balancer's header comes before the handshake, in one piece with it or not; the client is whom it names. A
+/// handshake of a balancer without a header is cut off, and a header of anybody else is no handshake.
+#[test]
+fn proxy_headers_come_before_tls() {
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let fronts: [(&[u8], &str); 3] = [
+        (b"PROXY TCP4 203.0.113.7 127.0.0.1 51234 443\r\n", "203.0.113.7:51234"),
+        (b"PROXY TCP6 2001:db9::7 ::1 51234 443\r\n", "[2001:db9::7]:51234"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0f\xcb\0\x71\x07\x7f\0\0\x01\xc8\x22\x01\xbb\x04\0\0", "203.0.113.7:51234"),
+    ];
+    let settings = [("protocol.upgrade_ms", "60000"), PROXY];
+    let (gateway, address) = secure::start(&authority, &["a"], &[&settings[..], &[HERE]].concat());
+    for version in BOTH {
+        let config = Arc::new(authority.client(&[version], None));
+        for (front, client) in fronts {
+            let together = secure::connect_behind(address, front, &config, "localhost").expect("a handshake");
+            let mut apart = TcpStream::connect(address).expect("it listens");
+            apart.set_nodelay(true).expect("a socket");
+            front.chunks(1).for_each(|byte| apart.write_all(byte).expect("a socket"));
+            let apart = secure::connect_on(apart, &[], &config, "localhost").expect("a handshake");
+            for stream in [together, apart] {
+                let socket = secure::welcomed(&gateway, stream, "al");
+                assert_eq!(address_of(&gateway, "al"), client);
+                drop(socket);
+            }
+        }
+        assert!(secure::connect(address, &config, "localhost").is_err(), "a balancer must say for whom it comes");
+    }
+    eventually("the causes", || (gateway.metric("tidegate_closes_total{cause=\"proxy_header\"}") == 2.0).then_some(()));
+    let strangers = [("proxy.networks", "127.0.0.8/29")];
+    let (elsewhere, address) = secure::start(&authority, &["a"], &[&settings[..], &strangers].concat());
+    let config = Arc::new(authority.client(&BOTH, None));
+    for (front, _) in fronts {
+        assert!(secure::connect_behind(address, front, &config, "localhost").is_err(), "{}", front.escape_ascii());
+    }
+    let stream = secure::connect(address, &config, "localhost").expect("who is no balancer needs no header");
+    secure::welcomed(&elsewhere, stream, "al");
+    assert_eq!(elsewhere.metric("tidegate_proxy_headers_total"), 0.0);
 }
 
 /// Opens a session per case, whole and byte by byte, and asks the operator's side who it is.
