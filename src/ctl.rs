@@ -39,6 +39,8 @@ enum Command {
         #[arg(long)]
         changed: bool,
     },
+    /// The budget of memory, what is given up for it, and who was closed for want of it.
+    Memory,
     /// Connected devices.
     Connections(Whom),
     /// Close connections with 4403: of a user, of one device, or of an address.
@@ -167,6 +169,7 @@ pub fn run(args: &CtlArgs) -> Result<String, (Exit, String)> {
             return if status == 200 { Ok(text) } else { Err((Exit::Failed, text.trim_end().to_owned())) };
         }
         Command::Config { key, changed } => (config(gateway.get("/v1/config")?, key.as_deref(), *changed)?, settings),
+        Command::Memory => (gateway.get("/v1/memory")?, memory),
         Command::Connections(whom) => (connections(gateway, whom)?, devices),
         Command::Kick(whom) => (gateway.post("/v1/kick", &whom.body())?, fields),
         Command::Revoke { user, device, jti, before, until } => {
@@ -336,6 +339,13 @@ fn settings(answer: &Value) -> String {
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
     table(&["setting", "value", "changed"], &rows)
+}
+
+fn memory(answer: &Value) -> String {
+    let closed = columns(&answer["closed"], &["unix_ms", "user", "device", "address", "reactor", "queued_bytes", "held_bytes"]);
+    let mut rest = answer.clone();
+    rest["closed"] = answer["closed"].as_array().map_or(0, Vec::len).into();
+    format!("{}{closed}", fields(&rest))
 }
 
 fn devices(answer: &Value) -> String {

@@ -41,6 +41,7 @@ use crate::mailbox::{self, Spread};
 use crate::observe::auth::AuthFacts;
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::ReactorHistograms;
+use crate::observe::pressure::{Level, Pressure};
 use crate::observe::trace::Sampling;
 use crate::reactor::{Outbox, Parts, Reactor};
 use crate::route::roster;
@@ -50,11 +51,13 @@ use crate::shard::{self, Rules, Shard};
 use crate::store::schema::Hashes;
 use crate::wire::tls::Keys;
 
+use self::budget::Budget;
 pub use self::confined::{Confined, confine};
 use self::judges::{Around, Judges};
 pub use self::store::at_rest;
 use self::store::{Store, levels};
 
+mod budget;
 mod confined;
 mod doors;
 mod judges;
@@ -153,6 +156,8 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let auth = Arc::new(AuthFacts::default());
     let around = Around { clock, posts: &posts, events: &events_in, health: &health, facts: &auth };
     let judges = Judges::start(&settings, options.secret.as_ref(), &around)?;
+    let memory_bytes = settings.limits.memory_bytes.expect("worked out above");
+    let pressure = Arc::new(Pressure::new(memory_bytes, cores));
     let mut blocks = Vec::new();
     let mut sources = vec![source];
     let mut listen = settings.listen;
@@ -179,6 +184,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
             histograms,
             reports: reports_in.clone(),
             table: is_private.then_some(connections_per_reactor),
+            pressure: pressure.clone(),
         };
         let start = Start {
             rules: rules.clone(),
@@ -200,7 +206,17 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     }
     let may_demo = options.secret_is_ours && listen.ip().is_loopback() && settings.admin.listen.ip().is_loopback();
     let demo = Demo { listen, path: settings.path.clone(), secret: options.secret.filter(|_| may_demo) };
+    let mut budget = Budget {
+        pressure: pressure.clone(),
+        reactors: blocks.clone(),
+        store: store.block.clone(),
+        credit: store.credit.clone(),
+        credit_bytes: settings.limits.submit_bytes_max,
+        fixed_bytes: 0,
+        level: Level::default(),
+    };
     let sources = admin::Sources {
+        pressure,
         reactors: blocks,
         store: store.block.clone(),
         histograms: sources,
@@ -233,8 +249,17 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     tracing::info!(%listen, admin = %admin.addr(), tls = tls_listen.map(tracing::field::display), reactors = cores, driver = kernel.name(), "ready");
 
     let mut keys = tls.map(|(_, keys)| keys);
+    budget.begin();
     let ended = loop {
-        match events.recv().expect("the signal thread holds a sender") {
+        let occurrence = match events.recv_timeout(limits::PRESSURE_EVERY) {
+            Ok(occurrence) => occurrence,
+            Err(RecvTimeoutError::Timeout) => {
+                budget.judge();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => unreachable!("the signal thread holds a sender"),
+        };
+        match occurrence {
             Occurrence::Reload(reply) => {
                 let done = tls::reload(&settings, keys.as_mut(), &posts);
                 match &done {

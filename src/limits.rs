@@ -242,6 +242,43 @@ pub const QUEUE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// See [`QUEUE_BYTES_MIN`].
 pub const QUEUE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// Parts of `limits.memory_bytes` in use, percent, from which signals and presence are shed, newcomers refused, and the slowest readers
+/// closed. A reactor does the same by its share of `limits.queue_bytes_max`. Counter: `shed_count`.
+pub const PRESSURE_SIGNALS_PERCENT: u64 = 80;
+/// See [`PRESSURE_SIGNALS_PERCENT`].
+pub const PRESSURE_NEWCOMERS_PERCENT: u64 = 90;
+/// See [`PRESSURE_SIGNALS_PERCENT`].
+pub const PRESSURE_READERS_PERCENT: u64 = 96;
+/// So much less must be in use before a level ends. Readers are closed until newcomers have room again.
+pub const PRESSURE_RELIEF_PERCENT: u64 = 5;
+
+const _: () =
+    assert!(PRESSURE_RELIEF_PERCENT < PRESSURE_SIGNALS_PERCENT && PRESSURE_SIGNALS_PERCENT < PRESSURE_NEWCOMERS_PERCENT);
+const _: () = assert!(PRESSURE_NEWCOMERS_PERCENT < PRESSURE_READERS_PERCENT && PRESSURE_READERS_PERCENT <= 100);
+
+/// How often main adds up what the process holds.
+pub const PRESSURE_EVERY: Duration = Duration::from_millis(25);
+
+/// What the store is reckoned to use in passing, bytes: buffers of checkpoints, merges, readers and the log.
+pub const STORE_WORKING_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Readers and absent sessions that one reactor gives up in one turn. Full: the rest when it is asked again.
+pub const SHED_PER_TURN_MAX: usize = 1_024;
+
+/// Readers closed for want of memory that the store remembers for the operator. Full: the oldest is forgotten; the log has all.
+pub const SHED_REMEMBERED_MAX: usize = 256;
+
+/// What an idle session is reckoned at, bytes, all included but TLS, and what TLS adds (`tests/memory.rs` measures both).
+pub const IDLE_SESSION_BYTES: u64 = 440;
+/// See [`IDLE_SESSION_BYTES`].
+pub const IDLE_TLS_BYTES: u64 = 4_400;
+
+/// What the store keeps of one recent cmid and of one loaded conversation, bytes, about; see [`DEDUP_RECENT_MAX`] and
+/// [`LOADED_WEIGHT_MAX`].
+pub const RECENT_CMID_BYTES: u64 = 160;
+/// See [`RECENT_CMID_BYTES`].
+pub const LOADED_CONVERSATION_BYTES: u64 = 640;
+
 /// Descriptors kept free of connections.
 pub const DESCRIPTORS_SPARE: u64 = 256;
 

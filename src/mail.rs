@@ -18,7 +18,7 @@ pub use self::control::{Control, Report, SessionSeen};
 pub use self::moving::{Carriage, Moved, Peer, Toll};
 pub use self::operator::{
     ConversationSeen, DeviceSeen, LookMail, LookReply, Looked, MemberChange, MemberDone, MemberMail, MemberRefusal, PostDone,
-    PostMail, Question, UserChange, UserMail,
+    PostMail, Question, ShedMail, ShedReader, UserChange, UserMail,
 };
 pub use self::token::{AuthError, Court, Identity, Judge, Judged, RenewMail, TokenMark};
 
@@ -64,6 +64,8 @@ pub enum Submit {
         /// Its slot in the roster.
         roster: RosterId,
     },
+    /// A reader is closed for want of memory. [`Submit::Leave`] follows; until then the store knows its name.
+    Shed(ShedMail),
     /// A session has shown a fresh good token: is it revoked? Answered by [`Event::Renewed`] or [`Event::Failed`].
     Renew(RenewMail),
     /// A message of the operator's side, from admin. Answered through the reply channel when it has reached its level.

@@ -28,6 +28,7 @@ use crate::mail::{Control, Court, Group, Judge, Peer, Report, Submit};
 use crate::mailbox::{Credit, Inbox, LaneSender, SpareSender, Spread};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
+use crate::observe::pressure::Pressure;
 use crate::observe::trace;
 use crate::shard::{Arrival, Command, Outlet, Shard};
 
@@ -51,6 +52,8 @@ pub struct Parts {
     pub reports: std::sync::mpsc::Sender<Report>,
     /// Connections that fit its own descriptor table; `None`: it shares one.
     pub table: Option<usize>,
+    /// How short memory is.
+    pub pressure: Arc<Pressure>,
 }
 
 /// The lanes out of one reactor.
@@ -118,6 +121,7 @@ impl<D: Driver> Reactor<D> {
             trimmed: parts.clock.now(),
             clock: parts.clock,
             shard,
+            pressure: parts.pressure,
             stashes: Stashes::new(stash_bytes_max),
             outbox: parts.outbox,
             batch: Batch::default(),
@@ -151,6 +155,7 @@ impl<D: Driver> Reactor<D> {
         loop {
             let max_wait = self.max_wait(busy);
             self.hands.has_slept = !max_wait.is_zero();
+            self.hands.feel_pressure();
             self.admit();
             let turned = self.driver.turn(max_wait, &mut self.hands);
             self.waker.awake();
@@ -159,11 +164,15 @@ impl<D: Driver> Reactor<D> {
             let more_mail = self.take_mail();
             self.hands.shake_hands();
             self.hands.shard.handle_time(self.hands.now, &mut self.hands.outbox);
+            let owed = self.shed();
             self.hands.flush(&mut self.driver);
             self.hands.trim();
             busy = more_mail || self.hands.shard.is_busy();
             self.keep_room();
             self.publish(begun);
+            if owed > 0 {
+                self.hands.pressure.paid(usize::from(self.hands.id.0));
+            }
             if self.hands.shard.is_drained() {
                 let _ = self.reports.send(Report::Drained { reactor: self.hands.id });
                 return Ok(());
@@ -179,6 +188,14 @@ impl<D: Driver> Reactor<D> {
         {
             tracing::warn!(reactor = self.hands.id.0, listen, %error, "cannot change whether newcomers come here");
         }
+    }
+
+    /// Gives up memory that is asked for, and returns how much that was.
+    fn shed(&mut self) -> u64 {
+        let Self { driver, hands, .. } = self;
+        let owed = hands.pressure.owed(usize::from(hands.id.0));
+        hands.shard.shed(hands.now, owed, |id| driver.peer_address(id));
+        owed
     }
 
     /// How long to wait: not at all while there is work, and not past the next tick.
@@ -197,7 +214,8 @@ impl<D: Driver> Reactor<D> {
         let mut accepts = hands.shard.admits(hands.now);
         if !accepts {
             hands.shard.counters.accepts_paused_count += 1;
-            hands.is_turning_away = driver.backlog().is_some_and(Backlog::is_half_full) && hands.shard.may_turn_away(hands.now);
+            let must = hands.shard.is_short() || driver.backlog().is_some_and(Backlog::is_half_full);
+            hands.is_turning_away = must && hands.shard.may_turn_away(hands.now);
             accepts = hands.is_turning_away;
         }
         driver.accept(accepts);
@@ -304,6 +322,8 @@ impl<D: Driver> Reactor<D> {
         let (queued, stashed) = (hands.shard.queued_bytes(), hands.stashes.used_bytes() as u64);
         let (detached, held) = (hands.shard.detached_count() as u64, hands.shard.held_bytes());
         let arena_chunks = hands.shard.arena_chunks_count();
+        let memory = hands.shard.memory_bytes() + stashed + hands.stashes.free_bytes() as u64 + driver.sending_bytes;
+        let level = hands.shard.pressure() as u64;
         let counters = &mut hands.shard.counters;
         counters.connections_open = connections;
         counters.sessions_open = sessions;
@@ -312,6 +332,8 @@ impl<D: Driver> Reactor<D> {
         counters.queued_bytes = queued;
         counters.sessions_detached_open = detached;
         counters.held_bytes = held;
+        counters.memory_bytes = memory;
+        counters.pressure_level = level;
         counters.stash_bytes = stashed;
         counters.arena_chunks_count = arena_chunks;
         self.block.publish(counters);
@@ -371,6 +393,7 @@ struct Hands {
     /// When the pools were last trimmed.
     trimmed: Moment,
     shard: Shard,
+    pressure: Arc<Pressure>,
     stashes: Stashes,
     outbox: Outbox,
     batch: Batch,
@@ -395,11 +418,16 @@ impl Hands {
         self.now
     }
 
-    /// An event: the first one after a wait reads the clock, the others of the turn count as simultaneous.
+    /// An event: the first one after a wait reads the clock and how short memory is, the others of the turn count as simultaneous.
     fn wake(&mut self) {
         if self.has_slept {
             self.tell_time();
+            self.feel_pressure();
         }
+    }
+
+    fn feel_pressure(&mut self) {
+        self.shard.set_pressure(self.pressure.level());
     }
 
     /// Gives back what the pools have not needed for a while.
@@ -796,6 +824,7 @@ mod tests {
             histograms: ReactorHistograms::new().0,
             reports,
             table: None,
+            pressure: Arc::new(Pressure::new(u64::MAX, 1)),
         };
         let reactor = Reactor::new(Epoll::new(8, listener, waker).unwrap(), shard, 1 << 20, parts);
         Made { reactor, post, block, _others: (submitted, reported) }

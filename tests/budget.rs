@@ -1,8 +1,14 @@
-//! Memory as a budget, through the real binary: limits that follow the machine.
+//! Memory as a budget, through the real binary: limits that follow the machine, and what is given up when it is short.
 
 mod support;
 
+use std::time::Duration;
+
+use support::eventually;
 use support::gateway::Gateway;
+use support::peer::{Peer, upgrade};
+use support::raw::{Raw, cmid};
+use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame};
 
 /// Limits that are not set follow from the machine: the start says each with what it is from, `GET /v1/config` shows it, and it is no
 /// change of the operator's. What is set wins, and a line says where it does not fit.
@@ -34,4 +40,170 @@ fn limits_are_worked_out_and_told() {
     let log = gateway.log();
     let half = log.split("limits.memory_bytes = ").nth(1).expect("a line").split(':').next().and_then(|text| text.parse().ok());
     assert!(half.is_some_and(|bytes: u64| bytes > 1 << 26) && log.contains(": half of "), "{log}");
+}
+
+/// Readers that stop reading fill the budget: signals are shed first, then newcomers refused, then the one for whom most waits is closed,
+/// and named in the log and to the operator. Whoever reads is left alone, resident memory keeps to the budget, and what was acknowledged is
+/// there when they come back.
+#[test]
+fn memory_is_shed_in_order_and_nothing_is_lost() {
+    // What the gateway takes without clients differs by build, driver and machine.
+    let at_rest = Gateway::with(&[PLENTY[0], PLENTY[1]]).resident_bytes();
+    let budget = at_rest + ROOM;
+    let budget_text = budget.to_string();
+    let settings: Vec<_> = PLENTY.iter().copied().chain([("limits.memory_bytes", budget_text.as_str())]).collect();
+    let gateway = Gateway::with(&settings);
+    let connect = |user: &str| Raw::connect(&gateway, Encoding::Binary, user, "1");
+    let (mut al, mut fast) = (connect("al"), connect("fast"));
+    let (deaf, welcomes): (Vec<Raw>, Vec<_>) =
+        DEAF.iter().map(|user| Raw::welcomed(&gateway, Encoding::Binary, user, "1")).unzip();
+    let mut sent = [0_u64; DEAF.len()];
+    let shed = |kind: &str| gateway.metric(&format!("tidegate_shed_total{{kind=\"{kind}\"}}"));
+    let first = al.say("d:al:fast", "hi").seq;
+    let heard = fast.deliver();
+    fast.ack(heard.pos, "d:al:fast", first);
+    al.put(&signal("d:al:fast"));
+    fast.wait("SIGNALLED", |frame| matches!(frame, ServerFrame::Signalled { .. }).then_some(()));
+
+    let (mut seen, mut most, mut refused) = (Vec::new(), 0, false);
+    let payload = [b'x'; 60_000];
+    for round in 0..400 {
+        // The first gets the most: four, three, two and one of ten.
+        for (place, count) in sent.iter_mut().enumerate() {
+            let conv = format!("d:al:{}", DEAF[place]);
+            for _ in place..DEAF.len() {
+                let rid = al.put_send(&conv, cmid(), 0, &payload);
+                *count = al.sent(rid).seq;
+            }
+        }
+        let spoken = al.say("d:al:fast", "still there?").seq;
+        let heard = fast.deliver();
+        assert_eq!(heard.seq, spoken);
+        fast.ack(heard.pos, "d:al:fast", heard.seq);
+        // The account is made every few milliseconds.
+        std::thread::sleep(Duration::from_millis(60));
+        most = most.max(gateway.resident_bytes());
+        let level = level_of(&gateway);
+        // After the level, which falls only when readers have been closed, or when the engine has written its rows out.
+        let closed = shed("reader");
+        if seen.last() != Some(&level) {
+            seen.push(level);
+            let (used, resident) = (gateway.metric("tidegate_memory_used_bytes"), gateway.resident_bytes());
+            println!("round {round}: level {level}, used {used}, resident {resident}, budget {budget}");
+        }
+        if closed > 0.0 {
+            break;
+        }
+        match level {
+            // It may have been higher before, or rise meanwhile.
+            0 => assert!(seen.len() > 1 || shed("signal") + shed("newcomer") == 0.0 || level_of(&gateway) > 0),
+            1 => {
+                let before = shed("signal");
+                eventually("a signal shed", || {
+                    al.put(&signal("d:al:fast"));
+                    (shed("signal") > before || level_of(&gateway) == 0).then_some(())
+                });
+                assert!(knocks(&gateway) == 101 || level_of(&gateway) > 1, "newcomers go after signals");
+            }
+            _ => {
+                assert!(shed("signal") > 0.0, "signals go first");
+                let is_refused = knocks(&gateway) == 503;
+                assert!(is_refused || level_of(&gateway) < 2, "newcomers go before readers");
+                refused |= is_refused && shed("newcomer") > 0.0;
+            }
+        }
+    }
+    let mut first_seen = seen.clone();
+    first_seen.sort_unstable();
+    first_seen.dedup();
+    assert!(first_seen.starts_with(&[0, 1, 2]) && seen.starts_with(&[0, 1]) && refused, "one after the other: {seen:?}");
+    most = most.max(gateway.resident_bytes());
+    let percent = most * 100 / budget;
+    println!("resident at most {most} bytes, {percent} % of the budget");
+    // Pages that the allocator has not returned yet, and what merges of the engine take at their moment, are not in the account.
+    assert!(percent <= 115, "{most} of {budget} bytes");
+
+    // The one for whom most waited is named first; those who read are not among them.
+    let closed = eventually("a name", || {
+        let (status, text) = gateway.admin("GET", "/v1/memory", "");
+        assert_eq!(status, 200, "{text}");
+        let told: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        told["closed"].as_array().filter(|closed| !closed.is_empty()).cloned()
+    });
+    let first = closed.last().expect("one");
+    assert_eq!((first["user"].as_str(), first["device"].as_str()), (Some(DEAF[0]), Some("1")), "{closed:?}");
+    assert!(first["address"].as_str().is_some_and(|address| address.starts_with("127.0.0.1:")), "{closed:?}");
+    assert!(first["held_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{first}");
+    assert!(closed.iter().all(|reader| DEAF.iter().any(|user| reader["user"] == *user)), "{closed:?}");
+    let log = gateway.log();
+    let line = log.lines().find(|line| line.contains("slowest reader is closed")).expect("a line");
+    assert!(line.contains(r#""user":"slow-0""#) && line.contains(r#""address":"127.0.0.1:"#), "{line}");
+    assert!(al.ping().is_empty() && fast.ping().is_empty());
+    eventually("the cause", || (gateway.metric(r#"tidegate_closes_total{cause="shed"}"#) >= 1.0).then_some(()));
+
+    // There is room for those who come back, and nothing is missing.
+    eventually("room", || (gateway.metric("tidegate_memory_level") < 2.0).then_some(()));
+    drop(deaf);
+    for ((user, count), former) in DEAF.iter().zip(sent).zip(welcomes) {
+        let (mut back, token) = (Raw::open(&gateway, Encoding::Binary), gateway.token(user));
+        back.put(&ClientFrame::Hello(Hello { session: former.session, ..Hello::new("1", "test/1", &token) }));
+        let resumed = back.welcome().resumed;
+        assert!(resumed == 0 || *user != DEAF[0], "its session ended with it, and what it held");
+        let conv = format!("d:al:{user}");
+        let (mut next, mut head) = (1, 0);
+        while next == 1 || next <= head {
+            let page = back.fetch(&conv, next, 0, 0, 0);
+            head = page.head;
+            for message in &page.messages {
+                assert_eq!((message.seq, message.payload.len()), (next, payload.len()), "{user}");
+                next += 1;
+            }
+            assert!(!page.messages.is_empty(), "{user}: nothing from {next} on, head {head}");
+        }
+        assert_eq!(head, count, "{user}");
+    }
+}
+
+/// Who reads nothing, the one who is sent most in front.
+const DEAF: [&str; 4] = ["slow-0", "slow-1", "slow-2", "slow-3"];
+
+/// What there is for clients, and for rows that the engine has not written out.
+const ROOM: u64 = 80 << 20;
+
+/// One core, a small cache, and no other bound that would cut off who reads nothing.
+const PLENTY: [(&str, &str); 14] = [
+    ("reactors", "1"),
+    ("store.cache_bytes", "1048576"),
+    ("limits.queue_bytes_max", "1073741824"),
+    ("limits.queue_bytes_hard", "16777216"),
+    ("limits.write_stall_ms", "3600000"),
+    ("limits.user_connections", "0"),
+    ("protocol.window_bytes", "16777216"),
+    ("protocol.window_default", "4096"),
+    ("protocol.ack_stall_ms", "3600000"),
+    ("protocol.ping_ms", "3600000"),
+    ("protocol.send_rate", "60000"),
+    ("protocol.send_burst", "60000"),
+    ("protocol.fetch_rate", "60000"),
+    ("state.signal_rate", "1000"),
+];
+
+fn signal(conv: &str) -> ClientFrame<'_> {
+    ClientFrame::Signal { conv: conv.into(), kind: 1, payload: [1].as_slice().into() }
+}
+
+/// What is given up now.
+fn level_of(gateway: &Gateway) -> usize {
+    let shown = gateway.metric("tidegate_memory_level");
+    [0.0, 1.0, 2.0, 3.0].iter().position(|&level| level == shown).expect("a level")
+}
+
+/// What a newcomer is told. One that is refused is told when to come back.
+fn knocks(gateway: &Gateway) -> u16 {
+    let mut peer = Peer::connect(gateway.listen);
+    peer.write(upgrade("tidegate.v1", "").as_bytes());
+    let head = String::from_utf8(peer.read_head()).expect("ASCII");
+    let told = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
+    assert!(told != 503 || head.contains("\r\nRetry-After: "), "{head}");
+    told
 }

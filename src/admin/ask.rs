@@ -51,7 +51,7 @@ pub fn submit(shared: &Shared, mail: Submit) -> Result<(), Refusal> {
 /// # Errors
 /// [`Refusal`].
 pub async fn look(shared: &Shared, question: Question) -> Result<Looked, Refusal> {
-    let who = if matches!(question, Question::Devices { .. }) { Thread::Store } else { Thread::Reader };
+    let who = if matches!(question, Question::Devices { .. } | Question::Shed) { Thread::Store } else { Thread::Reader };
     let looked = ask(shared, who, |reply| submit(shared, Submit::Look(LookMail { question, reply }))).await?;
     looked.map_err(refusal)
 }

@@ -12,6 +12,7 @@
 //!  GET  /v1/groups/{conv}                                  ─┘
 //!  POST /v1/conversations/{conv}/messages, GET /v1/conversations/{conv}, /v1/users/{user}/conversations     store, readers
 //!  GET  /v1/connections, /v1/users/{user}, POST /v1/kick            store for who, then the reactors named
+//!  GET  /v1/memory                      here, and the store for names
 //!  GET  /v1/version, /v1/config, POST /v1/drain, /v1/tls/reload     here, main
 //!  GET  /demo/                          a page to try it
 //! ```
@@ -59,6 +60,7 @@ use crate::observe::auth::AuthFacts;
 use crate::observe::counters::{ReactorBlock, StoreBlock};
 use crate::observe::histogram::Source;
 use crate::observe::metrics::{self, Metrics};
+use crate::observe::pressure::Pressure;
 
 pub use crate::admin::demo::Demo;
 pub use crate::admin::health::Health;
@@ -82,6 +84,8 @@ pub struct Sources {
     pub auth: Arc<AuthFacts>,
     /// Whether clients may come.
     pub health: Arc<Health>,
+    /// How short memory is.
+    pub pressure: Arc<Pressure>,
     /// The lane to the store.
     pub submit: LaneSender<Submit>,
     /// Bytes that bodies on their way to the store may hold.
@@ -162,6 +166,8 @@ struct Shared {
     controls: Vec<LaneSender<Control>>,
     settings: Settings,
     derived: Vec<Derived>,
+    pressure: Arc<Pressure>,
+    reactors: Vec<Arc<ReactorBlock>>,
     /// Taken by the first who uses it.
     drain: Mutex<Option<Drain>>,
     reload: Reload,
@@ -190,8 +196,9 @@ impl Shared {
 async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     let Sources { reactors, store, histograms, auth, health, submit, credit, controls, settings, drain, clock, .. } = sources;
-    let Sources { derived, reload, idle_session_bytes, version, demo, .. } = sources;
-    let metrics = Metrics::new(version, clock.now(), idle_session_bytes, reactors.clone(), Arc::clone(&store), histograms, auth);
+    let Sources { derived, pressure, reload, idle_session_bytes, version, demo, .. } = sources;
+    let (blocks, of_store, facts) = (reactors.clone(), Arc::clone(&store), (auth, Arc::clone(&pressure)));
+    let metrics = Metrics::new(version, clock.now(), idle_session_bytes, blocks, of_store, histograms, facts);
     let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
     let shared = Arc::new(Shared {
         addr,
@@ -203,6 +210,8 @@ async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stoppe
         controls,
         settings,
         derived,
+        pressure,
+        reactors: reactors.clone(),
         drain: Mutex::new(Some(drain)),
         reload,
         version,
@@ -248,6 +257,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/users/{user}/revoke", post(groups::revoke))
         .route("/v1/version", get(node::version))
         .route("/v1/config", get(node::config))
+        .route("/v1/memory", get(node::memory))
         .route("/v1/drain", post(node::drain))
         .route("/v1/tls/reload", post(node::reload_tls))
         .route("/v1/connections", get(connections::list))

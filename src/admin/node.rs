@@ -7,13 +7,15 @@ use axum::http::StatusCode;
 use axum::response::Json;
 use serde_json::{Map, Value, json};
 
+use crate::address::Shown;
 use crate::admin::Shared;
-use crate::admin::ask::ask;
+use crate::admin::ask::{ask, look};
 use crate::admin::refusal::{Refusal, Thread};
 use crate::config::Settings;
 use crate::config::derived::Derived;
 use crate::config::settings::DEFINITIONS;
 use crate::config::value::{Kind, Raw};
+use crate::mail::{Looked, Question, ShedReader};
 
 /// `GET /v1/version`.
 pub async fn version(State(shared): State<Arc<Shared>>) -> Json<Value> {
@@ -43,6 +45,25 @@ pub async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
         })
         .collect();
     Json(Value::Object(settings))
+}
+
+/// `GET /v1/memory`: 200 with the budget, what is in use and given up, what each reactor holds, and the readers that were closed for want
+/// of memory, the last one first.
+pub async fn memory(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Refusal> {
+    let Looked::Shed(closed) = look(&shared, Question::Shed).await? else { return Err(Refusal::Internal) };
+    let reader = |reader: &ShedReader| {
+        json!({
+            "unix_ms": reader.unix_ms, "user": reader.user, "device": reader.device, "reactor": reader.reactor,
+            "address": reader.address.map(|address| Shown(address).to_string()),
+            "queued_bytes": reader.queued_bytes, "held_bytes": reader.held_bytes,
+        })
+    };
+    let gauge = |name: &str| shared.reactors.iter().map(|block| block.value(name)).collect::<Vec<_>>();
+    Ok(Json(json!({
+        "budget_bytes": shared.pressure.budget_bytes(), "used_bytes": shared.pressure.used_bytes(),
+        "level": shared.pressure.level() as u8, "reactor_levels": gauge("pressure_level"), "reactor_bytes": gauge("memory_bytes"),
+        "closed": closed.iter().map(reader).collect::<Vec<_>>(),
+    })))
 }
 
 fn value(raw: Raw) -> Value {

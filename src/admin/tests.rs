@@ -36,6 +36,7 @@ fn node(submit_bound: usize) -> Node {
         controls: Vec::new(),
         settings: Settings::default(),
         derived: Vec::new(),
+        pressure: Arc::new(Pressure::new(1_000, 1)),
         drain: Box::new(|| {}),
         reload: Box::new(|reply| drop(reply.try_send(Err("there is no listener for TLS".to_owned())))),
         clock: Clock::new(),

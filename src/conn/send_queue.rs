@@ -71,6 +71,10 @@ pub struct SendPool {
     pub held_bytes: u64,
     /// Bytes kept by free blocks for the next frame.
     free_bytes: usize,
+    /// Bytes of all blocks, free ones included; shared frames counted once.
+    blocks_bytes: usize,
+    /// Holds of [`SendPool::hold`].
+    held_count: usize,
 }
 
 impl SendPool {
@@ -97,11 +101,13 @@ impl SendPool {
         let frame = &mut self.frames[index as usize];
         assert!(frame.count == 0);
         self.free_bytes -= frame.bytes.capacity();
+        self.blocks_bytes -= frame.bytes.capacity();
         frame.count = 1;
         frame.wrap = wrap;
         let bytes = unshared(&mut frame.bytes);
         bytes.clear();
         write(bytes);
+        self.blocks_bytes += bytes.capacity();
         assert!(frame.bytes.len() < (u32::MAX / 2) as usize);
         FrameIndex(index)
     }
@@ -115,6 +121,7 @@ impl SendPool {
             return;
         }
         if frame.bytes.capacity() > KEPT_BLOCK_BYTES_MAX || self.free_bytes > FREE_BYTES_MAX {
+            self.blocks_bytes -= frame.bytes.capacity();
             *unshared(&mut frame.bytes) = Vec::new();
         }
         self.free_bytes += frame.bytes.capacity();
@@ -127,12 +134,29 @@ impl SendPool {
         assert!(frame.count > 0);
         frame.count += 1;
         self.held_bytes += u64::from(frame.len() + HELD_BYTES);
+        self.held_count += 1;
     }
 
     /// The counterpart of [`SendPool::hold`].
     pub fn let_go(&mut self, index: FrameIndex) {
         self.held_bytes -= u64::from(self.frames[index.0 as usize].len() + HELD_BYTES);
+        self.held_count -= 1;
         self.release(index);
+    }
+
+    /// Bytes of frames that somebody waits for or holds; shared ones counted once.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        (self.blocks_bytes - self.free_bytes) as u64
+    }
+
+    /// Bytes of memory that frames, queues and holds take together.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let holds = self.held_count * HELD_ENTRY_BYTES;
+        let tables = self.frames.len() * FRAME_BYTES + self.nodes.len() * size_of::<Node>();
+        // The allocator rounds lengths up by an eighth at most.
+        (self.blocks_bytes / 8 * 9 + holds + tables) as u64
     }
 
     /// A frame without any head.
@@ -250,6 +274,7 @@ impl SendPool {
         for &index in &self.free_frames[..unused] {
             let block = &mut self.frames[index as usize].bytes;
             self.free_bytes -= block.capacity();
+            self.blocks_bytes -= block.capacity();
             *unshared(block) = Vec::new();
         }
     }
@@ -417,6 +442,10 @@ fn write_head(frame: &Frame, pos: u64, encoding: Encoding, out: &mut [u8; HEAD_B
 const NONE: u32 = 0;
 /// What a queued frame costs beside its bytes, so that empty frames are bounded as well.
 const NODE_BYTES: u32 = 16;
+/// What a frame takes beside its bytes: its entry, and the counts and lengths before its block.
+const FRAME_BYTES: usize = size_of::<Frame>() + 40;
+/// What a hold takes in the ring of its session, with the free places of the ring.
+const HELD_ENTRY_BYTES: usize = 12;
 /// What a held frame costs its holder beside its bytes.
 const HELD_BYTES: u32 = 8;
 /// WebSocket header and the longest head of DELIVER.
@@ -471,6 +500,8 @@ mod tests {
             prop_assert_eq!(take_all(&mut pool, &mut slow, step), expected);
             prop_assert_eq!((slow.bytes(), pool.queued_bytes), (0, 0));
             prop_assert_eq!(pool.free_frames.len(), pool.frames.len() - 1);
+            let kept: usize = pool.frames.iter().map(|frame| frame.bytes.capacity()).sum();
+            prop_assert_eq!((pool.used_bytes(), pool.blocks_bytes), (0, kept));
         }
     }
 
@@ -517,11 +548,12 @@ mod tests {
         }
         pool.release(frame);
         assert_eq!(pool.queued_bytes, 3 * (100 + u64::from(NODE_BYTES)));
+        assert_eq!(pool.used_bytes(), 100, "one block for three");
         for queue in &mut queues {
             assert!(pool.free_frames.is_empty());
             pool.clear(queue);
         }
-        assert_eq!(pool.free_frames.len(), 1);
+        assert_eq!((pool.free_frames.len(), pool.used_bytes(), pool.blocks_bytes), (1, 0, 100));
         let again = pool.build(Wrap::Frame(Opcode::Text), |out| assert_eq!(out.capacity(), 100));
         assert_eq!(again, frame);
         pool.release(again);

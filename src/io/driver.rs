@@ -209,4 +209,6 @@ pub struct DriverCounters {
     pub parks_count: u64,
     /// Slots given up because the kernel did not return their operations; io_uring alone.
     pub leaked_slots_count: u64,
+    /// Bytes of sends that the kernel works on, now; io_uring alone.
+    pub sending_bytes: u64,
 }

@@ -108,7 +108,7 @@ impl Driver for Epoll {
     }
 
     fn peer_address(&self, connection: ConnectionId) -> Option<std::net::SocketAddr> {
-        let slot = self.slots.get(connection.index as usize).filter(|slot| slot.life == connection.generation)?;
+        let slot = self.slots.get(connection.index as usize).filter(|slot| slot.is_of(connection))?;
         slot.socket.as_ref()?.peer_address().ok()
     }
 
@@ -449,6 +449,10 @@ struct Slot {
 pub const SLOT_BYTES: usize = size_of::<Slot>();
 
 impl Slot {
+    fn is_of(&self, connection: ConnectionId) -> bool {
+        self.life & ConnectionId::GENERATION_MAX == connection.generation
+    }
+
     fn is(&self, flags: u32) -> bool {
         self.life & flags != 0
     }
@@ -488,8 +492,7 @@ const OVER: u32 = 1 << 31;
 /// The slot of a connection whose life is not over.
 fn live_slot(slots: &mut [Slot], connection: ConnectionId) -> Option<&mut Slot> {
     let slot = slots.get_mut(connection.index as usize)?;
-    let same = slot.socket.is_some() && slot.life & ConnectionId::GENERATION_MAX == connection.generation;
-    same.then_some(slot)
+    (slot.socket.is_some() && slot.is_of(connection)).then_some(slot)
 }
 
 /// The slot of a connection which the core has not closed.

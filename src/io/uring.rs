@@ -318,7 +318,7 @@ impl Driver for Uring {
     }
 
     fn counters(&self) -> DriverCounters {
-        self.counters
+        DriverCounters { sending_bytes: self.outgoing.bytes() as u64, ..self.counters }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the operator's side asks of the store: changes of groups and users, messages, questions.
 
 use super::SendMail;
-use crate::ids::{Mid, Role, SessionRef};
+use crate::ids::{Mid, Role, RosterId, SessionRef};
 use crate::wire::envelope::ErrorCode;
 use crate::wire::message::{Body, Text};
 
@@ -91,6 +91,8 @@ pub enum Question {
         /// First roster slot of the page.
         from: u32,
     },
+    /// The readers that were closed for want of memory; answered by the store.
+    Shed,
     /// Nothing: the answer says that a view of the engine holds everything that was acknowledged before; answered by a reader.
     Now,
     /// Head, floor and members of a conversation; answered by a reader.
@@ -114,12 +116,50 @@ pub enum Looked {
         /// `None`: that was the last page.
         next: Option<u32>,
     },
+    /// At most `limits::SHED_REMEMBERED_MAX`, the last one first.
+    Shed(Vec<ShedReader>),
     /// See [`Question::Now`].
     Now,
     /// `None`: it does not exist.
     Conversation(Option<ConversationSeen>),
     /// A `sync_page` in JSON.
     Conversations(Vec<u8>),
+}
+
+/// See [`crate::mail::Submit::Shed`].
+#[derive(Debug)]
+pub struct ShedMail {
+    /// Its session.
+    pub session: SessionRef,
+    /// Its slot in the roster.
+    pub roster: RosterId,
+    /// Where the client is.
+    pub address: Option<std::net::SocketAddr>,
+    /// Bytes that waited to be sent.
+    pub queued_bytes: u32,
+    /// Bytes of deliveries it had not acknowledged, some of them queued.
+    pub held_bytes: u32,
+    /// When.
+    pub unix_ms: u64,
+}
+
+/// A reader that was closed for want of memory, by name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShedReader {
+    /// When, Unix milliseconds.
+    pub unix_ms: u64,
+    /// User.
+    pub user: String,
+    /// Device.
+    pub device: String,
+    /// The core it was on.
+    pub reactor: u16,
+    /// Where the client is.
+    pub address: Option<std::net::SocketAddr>,
+    /// Bytes that waited to be sent.
+    pub queued_bytes: u32,
+    /// Bytes of deliveries it had not acknowledged.
+    pub held_bytes: u32,
 }
 
 /// A device in the roster.

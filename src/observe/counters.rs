@@ -129,6 +129,8 @@ counters! {
     tls_waiting_open: Gauge = "TLS handshakes that wait for their turn.",
     sessions_detached_open: Gauge = "Sessions that wait for their client to come back.",
     queued_bytes: Gauge = "Bytes waiting to be sent.",
+    memory_bytes: Gauge = "Bytes that connections, sessions, queues, windows, unfinished messages and sends under way take, shared ones once.",
+    pressure_level: Gauge = "What the reactor gives up for want of memory: 0 nothing, 1 signals and presence, 2 newcomers too, 3 the slowest readers too.",
     held_bytes: Gauge = "Bytes of deliveries that are not acknowledged, shared ones counted once per session.",
     stash_bytes: Gauge = "Bytes of unfinished messages and frames.",
     group_lane_open: Gauge = "Commit groups waiting in the lane from the store.",
@@ -137,7 +139,7 @@ counters! {
     connections_accepted_count: Counter = "Connections accepted.",
     accepts_refused_count: Counter = "Connections closed at accept because the core is full.",
     accepts_paused_count: Counter = "Turns in which no connection was accepted, for want of tokens or because too many handshakes are under way.",
-    accepts_turned_away_count: Counter = "Connections answered with 503 at accept because the queue of the listener was half full.",
+    accepts_turned_away_count: Counter = "Connections answered with 503 at accept because the queue of the listener was half full or memory was short.",
     addresses_limited_count: Counter = "Connections refused with 429 because their address had too many, or came too fast.",
     users_limited_count: Counter = "Commands refused with 4001 because all devices of the user together were too fast.",
     proxy_headers_count: Counter = "PROXY headers taken from balancers.",
@@ -193,6 +195,7 @@ counters! {
     driver_leaked_slots_count: Counter = "Slots given up because the kernel did not return their operations (io_uring).",
     ;
     upgrades_refused_count["status"; REFUSAL_STATUSES] = "Upgrade requests refused with plain HTTP, by status.",
+    shed_count["kind"; SHED_NAMES] = "What was given up for want of memory, by kind: SIGNALs, PRESENCEs and WATCHes, RECEIPTs and TRANSIENT frames, newcomers, slow readers.",
     tls_handshakes_count["result"; HANDSHAKE_NAMES] = "TLS handshakes that ended, by result; the two that succeeded are full and resumed.",
     closes_count["cause"; CAUSE_NAMES] = "Connections ended, by cause.",
     violations_count["rule"; VIOLATION_NAMES] = "Broken rules of RFC 6455, by rule.",
@@ -227,6 +230,11 @@ impl ReactorCounters {
     /// Counts the end of a TLS handshake.
     pub fn count_handshake(&mut self, result: Handshake) {
         self.tls_handshakes_count[result as usize] += 1;
+    }
+
+    /// Counts what was given up for want of memory.
+    pub fn count_shed(&mut self, kind: Shed, count: usize) {
+        self.shed_count[kind as usize] += count as u64;
     }
 
     /// Counts the end of a connection.
@@ -280,6 +288,24 @@ counters! {
     ;
     submissions_count["kind"; SUBMISSION_NAMES] = "Submissions taken from the lane, by kind.",
 }
+
+/// What is given up for want of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Shed {
+    /// SIGNAL, before the store sees it or on the way out.
+    Signal,
+    /// PRESENCE, or a WATCH that is refused.
+    Presence,
+    /// RECEIPT and TRANSIENT frames.
+    Transient,
+    /// A connection that was not let in.
+    Newcomer,
+    /// A connection.
+    Reader,
+}
+
+const SHED_NAMES: [&str; 5] = ["signal", "presence", "transient", "newcomer", "reader"];
 
 /// How a TLS handshake ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -352,6 +378,7 @@ causes! {
     Replaced, "replaced", Some(4409), "The same device connected again, or another one of its class.";
     LivenessTimeout, "liveness_timeout", None, "Nothing was heard for 2.5 times the ping interval.";
     SlowReader, "slow_reader", Some(4410), "Too much waited to be sent and the peer took nothing.";
+    Shed, "shed", None, "Memory was short, and for this reader the most was waiting or unacknowledged.";
     NotAcknowledging, "not_acknowledging", Some(4410), "The delivery window was full and no acknowledgement moved.";
     RateLimited, "rate_limited", Some(4429), "A rate limit was abused repeatedly.";
     Overloaded, "overloaded", Some(4503), "The node had no room.";
@@ -400,8 +427,8 @@ pub const VIOLATION_NAMES: [&str; 19] = [
 
 const REQUEST_NAMES: [&str; 11] = ["hello", "ping", "auth", "send", "ack", "nack", "sync", "fetch", "read", "watch", "signal"];
 
-const SUBMISSION_NAMES: [&str; 12] =
-    ["attach", "leave", "send", "read", "cursors", "page", "member", "watch", "signal", "away", "user", "renew"];
+const SUBMISSION_NAMES: [&str; 13] =
+    ["attach", "leave", "send", "read", "cursors", "page", "member", "watch", "signal", "away", "user", "renew", "shed"];
 
 const ERROR_CODES: [u16; 25] = [
     1001, 1002, 1003, 1004, 1005, 2001, 2002, 2003, 2004, 3001, 3002, 3003, 3004, 3005, 3009, 4001, 4002, 4003, 4004, 5001, 5002,

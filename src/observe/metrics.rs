@@ -17,6 +17,7 @@ use crate::clock::Moment;
 use crate::observe::auth::AuthFacts;
 use crate::observe::counters::{Field, ReactorBlock, ReactorCounters, Shape, StoreBlock, StoreCounters};
 use crate::observe::histogram::{Source, Totals};
+use crate::observe::pressure::Pressure;
 
 /// Content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,12 +40,13 @@ impl Metrics {
         reactors: Vec<Arc<ReactorBlock>>,
         store: Arc<StoreBlock>,
         histograms: Vec<Source>,
-        auth: Arc<AuthFacts>,
+        (auth, pressure): (Arc<AuthFacts>, Arc<Pressure>),
     ) -> Self {
         let totals = Mutex::new(Totals::new(histograms));
-        let empty_bytes = ProcessFacts::read().map_or(0, |process| process.resident_bytes);
+        let empty_bytes = resident_bytes();
         let is_ready = Mutex::new(false);
-        let shared = Shared { version, started, idle_session_bytes, empty_bytes, reactors, store, auth, totals, is_ready };
+        let shared =
+            Shared { version, started, idle_session_bytes, empty_bytes, reactors, store, auth, pressure, totals, is_ready };
         let shared = Arc::new(shared);
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&shared)));
@@ -79,6 +81,7 @@ struct Shared {
     reactors: Vec<Arc<ReactorBlock>>,
     store: Arc<StoreBlock>,
     auth: Arc<AuthFacts>,
+    pressure: Arc<Pressure>,
     totals: Mutex<Totals>,
     is_ready: Mutex<bool>,
 }
@@ -113,6 +116,9 @@ impl Shared {
         let ready = u64::from(*lock(&self.is_ready));
         encode_gauge(out, "tidegate_ready", "1 while /readyz answers 200, else 0.", ready)?;
         encode_gauge(out, "tidegate_idle_connection_bytes", HELP_IDLE, self.idle_session_bytes as u64)?;
+        encode_gauge(out, "tidegate_memory_budget_bytes", HELP_BUDGET, self.pressure.budget_bytes())?;
+        encode_gauge(out, "tidegate_memory_used_bytes", HELP_USED, self.pressure.used_bytes())?;
+        encode_gauge(out, "tidegate_memory_level", HELP_LEVEL, self.pressure.level() as u64)?;
         let started = out.encode_descriptor("process_start_time_seconds", HELP_STARTED, None, MetricType::Gauge)?;
         let mut started = started;
         started.encode_gauge(&(self.started.unix_ms as f64 / 1e3))?;
@@ -211,6 +217,12 @@ fn encode_stages(out: &mut DescriptorEncoder<'_>, totals: &Totals) -> fmt::Resul
     Ok(())
 }
 
+/// Resident memory of the process, bytes; 0 where the kernel does not say.
+#[must_use]
+pub fn resident_bytes() -> u64 {
+    ProcessFacts::read().map_or(0, |process| process.resident_bytes)
+}
+
 /// What the kernel says about this process.
 struct ProcessFacts {
     resident_bytes: u64,
@@ -243,6 +255,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// `USER_HZ`, which Linux shows to user space as 100 whatever the kernel uses inside.
 const TICKS_PER_SECOND: f64 = 100.0;
 const TEXT_BYTES_USUAL: usize = 32 * 1024;
+const HELP_BUDGET: &str = "Bytes that the process may hold: limits.memory_bytes.";
+const HELP_USED: &str = "Bytes that the process holds by its own account, shared ones once.";
+const HELP_LEVEL: &str =
+    "What is given up for want of memory: 0 nothing, 1 signals and presence, 2 newcomers too, 3 the slowest readers too.";
 const HELP_STARTED: &str = "When the process began, in seconds since 1970.";
 const HELP_FETCHED: &str =
     "When auth.jwks_url last gave good keys, in seconds since 1970; 0: never. Until the next they stay in force.";
@@ -273,15 +289,10 @@ mod tests {
         let (_store, second) = StoreHistograms::new();
         reactor.delivered(Duration::from_millis(2));
         reactor.publish(Moment { mono_ns: 2_000_000_000, unix_ms: 0 });
-        let metrics = Metrics::new(
-            "1.2.3",
-            Moment::default(),
-            196,
-            blocks.to_vec(),
-            Arc::new(StoreBlock::default()),
-            vec![first, second],
-            Arc::default(),
-        );
+        let (store, pressure) = (Arc::new(StoreBlock::default()), Arc::new(Pressure::new(1_000, 2)));
+        pressure.judge(850);
+        let (histograms, facts) = (vec![first, second], (Arc::default(), pressure));
+        let metrics = Metrics::new("1.2.3", Moment::default(), 196, blocks.to_vec(), store, histograms, facts);
         metrics.collect(Moment { mono_ns: 3_000_000_000, unix_ms: 0 });
         metrics.text(true).unwrap()
     }
@@ -295,6 +306,10 @@ mod tests {
             "tidegate_ready 1",
             "tidegate_idle_connection_bytes 196",
             "tidegate_session_memory_bytes 0",
+            "tidegate_memory_budget_bytes 1000",
+            "tidegate_memory_used_bytes 850",
+            "tidegate_memory_level 1",
+            "tidegate_shed_total{kind=\"reader\"} 0",
             "tidegate_connections_open{reactor=\"0\"} 3",
             "tidegate_connections_open{reactor=\"1\"} 3",
             "tidegate_messages_received_total 10",

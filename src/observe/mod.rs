@@ -5,4 +5,5 @@ pub mod counters;
 pub mod histogram;
 pub mod log;
 pub mod metrics;
+pub mod pressure;
 pub mod trace;

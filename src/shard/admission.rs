@@ -1,14 +1,15 @@
 //! Who may come in: the rate of accepting, the handshakes under way, and what a newcomer is told when there is no room.
 //!
-//! Tokens or places spent: the driver stops accepting and the kernel's queue pushes back. Only when that queue is half full are
-//! newcomers taken from it and answered at once with a canned 503, at a rate of its own. Whoever comes while the node drains or is
+//! Tokens or places spent: the driver stops accepting and the kernel's queue pushes back. Only when that queue is half full, or memory is
+//! short, are newcomers taken from it and answered at once with a canned 503, at a rate of its own. Whoever comes while the node drains or is
 //! full is upgraded and told by GOAWAY and 4503, because a browser sees nothing of a 503; when memory is short it is 503 after all.
 
 use super::{Shard, State, flags};
 use crate::clock::Moment;
 use crate::conn::send_queue::Wrap;
 use crate::ids::ConnectionId;
-use crate::observe::counters::CloseCause;
+use crate::observe::counters::{CloseCause, Shed};
+use crate::observe::pressure::Level;
 use crate::session::rate::Rate;
 use crate::wire::envelope::ServerFrame;
 use crate::wire::upgrade::{Refusal, Request};
@@ -19,7 +20,13 @@ impl Shard {
     pub fn admits(&self, now: Moment) -> bool {
         let mut accepts = self.accepts;
         let has_token = accepts.take(self.rules.accept_rate, now_ms(now)).is_ok();
-        self.drain.is_none() && has_token && self.handshakes_open < self.rules.handshakes_max
+        self.drain.is_none() && has_token && self.handshakes_open < self.rules.handshakes_max && !self.is_short()
+    }
+
+    /// Whether memory is too short for newcomers.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.pressure() >= Level::Newcomers
     }
 
     /// Whether a connection that may not be admitted may be accepted all the same, for [`Shard::turn_away_newcomer`].
@@ -35,17 +42,19 @@ impl Shard {
         // Whether there was a token has been asked by `may_turn_away`; a few may come in the same turn.
         let _ = self.refusals.take(refusal_rate(self.rules.accept_rate), now_ms);
         self.counters.accepts_turned_away_count += 1;
+        self.counters.count_shed(Shed::Newcomer, usize::from(self.is_short()));
         self.refuse_upgrade(id, Refusal::Overloaded, CloseCause::Overloaded);
     }
 
     /// What a good request is told instead of being let in: nothing (`false`), GOAWAY and 4503, or 503.
     pub(super) fn turn_away_request(&mut self, id: ConnectionId, request: &Request<'_>) -> bool {
-        let is_short = self.pool.queued_bytes > self.rules.queued_bytes_max / 8 * 7;
+        let is_short = self.is_short();
         let (cause, goaway) = match &self.drain {
             Some(drain) => (CloseCause::Drain, if drain.close_code == 1012 { GOAWAY_RESTART } else { GOAWAY_DRAIN }),
             None if is_short || self.let_in_count >= self.rules.connections_max => (CloseCause::Overloaded, GOAWAY_OVERLOAD),
             None => return false,
         };
+        self.counters.count_shed(Shed::Newcomer, usize::from(is_short));
         if is_short || request.encoding.is_none() {
             self.refuse_upgrade(id, Refusal::Overloaded, cause);
             return true;

@@ -20,6 +20,8 @@ impl Shard {
         let over_soft = connection.queue.bytes() > self.rules.queue_soft_bytes;
         if over_soft && connection.flags & flags::PAUSED == 0 {
             connection.flags |= flags::PAUSED;
+            self.note_slow(id);
+            let connection = self.connections.get_mut(id).expect("looked up above");
             self.commands.push_back(super::Command::Pause(id));
             if connection.flags & flags::STALLING == 0 {
                 connection.flags |= flags::STALLING;

@@ -9,7 +9,7 @@ use crate::conn::send_queue::Wrap;
 use crate::ids::{ConnectionId, FrameIndex, Mid, SessionRef};
 use crate::limits::CURSORS_SUBMITTED_MAX;
 use crate::mail::{CursorMail, Delivery, Event, Group, Kicked, PageReply, Reached, SessionSeen, Submit, Target};
-use crate::observe::counters::CloseCause;
+use crate::observe::counters::{CloseCause, Shed};
 use crate::observe::trace::Place;
 use crate::session::delivery::{Held, Stage};
 use crate::session::hold::By;
@@ -115,7 +115,7 @@ impl Shard {
             Event::Deliver { message, first, count } => {
                 let targets = &targets[*first as usize..][..*count as usize];
                 if message.flags & deliver_flags::TRANSIENT != 0 {
-                    return self.tell(targets, |own| ServerFrame::Deliver(deliver_of(message, own, false)));
+                    return self.tell(Shed::Transient, targets, |own| ServerFrame::Deliver(deliver_of(message, own, false)));
                 }
                 self.deliver(message, targets);
             }
@@ -126,18 +126,18 @@ impl Shard {
             Event::Receipt { conv, user, recv, read, first, count } => {
                 let (conv, user): (&str, &str) = (conv, user);
                 let frame = |_| ServerFrame::Receipt { conv: conv.into(), user: user.into(), recv: *recv, read: *read };
-                self.tell(&targets[*first as usize..][..*count as usize], frame);
+                self.tell(Shed::Transient, &targets[*first as usize..][..*count as usize], frame);
             }
             Event::Presence { user, state, seen_ms, first, count } => {
                 let user: &str = user;
                 let frame = |_| ServerFrame::Presence { user: user.into(), state: *state, seen_ms: *seen_ms };
-                self.tell(&targets[*first as usize..][..*count as usize], frame);
+                self.tell(Shed::Presence, &targets[*first as usize..][..*count as usize], frame);
             }
             Event::Signalled { conv, from, kind, payload, first, count } => {
                 let (conv, from, payload): (&str, &str, &[u8]) = (conv, from, payload);
                 let frame =
                     |_| ServerFrame::Signalled { conv: conv.into(), from: from.into(), kind: *kind, payload: payload.into() };
-                self.tell(&targets[*first as usize..][..*count as usize], frame);
+                self.tell(Shed::Signal, &targets[*first as usize..][..*count as usize], frame);
             }
             Event::Conv { conv, event, version, data, first, count } => {
                 for target in &targets[*first as usize..][..*count as usize] {
@@ -230,9 +230,13 @@ impl Shard {
             session.backlog = self.backlogs.take();
         }
         let pos = session.deliver(Held { frame, bytes });
+        let is_slow = session.window_bytes > self.rules.queue_soft_bytes;
         self.pool.hold(frame);
         self.counters.deliveries_count += 1;
         if active {
+            if is_slow {
+                self.note_slow(id);
+            }
             self.push_frame(id, frame, pos);
         }
     }
@@ -269,8 +273,11 @@ impl Shard {
         }
     }
 
-    /// A frame that is sent at most once: built once per variant, and dropped for who has too much waiting.
-    fn tell<'f>(&mut self, targets: &[Target], frame: impl Fn(bool) -> ServerFrame<'f>) {
+    /// A frame that is sent at most once: built once per variant, and dropped when memory is short or for who has too much waiting.
+    fn tell<'f>(&mut self, kind: Shed, targets: &[Target], frame: impl Fn(bool) -> ServerFrame<'f>) {
+        if self.drops(kind, targets.len()) {
+            return;
+        }
         let mut variants: [Option<FrameIndex>; 4] = [None; 4];
         for target in targets {
             let session = self.sessions.get(slot_of(self.session_of(*target)));

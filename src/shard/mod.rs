@@ -12,6 +12,7 @@
 //!  transmit.rs ◄──── send queue ◄──── answer.rs ◄─────────────┘ ◄───── mail.rs: one commit group, pages, peers
 //!                        ▲
 //!                    timing.rs: deadlines, liveness, drain      resume.rs: sessions without a connection, and on the move
+//!                    shed.rs: what is given up for want of memory
 //!                    secure.rs: between the bytes and all of this, for connections with TLS
 //! ```
 
@@ -26,6 +27,7 @@ mod receive;
 mod request;
 mod resume;
 mod secure;
+mod shed;
 mod timing;
 mod transmit;
 
@@ -172,6 +174,9 @@ pub struct Shard {
     /// Sessions without a connection, the one detached first in front; some of them are stale.
     detached: VecDeque<resume::Detached>,
     detached_count: usize,
+    /// Connections for which much waited, some no longer.
+    slow: Vec<ConnectionId>,
+    pressure: shed::Pressures,
     drain: Option<Drain>,
     session_turn: u32,
     /// Tokens for accepting, and for refusing at accept.
@@ -261,6 +266,8 @@ impl Shard {
             carriage: Carriage::default(),
             detached: VecDeque::new(),
             detached_count: 0,
+            slow: Vec::new(),
+            pressure: shed::Pressures::default(),
             drain: None,
             session_turn: 0,
             accepts: Bucket::full(rate, now_ms),
@@ -568,6 +575,8 @@ mod flags {
     pub const HANDSHAKE: u16 = 128;
     /// Speaks TLS; see `secure.rs`.
     pub const TLS: u16 = 256;
+    /// Among those for whom much waits; see `shed.rs`.
+    pub const SLOW: u16 = 512;
     /// Its messages may be compressed.
     pub const INFLATE: u16 = 1 << 14;
     /// Messages to it may be compressed.

@@ -8,7 +8,7 @@ use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
 use crate::limits::{CURSORS_GATHERED_MAX, CURSORS_SUBMITTED_MAX, WATCH_TTL_S_MAX};
 use crate::mail::{PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
 use crate::mutant::{self, Mutant};
-use crate::observe::counters::CloseCause;
+use crate::observe::counters::{CloseCause, Shed};
 use crate::observe::trace::Place;
 use crate::session::hold::{By, Verdict};
 use crate::session::rate::Bucket;
@@ -263,6 +263,9 @@ impl Shard {
         if let Err(retry_ms) = self.take_read(id) {
             return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
+        if self.drops(Shed::Presence, 1) {
+            return self.refuse(id, rid, ErrorCode::StoreOverloaded, RETRY_LOAD_MS, "");
+        }
         let Some(from) = self.sender(id, rid) else { return };
         let mut users: Vec<Text> = users.iter().map(|user| self.arena.text(user)).collect();
         users.sort();
@@ -285,6 +288,9 @@ impl Shard {
         let bucket = self.signals.entry(id).or_insert_with(|| Bucket::full(rate, now_ms));
         if let Err(retry_ms) = bucket.take(rate, now_ms).and_then(|()| self.take_of_user(id, Class::Signal, 0)) {
             return self.refuse(id, 0, ErrorCode::RateLimited, retry_ms, &format!("{conv} refused"));
+        }
+        if self.drops(Shed::Signal, 1) {
+            return;
         }
         let Some(from) = self.sender(id, 0) else { return };
         let mail = SignalMail { from, conv: self.arena.text(conv), kind, payload: self.arena.body(payload) };

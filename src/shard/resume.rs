@@ -34,7 +34,7 @@ use crate::wire::message::Text;
 /// A detached session and when it ends, in the order of detaching; stale when the session has been resumed or dropped.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Detached {
-    session: ConnectionId,
+    pub(super) session: ConnectionId,
     due_ms: u64,
 }
 

@@ -23,6 +23,7 @@ impl Shard {
         }
         self.fired = fired;
         self.expire_detached();
+        self.judge_pressure();
         let ping_ticks = (self.rules.ping_ms / 100).max(1);
         let mut silent = std::mem::take(&mut self.silent);
         self.liveness.scan(now.tick_of(self.id.0), ping_ticks, limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));

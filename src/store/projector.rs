@@ -80,4 +80,4 @@ pub fn run(
 /// How long a wait for groups lasts before the clock is looked at.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How often the engine's memory is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(100);

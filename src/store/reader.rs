@@ -92,7 +92,7 @@ pub fn reply<R: Rows>(history: Result<History<R>, JobFault>, job: Job, now_s: u6
 /// Answers what the operator's side asks of the rows.
 fn look<R: Rows>(history: &History<R>, question: &Question, now_s: u64) -> Result<Looked, ErrorCode> {
     match question {
-        Question::Devices { .. } => unreachable!("the roster is the store's"),
+        Question::Devices { .. } | Question::Shed => unreachable!("the roster is the store's"),
         Question::Now => Ok(Looked::Now),
         Question::Conversation(conv) => {
             let seen = history.load(conv).map_err(JobFault::code)?.map(|loaded| ConversationSeen {

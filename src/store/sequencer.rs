@@ -444,6 +444,7 @@ impl<D: Disk> Sequencer<D> {
             Submit::Leave { session, roster } => {
                 self.leave(session, roster, now);
             }
+            Submit::Shed(mail) => self.operator.note_shed(&self.roster, &mail),
             Submit::Away { session, roster } => {
                 if self.roster.session(roster) == Some(session) {
                     self.set_away(roster, now);
@@ -655,6 +656,7 @@ fn submission_index(submit: &Submit) -> usize {
         Submit::Away { .. } => 9,
         Submit::User(_) => 10,
         Submit::Renew(_) => 11,
+        Submit::Shed(_) => 12,
     }
 }
 

@@ -11,10 +11,11 @@ use super::job::{Answer, Job, Projection};
 use super::log::LogError;
 use super::schema::Batch;
 use super::sequencer::{Ports, Sequencer};
+use crate::address::Shown;
 use crate::clock::{Clock, Moment};
 use crate::ids::ReactorId;
 use crate::io::wake::Waker;
-use crate::mail::{Group, Submit};
+use crate::mail::{Group, ShedReader, Submit};
 use crate::mailbox::{Credit, LaneReceiver, LaneSender, SpareReceiver};
 use crate::observe::counters::StoreBlock;
 use crate::observe::histogram::StoreHistograms;
@@ -118,6 +119,19 @@ impl Lanes {
         self.block.publish(counters);
         for step in sequencer.steps().drain() {
             trace::log("store", &step);
+        }
+        for reader in sequencer.shed() {
+            let ShedReader { user, device, reactor, address, queued_bytes, held_bytes, .. } = reader;
+            let address = address.map(|address| tracing::field::display(Shown(address)));
+            tracing::warn!(
+                user,
+                device,
+                reactor,
+                address,
+                queued_bytes,
+                held_bytes,
+                "the slowest reader is closed: memory is short"
+            );
         }
         let latencies = sequencer.latencies();
         latencies.committed.drain(..).for_each(|latency| self.histograms.committed(latency));

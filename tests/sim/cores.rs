@@ -105,6 +105,7 @@ impl Core {
         self.take_events(around);
         let more_mail = self.take_mail(around);
         self.shard.handle_time(around.moment, around.lanes);
+        self.shard.shed(around.moment, 0, |_| None);
         self.flush(around);
         self.shard.latencies = Latencies::default();
         if more_mail || self.shard.is_busy() { 0 } else { self.shard.wait_ms_max() * crate::MS }

@@ -126,6 +126,11 @@ impl Outgoing {
         }
     }
 
+    /// Bytes of blocks in flight.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether no send is in flight.
     pub fn is_empty(&self) -> bool {
         self.vacant.len() == self.sends.len()

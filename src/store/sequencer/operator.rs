@@ -1,15 +1,16 @@
 //! Messages and questions of the operator's side. A message takes the way of every other; only its sender is no session, and its answer
 //! goes through the channel of the call, when SENT would have gone out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::SyncSender;
 
 use super::live::platform;
 use super::{Ports, Sequencer};
 use crate::clock::Moment;
 use crate::ids::{ReactorId, RosterId, SessionRef};
-use crate::limits::ADMIN_PAGE_MAX;
-use crate::mail::{DeviceSeen, LookMail, Looked, PostDone, PostMail, Question, Sender};
+use crate::limits::{ADMIN_PAGE_MAX, SHED_REMEMBERED_MAX};
+use crate::mail::{DeviceSeen, LookMail, Looked, PostDone, PostMail, Question, Sender, ShedMail, ShedReader};
+use crate::route::roster::Roster;
 use crate::store::disk::Disk;
 use crate::store::job::Job;
 use crate::wire::envelope::ErrorCode;
@@ -23,9 +24,23 @@ pub(super) struct Operator {
     last: u32,
     /// Due when the group has reached its level.
     replies: Vec<(SyncSender<PostResult>, PostResult)>,
+    /// Readers closed for want of memory, the last one behind; and how many of them the log does not have yet.
+    shed: VecDeque<ShedReader>,
+    shed_unlogged: usize,
 }
 
 impl Operator {
+    /// Notes the name of a reader that is closed for want of memory.
+    pub(super) fn note_shed(&mut self, roster: &Roster, mail: &ShedMail) {
+        let ShedMail { session, roster: slot, address, queued_bytes, held_bytes, unix_ms } = *mail;
+        if roster.session(slot) != Some(session) {
+            return;
+        }
+        let (user, device) = (roster.user(slot).to_owned(), roster.device(slot).to_owned());
+        self.shed.push_back(ShedReader { unix_ms, user, device, reactor: session.reactor.0, address, queued_bytes, held_bytes });
+        self.shed_unlogged += 1;
+    }
+
     /// Answers what the turn has decided.
     pub(super) fn hand_out(&mut self) {
         for (reply, result) in self.replies.drain(..) {
@@ -41,6 +56,15 @@ pub(super) fn is_operator(session: SessionRef) -> bool {
 }
 
 impl<D: Disk> Sequencer<D> {
+    /// Readers closed for want of memory since the last call, for the log.
+    pub fn shed(&mut self) -> impl Iterator<Item = &ShedReader> {
+        let fresh = std::mem::take(&mut self.operator.shed_unlogged);
+        let kept = fresh.max(SHED_REMEMBERED_MAX);
+        self.operator.shed.drain(..self.operator.shed.len().saturating_sub(kept));
+        let first = self.operator.shed.len() - fresh;
+        self.operator.shed.range(first..)
+    }
+
     /// Takes a message of the operator's side.
     pub(super) fn post(&mut self, mail: PostMail, now: Moment, ports: &mut impl Ports) {
         let PostMail { mut message, user, reply } = mail;
@@ -61,8 +85,12 @@ impl<D: Disk> Sequencer<D> {
     /// Answers from the roster at once, or hands the question to a reader.
     pub(super) fn look(&mut self, mail: LookMail, ports: &mut impl Ports) {
         let LookMail { question, reply } = mail;
-        if let Question::Devices { user, from } = &question {
-            let looked = self.devices(user.as_deref(), *from);
+        let known = match &question {
+            Question::Devices { user, from } => Some(self.devices(user.as_deref(), *from)),
+            Question::Shed => Some(Looked::Shed(self.operator.shed.iter().rev().cloned().collect())),
+            Question::Now | Question::Conversation(_) | Question::Conversations { .. } => None,
+        };
+        if let Some(looked) = known {
             let _ = reply.try_send(Ok(looked));
             return;
         }
