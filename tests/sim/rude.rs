@@ -180,7 +180,8 @@ impl Rude {
         Ok(())
     }
 
-    /// A message it asked for again, on a connection that lasts, has not come.
+    /// A message it asked for again, on a connection that lasts, should have come by now. In trouble, and for what waits since, a reader
+    /// may be behind for longer.
     pub fn waits_in_vain(&self, now: u64) -> Option<Finding> {
         let ((conv, seq), _) = self.asked.iter().find(|(_, due)| **due < now)?;
         Some(format!("{} asked for {conv} {seq} again, and it does not come", self.user))

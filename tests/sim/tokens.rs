@@ -100,13 +100,17 @@ impl Tokens {
         })
     }
 
-    /// HELLO was refused for its token.
+    /// HELLO was refused for its token, or its session ended before WELCOME came through.
     ///
     /// # Errors
-    /// Nobody has revoked it.
+    /// Nobody has revoked it, and nobody revokes.
     pub fn judge_refusal(&self, shown: Shown<'_>) -> Result<(), Finding> {
         let is_barred = self.barring(shown).next().is_some();
-        if is_barred { Ok(()) } else { Err(format!("{} is refused with a token that is good", shown.name())) }
+        if is_barred || self.judge_end(shown).is_ok() {
+            Ok(())
+        } else {
+            Err(format!("{} is refused with a token that is good", shown.name()))
+        }
     }
 
     /// A session was ended because somebody revokes.

@@ -22,6 +22,7 @@ impl World {
         process.ends_by.is_none()
             && process.store.is_quiet()
             && self.devices.iter().all(|device| device.is_settled() && self.ledger.tokens.judge_session(device.shown()).is_ok())
+            && self.rudes.iter().all(|rude| rude.waits_in_vain(self.now).is_none())
             && self.stored().is_ok_and(|stored| self.behind(&stored).is_none())
     }
 
@@ -44,6 +45,9 @@ impl World {
         let after = self.plan.converge_ns / SECOND;
         let Ok(stored) = self.stored() else { return format!("no process runs {after} s after the trouble") };
         if let Some(finding) = self.behind(&stored) {
+            return format!("{after} s after the trouble {finding}");
+        }
+        if let Some(finding) = self.rudes.iter().find_map(|rude| rude.waits_in_vain(self.now)) {
             return format!("{after} s after the trouble {finding}");
         }
         for device in &self.devices {

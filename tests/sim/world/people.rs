@@ -92,12 +92,6 @@ impl World {
         }
         let Self { rudes, ledger, plan, .. } = self;
         let rude = &mut rudes[number];
-        if let Some(finding) = rude.waits_in_vain(self.now) {
-            // In trouble a reader may be behind for longer.
-            if !self.is_troubled {
-                return Err(finding);
-            }
-        }
         let mut wishes = Wishes::default();
         if self.is_troubled {
             rude.act(ledger, &mut wishes, plan.payload_max);
