@@ -243,7 +243,7 @@ pub const QUEUE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 pub const QUEUE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Parts of `limits.memory_bytes` in use, percent, from which signals and presence are shed, newcomers refused, and the slowest readers
-/// closed. A reactor does the same by its share of `limits.queue_bytes_max`. Counter: `shed_count`.
+/// closed. A reactor does the same by what is queued, of its share of `limits.queue_bytes_max`. Counter: `shed_count`.
 pub const PRESSURE_SIGNALS_PERCENT: u64 = 80;
 /// See [`PRESSURE_SIGNALS_PERCENT`].
 pub const PRESSURE_NEWCOMERS_PERCENT: u64 = 90;

@@ -30,9 +30,10 @@ impl Shard {
         self.pressure.process.max(self.pressure.own)
     }
 
-    /// Looks how much of this core's share is in use.
+    /// Looks how much of this core's share waits to be sent. What windows hold is bounded by itself (`relieve`), and what absent sessions
+    /// hold must not keep their own clients out.
     pub(super) fn judge_pressure(&mut self) {
-        self.pressure.own = self.pressure.own.next(self.kept_bytes(), self.rules.queued_bytes_max);
+        self.pressure.own = self.pressure.own.next(self.pool.queued_bytes, self.rules.queued_bytes_max);
     }
 
     /// Bytes of memory that everything of this core takes, but what the reactor has.
@@ -51,7 +52,7 @@ impl Shard {
             return;
         }
         let memory = self.pool.used_bytes().saturating_sub(owed);
-        let is_enough = |shard: &Self| shard.pool.used_bytes() <= memory && shard.kept_bytes() <= share;
+        let is_enough = |shard: &Self| shard.pool.used_bytes() <= memory && shard.pool.queued_bytes <= share;
         let absent: Vec<_> = self.absent_with_window().take(SHED_PER_TURN_MAX).collect();
         for session in absent {
             if is_enough(self) {
@@ -89,11 +90,6 @@ impl Shard {
         if self.slow.len() > 2 * self.pressure.slow_count + SLOW_STALE_MAX {
             self.slowest();
         }
-    }
-
-    /// Bytes queued and held, what is shared counted for each.
-    fn kept_bytes(&self) -> u64 {
-        self.pool.queued_bytes + self.pool.held_bytes
     }
 
     /// Sessions without a connection that hold something, those that left first in front.
