@@ -136,6 +136,8 @@ pub struct World {
 }
 
 const TRACE_MAX: usize = 60;
+/// What was written before the trouble was over has arrived by then.
+const SETTLE_NS: u64 = SECOND;
 
 impl World {
     pub fn new(plan: Plan) -> Self {
@@ -264,6 +266,8 @@ impl World {
         self.clear();
         self.send_away(|manner| manner != Manner::Asking);
         let calm_begins = self.now;
+        // What the rude ones wrote last is on its way.
+        self.until(calm_begins + SETTLE_NS, |_| false)?;
         // Whoever was refused for want of space was told to come back after 30 s, and adds up to a quarter.
         let hinted = if self.plan.faults.disk_full_ns > 0 { 38 * SECOND } else { 0 };
         self.until(calm_begins + self.plan.converge_ns + hinted, World::has_converged)?;
