@@ -41,7 +41,7 @@ use crate::mailbox::{self, Spread};
 use crate::observe::auth::AuthFacts;
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::ReactorHistograms;
-use crate::observe::pressure::{Level, Pressure};
+use crate::observe::pressure::Pressure;
 use crate::observe::trace::Sampling;
 use crate::reactor::{Outbox, Parts, Reactor};
 use crate::route::roster;
@@ -213,7 +213,6 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         credit: store.credit.clone(),
         credit_bytes: settings.limits.submit_bytes_max,
         fixed_bytes: 0,
-        level: Level::default(),
     };
     let sources = admin::Sources {
         pressure,
@@ -617,7 +616,8 @@ fn work_out(settings: &mut Settings, cores: usize, connections_by_files: u64) ->
     derived
 }
 
-/// What the settings mean to one of `cores` reactors; a limit that was not worked out is that of a large machine. `hash_key` is the key of the stored rows, which is another one.
+/// What the settings mean to one of `cores` reactors; a limit that was not worked out is that of a large machine. `hash_key` is the key of
+/// the stored rows, which is another one.
 ///
 /// # Errors
 /// When the system draws no random bytes.

@@ -18,7 +18,6 @@ pub(super) struct Budget {
     pub(super) credit_bytes: u64,
     /// What the process holds that nobody counts: the program, stacks, tables of fixed size, and what the store uses in passing.
     pub(super) fixed_bytes: u64,
-    pub(super) level: Level,
 }
 
 impl Budget {
@@ -38,11 +37,11 @@ impl Budget {
             return;
         }
         let (used_bytes, budget_bytes) = (self.fixed_bytes + self.counted_bytes(), self.pressure.budget_bytes());
+        let before = self.pressure.level();
         let level = self.pressure.judge(used_bytes);
         if level == Level::Readers {
             self.ask(used_bytes.saturating_sub(relieved_bytes(budget_bytes)));
         }
-        let before = std::mem::replace(&mut self.level, level);
         if level == before {
             return;
         }
