@@ -165,13 +165,22 @@ impl Gateway {
         if status == 200 { Ok(body) } else { Err(format!("GET /metrics: status {status}")) }
     }
 
-    /// Asks its admin interface to do something.
+    /// Asks its admin interface to do something. While the store is busy it is asked again: on a slow disk with much to write an answer
+    /// may come too late. What took place although it seemed not to is no error.
     pub fn post(&self, path: &str, body: &Value) -> Result<(), String> {
         let body = body.to_string();
         let head = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
-        let answer = ask(self.admin, "POST", path, &head, &body);
-        let (status, answer) = answer.map_err(|error| format!("POST {path}: {error}"))?;
-        if (200..300).contains(&status) { Ok(()) } else { Err(format!("POST {path}: status {status}: {answer}")) }
+        let mut attempt = 1;
+        loop {
+            let answer = ask(self.admin, "POST", path, &head, &body);
+            let (status, answer) = answer.map_err(|error| format!("POST {path}: {error}"))?;
+            match verdict(status, attempt) {
+                Verdict::Done => return Ok(()),
+                Verdict::Again => std::thread::sleep(POST_REST),
+                Verdict::Refused => return Err(format!("POST {path}: status {status}: {answer}")),
+            }
+            attempt += 1;
+        }
     }
 
     fn wait_until_ready(&mut self) -> Result<(), String> {
@@ -270,6 +279,25 @@ pub fn parse_stat(stat: &str) -> Option<(String, f64)> {
     Some((name, (f64::from(user) + f64::from(system)) / TICKS_PER_SECOND))
 }
 
+/// What an answer of the admin interface means for who asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    Done,
+    Again,
+    Refused,
+}
+
+/// Judges the status of an attempt, counted from 1.
+fn verdict(status: u16, attempt: u32) -> Verdict {
+    match status {
+        200..300 => Verdict::Done,
+        503 | 504 if attempt < POST_ATTEMPTS_MAX => Verdict::Again,
+        // It exists: the attempt before had an effect, only its answer did not come.
+        409 if attempt > 1 => Verdict::Done,
+        _ => Verdict::Refused,
+    }
+}
+
 fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     ask(address, "GET", path, "", "")
 }
@@ -291,6 +319,9 @@ pub fn free_address() -> Result<SocketAddr, String> {
     listener.map_err(|error| format!("no free port: {error}"))
 }
 
+/// Attempts to change something over the admin interface, and the rest between two of them.
+const POST_ATTEMPTS_MAX: u32 = 20;
+const POST_REST: Duration = Duration::from_millis(500);
 const CROWD_WAIT: Duration = Duration::from_secs(180);
 /// `USER_HZ`, which Linux shows to user space as 100.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -316,6 +347,16 @@ mod tests {
         let half = stage_quantile(&before, &after, 0.5).unwrap();
         assert!((half - 0.0015).abs() < 1e-9, "{half}");
         assert_eq!(stage_quantile(&before, &before, 0.5), None);
+    }
+
+    /// A store that is busy is asked again, for a while; what exists already was made by an attempt whose answer was lost.
+    #[test]
+    fn busy_store_is_asked_again() {
+        assert_eq!(verdict(201, 1), Verdict::Done);
+        assert_eq!(verdict(504, 1), Verdict::Again);
+        assert_eq!(verdict(503, POST_ATTEMPTS_MAX), Verdict::Refused);
+        assert_eq!((verdict(409, 1), verdict(409, 2)), (Verdict::Refused, Verdict::Done));
+        assert_eq!(verdict(400, 2), Verdict::Refused);
     }
 
     /// The name may hold blanks and parentheses.
