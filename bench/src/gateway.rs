@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tidegate::config::Secret;
+use tidegate::io::descriptors::Descriptors;
 use tidegate::session::auth;
 
 use crate::Common;
+use crate::threads::{Kinds, Times};
 
 /// A running gateway; killed, and its data removed, when dropped.
 pub struct Gateway {
@@ -97,11 +99,18 @@ impl Gateway {
         Ok(crowd)
     }
 
-    /// Bytes its process has caused to be written to disks so far.
-    pub fn written_bytes(&self) -> Result<u64, String> {
-        let text = self.proc("io")?;
-        let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-        line.and_then(|bytes| bytes.parse().ok()).ok_or_else(|| "a strange /proc/PID/io".to_owned())
+    /// What it must be told to hold `count` connections, if they do not fit one table of open files.
+    pub fn room(count: usize) -> Result<Vec<String>, String> {
+        let connections = u64::try_from(count).map_err(|error| error.to_string())?;
+        for tables in 1..=TABLES_MAX {
+            let descriptors = Descriptors::for_tables(connections, tables).map_err(|error| format!("open files: {error}"))?;
+            if descriptors.suffice() {
+                let told =
+                    ["--reactors".to_owned(), tables.to_string(), "--limits-connections-max".to_owned(), count.to_string()];
+                return Ok(if tables == 1 { Vec::new() } else { told.into() });
+            }
+        }
+        Err(format!("{count} connections do not fit {TABLES_MAX} tables of open files: raise the limit, ulimit -Hn"))
     }
 
     /// Its number.
@@ -135,23 +144,9 @@ impl Gateway {
         }
     }
 
-    /// CPU seconds used so far by each kind of thread: names without their numbers, from `/proc/PID/task`.
-    pub fn cpu(&self) -> Result<Vec<(String, f64)>, String> {
-        let mut kinds: Vec<(String, f64)> = Vec::new();
-        let tasks =
-            fs::read_dir(format!("/proc/{}/task", self.child.id())).map_err(|error| format!("cannot list tasks: {error}"))?;
-        for task in tasks.flatten() {
-            // A thread may end between the listing and the reading.
-            let Ok(stat) = fs::read_to_string(task.path().join("stat")) else { continue };
-            let Some((name, seconds)) = parse_stat(&stat) else { continue };
-            let kind = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-' || c == ' ').to_owned();
-            match kinds.iter_mut().find(|(known, _)| *known == kind) {
-                Some((_, sum)) => *sum += seconds,
-                None => kinds.push((kind, seconds)),
-            }
-        }
-        kinds.sort_by(|(left, _), (right, _)| left.cmp(right));
-        Ok(kinds)
+    /// What each kind of its threads used so far, and waited for.
+    pub fn threads(&self) -> Result<Kinds, String> {
+        Kinds::of(self.pid())
     }
 
     /// CPU seconds of the whole process, threads that ended included.
@@ -213,6 +208,13 @@ impl Drop for Gateway {
 
 /// Idle sessions of another process, gone when dropped.
 pub struct Crowd(Child);
+
+impl Crowd {
+    /// What its threads used so far, and waited for.
+    pub fn times(&self) -> Result<Times, String> {
+        Kinds::of(self.0.id()).map(|kinds| kinds.total())
+    }
+}
 
 impl Drop for Crowd {
     fn drop(&mut self) {
@@ -322,6 +324,8 @@ pub fn free_address() -> Result<SocketAddr, String> {
 /// Attempts to change something over the admin interface, and the rest between two of them.
 const POST_ATTEMPTS_MAX: u32 = 20;
 const POST_REST: Duration = Duration::from_millis(500);
+/// Tables of open files, one of each reactor.
+const TABLES_MAX: u64 = 64;
 const CROWD_WAIT: Duration = Duration::from_secs(180);
 /// `USER_HZ`, which Linux shows to user space as 100.
 const TICKS_PER_SECOND: f64 = 100.0;

@@ -15,7 +15,8 @@ use serde_json::{Map, Value, json};
 
 use crate::Common;
 use crate::results;
-use crate::server::{Contender, Core, Probe, Server, on_core, own_thread_cpu};
+use crate::server::{Contender, Core, Probe, Server, on_core};
+use crate::threads;
 
 /// What every comparison is told.
 #[derive(Clone, Debug, Args)]
@@ -112,14 +113,14 @@ pub struct Watch {
 impl Watch {
     /// From here on it counts.
     pub fn begin(&mut self) -> Result<(), String> {
-        self.begun = Some((Instant::now(), self.probe.cpu()?, own_thread_cpu()?));
+        self.begun = Some((Instant::now(), self.probe.cpu()?, threads::own()?.cpu_s));
         Ok(())
     }
 
     /// So many units were done since.
     pub fn end(&mut self, units: f64) -> Result<Sample, String> {
         let (at, cpu, own) = self.begun.take().ok_or("the end of what was not begun")?;
-        let (cpu, own) = (self.probe.cpu()? - cpu, own_thread_cpu()? - own);
+        let (cpu, own) = (self.probe.cpu()? - cpu, threads::own()?.cpu_s - own);
         Ok(Sample { units, seconds: at.elapsed().as_secs_f64(), cpu_s: cpu, own_cpu_s: own, more: Vec::new() })
     }
 }

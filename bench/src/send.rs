@@ -13,17 +13,21 @@ use tidegate::ids::Cmid;
 use tidegate::wire::envelope::{ClientFrame, Encoding, Send, ServerFrame, encode_client};
 
 use crate::client::{Outbox, Ready, Script, Swarm, acknowledge, each_frame};
-use crate::gateway::{Gateway, stage_buckets, stage_quantile};
+use crate::gateway::{Crowd, Gateway, metric_sum, stage_buckets, stage_quantile};
 use crate::idle::{Greeter, user};
+use crate::machine::disk_written_bytes;
 use crate::pace::{Pace, nanos};
 use crate::results::Run;
+use crate::stretch::{QUANTILES, Stretches};
+use crate::threads::{self, Kinds, Times};
 use crate::{Common, SendOptions};
 
 /// One measurement.
 pub fn run(options: &SendOptions) -> Result<Run, String> {
     let common = &options.common;
-    let gateway = Gateway::start(common, &[])?;
-    let _crowd = if options.beside > 0 { Some(gateway.crowd(options.beside)?) } else { None };
+    let room = Gateway::room(common.connections + options.beside)?;
+    let gateway = Gateway::start(common, &room.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let crowd = if options.beside > 0 { Some(gateway.crowd(options.beside)?) } else { None };
     let mut load = Load::new(options, Greeter::new(common.connections, gateway.minter()?))?;
     let mut swarm = Swarm::new(gateway.address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
     swarm.grow(common.connections, &mut load)?;
@@ -31,13 +35,20 @@ pub fn run(options: &SendOptions) -> Result<Run, String> {
     let mut driver = Loop::new(options, &load, &mut swarm)?;
     driver.start(&mut swarm, &mut load)?;
     driver.turn_for(&mut swarm, &mut load, common.warm_up())?;
-    let before = Snapshot::take(&gateway, &mut load)?;
-    driver.turn_for(&mut swarm, &mut load, common.duration())?;
-    let after = Snapshot::take(&gateway, &mut load)?;
+    load.sent_latency.reset();
+    load.deliver_latency.reset();
+    let before = Snapshot::take(&gateway, crowd.as_ref(), &load)?;
+    let mut stretches = Stretches::begin(common.duration())?;
+    while let Some(second) = stretches.next() {
+        driver.turn_for(&mut swarm, &mut load, second)?;
+        stretches.take(&mut load.sent_latency)?;
+    }
+    let after = Snapshot::take(&gateway, crowd.as_ref(), &load)?;
+    let mut run = figures(options, &load, &before, &after);
+    stretches.report(&mut run);
     load.is_stopping = true;
     drain(&mut swarm, &mut load)?;
-
-    Ok(figures(options, &load, &before, &after))
+    Ok(run)
 }
 
 fn figures(options: &SendOptions, load: &Load, before: &Snapshot, after: &Snapshot) -> Run {
@@ -48,23 +59,34 @@ fn figures(options: &SendOptions, load: &Load, before: &Snapshot, after: &Snapsh
     run.add("idle_sessions_beside_count", options.beside as f64);
     run.add("payload_bytes", load.payload.len() as f64);
     run.add("rate_wanted_per_s", options.rate as f64);
+    run.add("in_flight_count", if options.rate == 0 { f64::from(options.in_flight) } else { 0.0 });
+    run.add("messages_count", messages);
     run.add("messages_per_s", messages / seconds);
     run.add("deliveries_per_s", (after.delivered_count - before.delivered_count) as f64 / seconds);
     run.add("redeliveries_per_s", (after.again_count - before.again_count) as f64 / seconds);
-    run.add("written_bytes_per_message", (after.written_bytes - before.written_bytes) as f64 / messages);
+    let metric = |name| metric_sum(&after.metrics, name) - metric_sum(&before.metrics, name);
+    run.add("log_bytes_per_message", metric("tidegate_store_log_written_bytes_total") / messages);
+    // All that the disk wrote: log, zeros ahead of it, engine with its journal, tables and compaction, journal of the file system, and
+    // what else this machine wrote. `/proc/PID/io` says more than that: where the page cache has large folios (ext4 from Linux 6.16 on)
+    // the kernel counts all of a folio of which a few bytes were written.
+    if let (Some(before), Some(after)) = (before.disk_bytes, after.disk_bytes) {
+        run.add("disk_bytes_per_message", (after - before) as f64 / messages);
+    }
+    run.add("messages_per_sync", messages / metric("tidegate_store_log_syncs_total").max(1.0));
     run.add("cpu_us_per_message", (after.cpu - before.cpu) * 1e6 / messages);
-    for (kind, used) in &after.cpu_kinds {
-        let earlier = before.cpu_kinds.iter().find(|(known, _)| known == kind).map_or(0.0, |&(_, used)| used);
-        // Threads that only wait are not worth a line.
-        if used > &earlier {
-            run.add(format!("cpu_us_per_message_{kind}"), (used - earlier) * 1e6 / messages);
-        }
+    for (kind, times) in after.threads.since(&before.threads).0 {
+        run.add(format!("cpu_us_per_message_{kind}"), times.cpu_s * 1e6 / messages);
+        run.add(format!("run_queue_wait_percent_{kind}"), times.wait_s * 100.0 / seconds);
+        run.add(format!("run_queue_wait_us_mean_{kind}"), times.wait_us_mean());
     }
     run.add("gateway_cpu_percent", (after.cpu - before.cpu) * 100.0 / seconds);
-    run.add("generator_cpu_percent", (after.own_cpu - before.own_cpu) * 100.0 / seconds);
-    for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
-        run.add(format!("sent_us_{name}"), after.sent_latency.value_at_quantile(quantile) as f64 / 1e3);
-        run.add(format!("deliver_us_{name}"), after.deliver_latency.value_at_quantile(quantile) as f64 / 1e3);
+    let generator = after.own.since(before.own);
+    run.add("generator_cpu_percent", generator.cpu_s * 100.0 / seconds);
+    run.add("generator_run_queue_wait_percent", generator.wait_s * 100.0 / seconds);
+    run.add("generator_run_queue_wait_us_mean", generator.wait_us_mean());
+    run.add("beside_cpu_percent", after.beside.since(before.beside).cpu_s * 100.0 / seconds);
+    for (name, quantile) in QUANTILES {
+        run.add(format!("deliver_us_{name}"), load.deliver_latency.value_at_quantile(quantile) as f64 / 1e3);
     }
     for stage in ["parse", "commit", "sync", "delivery", "write", "acknowledge"] {
         let (earlier, later) = (stage_buckets(&before.metrics, stage), stage_buckets(&after.metrics, stage));
@@ -83,34 +105,30 @@ struct Snapshot {
     sent_count: u64,
     delivered_count: u64,
     again_count: u64,
-    written_bytes: u64,
+    disk_bytes: Option<u64>,
     cpu: f64,
-    cpu_kinds: Vec<(String, f64)>,
-    own_cpu: f64,
+    threads: Kinds,
+    /// Of the generator: near 100 % of a core, it and not the gateway was measured.
+    own: Times,
+    /// Of the process that holds idle sessions.
+    beside: Times,
     metrics: String,
-    /// Since the snapshot before.
-    sent_latency: Histogram<u64>,
-    deliver_latency: Histogram<u64>,
 }
 
 impl Snapshot {
-    fn take(gateway: &Gateway, load: &mut Load) -> Result<Self, String> {
-        let snapshot = Self {
+    fn take(gateway: &Gateway, crowd: Option<&Crowd>, load: &Load) -> Result<Self, String> {
+        Ok(Self {
             at: Instant::now(),
             sent_count: load.sent_count,
             delivered_count: load.delivered_count,
             again_count: load.again_count,
-            written_bytes: gateway.written_bytes()?,
+            disk_bytes: disk_written_bytes(gateway.data()),
             cpu: gateway.cpu_total()?,
-            cpu_kinds: gateway.cpu()?,
-            own_cpu: own_cpu()?,
+            threads: gateway.threads()?,
+            own: threads::own()?,
+            beside: crowd.map(Crowd::times).transpose()?.unwrap_or_default(),
             metrics: gateway.metrics()?,
-            sent_latency: load.sent_latency.clone(),
-            deliver_latency: load.deliver_latency.clone(),
-        };
-        load.sent_latency.reset();
-        load.deliver_latency.reset();
-        Ok(snapshot)
+        })
     }
 }
 
@@ -171,14 +189,17 @@ impl Loop {
     }
 }
 
-/// Waits for every answer and every delivery.
+/// Waits for every answer and every delivery, of what was refused for the second one.
 pub fn drain(swarm: &mut Swarm, load: &mut Load) -> Result<(), String> {
     let started = Instant::now();
-    while load.pairs.iter().any(|side| !side.in_flight.is_empty()) || load.delivered_count < load.sent_count {
+    while load.is_owed() {
         if started.elapsed() > Duration::from_secs(20) {
             let unanswered: usize = load.pairs.iter().map(|side| side.in_flight.len()).sum();
             let undelivered = load.sent_count - load.delivered_count;
-            return Err(format!("{unanswered} messages were never answered, {undelivered} never delivered"));
+            return Err(format!(
+                "{unanswered} messages were never answered, {undelivered} never delivered, {} refused ones did not come again",
+                load.refused_count
+            ));
         }
         swarm.turn(Duration::from_millis(100), load)?;
     }
@@ -197,9 +218,11 @@ pub struct Load {
     pub sent_count: u64,
     delivered_count: u64,
     /// Each delivery is refused the first time.
-    is_nacked: bool,
+    pub is_nacked: bool,
+    /// What was refused and has not come again yet.
+    refused_count: u64,
     /// Deliveries of what was refused.
-    again_count: u64,
+    pub again_count: u64,
     pub sent_latency: Histogram<u64>,
     deliver_latency: Histogram<u64>,
 }
@@ -244,10 +267,17 @@ impl Load {
             sent_count: 0,
             delivered_count: 0,
             is_nacked: options.nack,
+            refused_count: 0,
             again_count: 0,
             sent_latency: latency_histogram()?,
             deliver_latency: latency_histogram()?,
         })
+    }
+
+    /// Whether something was sent and not answered, not delivered, or refused and not delivered again.
+    fn is_owed(&self) -> bool {
+        let is_unanswered = self.pairs.iter().any(|side| !side.in_flight.is_empty());
+        is_unanswered || self.delivered_count < self.sent_count || self.refused_count > 0
     }
 
     fn offer(&mut self, index: usize, intended: u64) {
@@ -307,14 +337,15 @@ impl Load {
     fn delivered(&mut self, index: usize, pos: u64, seq: u64, payload: &[u8], out: &mut Outbox<'_>) -> Result<(), String> {
         let side = &mut self.pairs[index];
         side.unacked += 1;
-        let is_again = self.is_nacked && seq <= side.have;
-        if is_again {
+        if seq <= side.have && self.refused_count > 0 {
+            self.refused_count -= 1;
             self.again_count += 1;
             side.acknowledge(pos, out);
             return Ok(());
         }
         side.follow(index, seq)?;
         if self.is_nacked {
+            self.refused_count += 1;
             let nack = ClientFrame::Nack { conv: side.conv.as_str().into(), seq, delay_ms: 0, reason: 0 };
             out.message(|bytes| encode_client(Encoding::Binary, &nack, bytes));
         }
@@ -379,12 +410,6 @@ fn filler(count: usize) -> Vec<u8> {
 /// From a microsecond to a minute, three digits, in nanoseconds.
 pub fn latency_histogram() -> Result<Histogram<u64>, String> {
     Histogram::new_with_bounds(1_000, 60_000_000_000, 3).map_err(|error| format!("histogram: {error:?}"))
-}
-
-/// CPU seconds of this process: near 100 % of a core, it and not the gateway was measured.
-pub fn own_cpu() -> Result<f64, String> {
-    let stat = std::fs::read_to_string("/proc/self/stat").map_err(|error| format!("/proc/self/stat: {error}"))?;
-    crate::gateway::parse_stat(&stat).map(|(_, seconds)| seconds).ok_or_else(|| "a strange /proc/self/stat".to_owned())
 }
 
 const ACK_EVERY: u32 = 64;

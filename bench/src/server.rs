@@ -19,6 +19,7 @@ use crate::gateway::{Gateway, free_address, metric_sum};
 use crate::nats;
 use crate::paired::Options;
 use crate::peer;
+use crate::threads::Kinds;
 
 /// Who answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -250,13 +251,7 @@ pub struct Probe {
 impl Probe {
     /// CPU seconds of all its threads.
     pub fn cpu(self) -> Result<f64, String> {
-        let path = format!("/proc/{}/task", self.pid);
-        let tasks = fs::read_dir(&path).map_err(|error| format!("{path}: {error}"))?;
-        let nanos = |task: fs::DirEntry| {
-            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split_ascii_whitespace().next()?.parse::<u64>().ok()
-        };
-        Ok(tasks.flatten().filter_map(nanos).sum::<u64>() as f64 / 1e9)
+        Kinds::of(self.pid).map(|kinds| kinds.total().cpu_s)
     }
 
     /// Proportional bytes of its process.
@@ -276,13 +271,6 @@ impl Probe {
         let line = text.lines().find(|line| line.contains("raw_syscalls"))?;
         Some(line.split(',').next()?.parse::<f64>().ok()? / seconds)
     }
-}
-
-/// CPU seconds of the calling thread.
-pub fn own_thread_cpu() -> Result<f64, String> {
-    let text = fs::read_to_string("/proc/thread-self/schedstat").map_err(|error| format!("/proc/thread-self: {error}"))?;
-    let nanos: u64 = text.split_ascii_whitespace().next().and_then(|word| word.parse().ok()).ok_or("a strange schedstat")?;
-    Ok(nanos as f64 / 1e9)
 }
 
 /// Which end of the machine.
