@@ -26,6 +26,7 @@ mod nats;
 mod pace;
 mod paired;
 mod peer;
+mod redeliver;
 mod refuse;
 mod reopen;
 mod results;
@@ -48,6 +49,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::floor::Duty;
 use crate::paired::Options;
+use crate::redeliver::RedeliverOptions;
 use crate::reopen::ReopenOptions;
 use crate::results::Run;
 
@@ -68,6 +70,9 @@ fn run(subject: &Subject) -> Result<(), String> {
         Subject::Send(options) => results::report("send", &options.common, &repeat(&options.common, || send::run(options))?),
         Subject::Reopen(options) => {
             results::report("reopen", &options.common, &repeat(&options.common, || reopen::run(options))?)
+        }
+        Subject::Redeliver(options) => {
+            results::report("redeliver", &options.common, &repeat(&options.common, || redeliver::run(options))?)
         }
         Subject::Resume(common) => results::report("resume", common, &repeat(common, || resume::run(common))?),
         Subject::Sync(common) => results::report("sync", common, &repeat(common, || sync::run(common))?),
@@ -129,6 +134,8 @@ enum Subject {
     Refuse(Common),
     /// Durable messages: rate, latency of SENT and DELIVER, CPU per message.
     Send(SendOptions),
+    /// Messages that are refused once and come again, against messages that are not: CPU of a redelivery.
+    Redeliver(RedeliverOptions),
     /// From kill -9 at full load until ready again.
     Reopen(ReopenOptions),
     /// Everybody gone and back at once: memory of a session that waits, cost of resuming it.
