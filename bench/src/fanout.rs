@@ -1,7 +1,7 @@
-//! A group of a thousand: deliveries per CPU-second, against bare sends of as many bytes.                                    [mio]
+//! Groups: deliveries per CPU-second, against bare sends of as many bytes. A thousand members in one group, or in fifty.      [mio]
 //!
-//! One member sends a burst, everybody else gets it, then comes the next burst. The gateway orders, stores and syncs each message,
-//! numbers each delivery and takes acknowledgements; the bare server writes what it reads to everyone, a burst in one send each. What
+//! One member of each group sends a burst, everybody else gets it, then comes the next burst. The gateway orders, stores and syncs each message,
+//! numbers each delivery and takes acknowledgements; the bare server writes what it reads to everyone of the room, a burst in one send each. What
 //! all threads of the gateway use is counted. Strangers pass messages on from memory: no order over several senders, nothing stored.
 
 use std::io::{ErrorKind, Read, Write};
@@ -20,32 +20,42 @@ use crate::paired::{Case, Generator, Options, Per, Sample, Team, Watch, measure}
 use crate::peer::{self, Guests, Peer};
 use crate::server::{Bare, Contender, Server};
 
-/// One message at a time, and bursts.
+/// Small groups and a large one, one message at a time and bursts.
 pub fn run(options: &Options) -> Result<(), String> {
-    for burst in [1, 16] {
-        let name = format!("{MEMBERS} members, {burst} at a time");
+    for shape in SHAPES {
+        let name = shape.name();
         if !options.wants_case(&name) {
             continue;
         }
         let team = |contender: Contender| {
-            let server = Server::start(contender, Bare::Fanout, options, &[])?;
+            let server = Server::start(contender, Bare::Fanout { members: shape.members }, options, &[])?;
             let address = server.address;
             if let Some(peer) = peer::of(contender) {
                 return Team::new(contender, server, move || {
-                    Ok(Room::Strange(Box::new(StrangeRoom::open(address, peer, burst)?)))
+                    Ok(Room::Strange(Box::new(StrangeRoom::open(address, peer, shape)?)))
                 });
             }
             let Some(gateway) = server.gateway() else {
-                return Team::new(contender, server, move || Ok(Room::Bare(BareRoom::open(address, burst)?)));
+                return Team::new(contender, server, move || Ok(Room::Bare(BareRoom::open(address, shape)?)));
             };
-            let members: Vec<String> = (0..MEMBERS).map(user).collect();
-            gateway.post("/v1/groups", &json!({ "conv": CONV, "members": members }))?;
+            for (group, first) in shape.speakers().enumerate() {
+                let members: Vec<String> = (first..first + shape.members).map(user).collect();
+                gateway.post("/v1/groups", &json!({ "conv": conv(group), "members": members }))?;
+            }
             let mint = gateway.minter()?;
-            Team::new(contender, server, move || Ok(Room::Ours(OurRoom::open(address, Greeter::new(MEMBERS, mint), burst)?)))
+            Team::new(contender, server, move || {
+                Ok(Room::Ours(OurRoom::open(address, Greeter::new(shape.connections(), mint), shape)?))
+            })
         };
-        let teams = options.choose(ALL).into_iter().map(team).collect::<Result<_, _>>()?;
-        let facts =
-            vec![("members_count", MEMBERS as f64), ("burst_count", burst as f64), ("payload_bytes", PAYLOAD_BYTES as f64)];
+        // A stranger has one room.
+        let contenders = if shape.groups == 1 { ALL } else { OURS };
+        let teams = options.choose(contenders).into_iter().map(team).collect::<Result<_, _>>()?;
+        let facts = vec![
+            ("members_count", shape.members as f64),
+            ("groups_count", shape.groups as f64),
+            ("burst_count", shape.burst as f64),
+            ("payload_bytes", PAYLOAD_BYTES as f64),
+        ];
         measure(
             "fanout",
             &Case { name, unit: "delivery", facts, reference: Contender::Floor, per: Per::CpuSecond },
@@ -54,6 +64,41 @@ pub fn run(options: &Options) -> Result<(), String> {
         )?;
     }
     Ok(())
+}
+
+/// How many speak to how many.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    groups: usize,
+    /// Of each group, with the one who sends.
+    members: usize,
+    /// Messages of each group at a time.
+    burst: usize,
+}
+
+impl Shape {
+    fn name(self) -> String {
+        let Self { groups, members, burst } = self;
+        if groups == 1 {
+            format!("{members} members, {burst} at a time")
+        } else {
+            format!("{members} members in each of {groups} groups, {burst} at a time")
+        }
+    }
+
+    fn connections(self) -> usize {
+        self.groups * self.members
+    }
+
+    /// The first member of each group.
+    fn speakers(self) -> impl Iterator<Item = usize> {
+        (0..self.connections()).step_by(self.members)
+    }
+
+    /// Deliveries of one burst of everybody who speaks.
+    fn deliveries(self) -> usize {
+        self.groups * (self.members - 1) * self.burst
+    }
 }
 
 enum Room {
@@ -87,12 +132,12 @@ struct BareRoom {
     poll: Poll,
     events: Events,
     streams: Vec<TcpStream>,
-    burst: usize,
+    shape: Shape,
     buffer: Vec<u8>,
 }
 
 impl BareRoom {
-    fn open(address: SocketAddr, burst: usize) -> Result<Self, String> {
+    fn open(address: SocketAddr, shape: Shape) -> Result<Self, String> {
         let poll = Poll::new().map_err(|error| error.to_string())?;
         let open = |index| {
             let stream = std::net::TcpStream::connect(address)?;
@@ -102,16 +147,19 @@ impl BareRoom {
             poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
             Ok(stream)
         };
-        let streams = (0..MEMBERS).map(open).collect::<std::io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
+        let streams =
+            (0..shape.connections()).map(open).collect::<std::io::Result<Vec<_>>>().map_err(|error| error.to_string())?;
         // The server has accepted them all when it has answered the last.
         std::thread::sleep(Duration::from_millis(200));
-        Ok(Self { poll, events: Events::with_capacity(1024), streams, burst, buffer: vec![0; 64 * 1024] })
+        Ok(Self { poll, events: Events::with_capacity(1024), streams, shape, buffer: vec![0; 64 * 1024] })
     }
 
     fn burst(&mut self) -> Result<u64, String> {
-        let bytes = vec![b'f'; self.burst * DELIVERED_BYTES];
-        self.streams[0].write_all(&bytes).map_err(|error| format!("send: {error}"))?;
-        let mut left = (MEMBERS - 1) * bytes.len();
+        let bytes = vec![b'f'; self.shape.burst * DELIVERED_BYTES];
+        for speaker in self.shape.speakers() {
+            self.streams[speaker].write_all(&bytes).map_err(|error| format!("send: {error}"))?;
+        }
+        let mut left = self.shape.deliveries() * DELIVERED_BYTES;
         let started = Instant::now();
         while left > 0 {
             if started.elapsed() > BURST_WAIT {
@@ -132,15 +180,15 @@ impl BareRoom {
                 }
             }
         }
-        Ok(((MEMBERS - 1) * self.burst) as u64)
+        Ok(self.shape.deliveries() as u64)
     }
 }
 
-/// Members of a group; the first one sends.
+/// Members of groups; the first one of each sends.
 struct OurRoom {
     swarm: Swarm,
     listeners: Listeners,
-    burst: usize,
+    shape: Shape,
     sent_count: u32,
 }
 
@@ -154,21 +202,25 @@ struct Listeners {
 }
 
 impl OurRoom {
-    fn open(address: SocketAddr, greeter: Greeter, burst: usize) -> Result<Self, String> {
-        let mut listeners = Listeners { greeter, unacked: vec![0; MEMBERS], delivered_count: 0, acknowledged_count: 0 };
+    fn open(address: SocketAddr, greeter: Greeter, shape: Shape) -> Result<Self, String> {
+        let mut listeners =
+            Listeners { greeter, unacked: vec![0; shape.connections()], delivered_count: 0, acknowledged_count: 0 };
         let mut swarm = Swarm::new(address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
-        swarm.grow(MEMBERS, &mut listeners)?;
-        Ok(Self { swarm, listeners, burst, sent_count: 0 })
+        swarm.grow(shape.connections(), &mut listeners)?;
+        Ok(Self { swarm, listeners, shape, sent_count: 0 })
     }
 
     fn burst(&mut self) -> Result<u64, String> {
         let before = (self.listeners.delivered_count, self.listeners.acknowledged_count);
-        let count = (MEMBERS - 1) * self.burst;
+        let count = self.shape.deliveries() as u64;
         let first = self.sent_count;
-        self.sent_count += u32::try_from(self.burst).map_err(|error| error.to_string())?;
-        // Frames of one message arrive together.
-        self.swarm.send(0, |bytes| (first..self.sent_count).for_each(|number| write_send(number, bytes)))?;
-        let (delivered, acknowledged) = (before.0 + count as u64, before.1 + self.burst as u64);
+        self.sent_count += u32::try_from(self.shape.burst).map_err(|error| error.to_string())?;
+        for (group, speaker) in self.shape.speakers().enumerate() {
+            // Frames of one message arrive together.
+            let write = |bytes: &mut Vec<u8>| (first..self.sent_count).for_each(|number| write_send(group, number, bytes));
+            self.swarm.send(speaker, write)?;
+        }
+        let (delivered, acknowledged) = (before.0 + count, before.1 + (self.shape.groups * self.shape.burst) as u64);
         let started = Instant::now();
         while self.listeners.delivered_count < delivered || self.listeners.acknowledged_count < acknowledged {
             if started.elapsed() > BURST_WAIT {
@@ -176,7 +228,7 @@ impl OurRoom {
             }
             self.swarm.turn(Duration::from_millis(100), &mut self.listeners)?;
         }
-        Ok(count as u64)
+        Ok(count)
     }
 }
 
@@ -184,23 +236,24 @@ impl OurRoom {
 struct StrangeRoom {
     swarm: Swarm,
     guests: Guests,
-    burst: usize,
+    shape: Shape,
 }
 
 impl StrangeRoom {
-    fn open(address: SocketAddr, peer: Box<dyn Peer>, burst: usize) -> Result<Self, String> {
+    fn open(address: SocketAddr, peer: Box<dyn Peer>, shape: Shape) -> Result<Self, String> {
         let swarm = Swarm::at(address, peer.path(), peer.subprotocol());
         let mut swarm = swarm.map_err(|error| error.to_string())?;
         let mut guests = Guests::new(peer);
-        swarm.grow(MEMBERS, &mut guests)?;
-        Ok(Self { swarm, guests, burst })
+        swarm.grow(shape.members, &mut guests)?;
+        Ok(Self { swarm, guests, shape })
     }
 
     fn burst(&mut self) -> Result<u64, String> {
-        let receivers = if self.guests.peer.hears_itself() { MEMBERS } else { MEMBERS - 1 };
-        let count = (receivers * self.burst) as u64;
+        let Shape { members, burst, .. } = self.shape;
+        let receivers = if self.guests.peer.hears_itself() { members } else { members - 1 };
+        let count = (receivers * burst) as u64;
         let wanted = self.guests.delivered_count + count;
-        self.swarm.say(0, |out| self.guests.peer.publish(self.burst, &[b'f'; PAYLOAD_BYTES], out))?;
+        self.swarm.say(0, |out| self.guests.peer.publish(burst, &[b'f'; PAYLOAD_BYTES], out))?;
         let started = Instant::now();
         while self.guests.delivered_count < wanted {
             if started.elapsed() > BURST_WAIT {
@@ -212,7 +265,11 @@ impl StrangeRoom {
     }
 }
 
-fn write_send(number: u32, bytes: &mut Vec<u8>) {
+fn conv(group: usize) -> String {
+    format!("g:room-{group}")
+}
+
+fn write_send(group: usize, number: u32, bytes: &mut Vec<u8>) {
     let send = Send {
         rid: number + 1,
         cmid: Cmid(u128::from(number + 1).to_be_bytes()),
@@ -220,7 +277,7 @@ fn write_send(number: u32, bytes: &mut Vec<u8>) {
         kind: 1,
         ttl_s: 0,
         trace: None,
-        conv: CONV.into(),
+        conv: conv(group).into(),
         payload: (&[b'f'; PAYLOAD_BYTES][..]).into(),
     };
     encode_client(Encoding::Binary, &ClientFrame::Send(send), bytes);
@@ -262,9 +319,14 @@ const ALL: &[Contender] = &[
     Contender::Centrifugo,
     Contender::Nchan,
 ];
-const CONV: &str = "g:room";
-/// With the one who sends. A larger group would be told by NOTICE.
-const MEMBERS: usize = 1_000;
+const OURS: &[Contender] = &[Contender::Floor, Contender::FloorAgain, Contender::Epoll, Contender::Uring];
+/// A group of more than a thousand would be told by NOTICE.
+const SHAPES: [Shape; 4] = [
+    Shape { groups: 50, members: 20, burst: 1 },
+    Shape { groups: 50, members: 20, burst: 16 },
+    Shape { groups: 1, members: 1_000, burst: 1 },
+    Shape { groups: 1, members: 1_000, burst: 16 },
+];
 const PAYLOAD_BYTES: usize = 200;
 /// What one delivery of such a message is on the wire.
 const DELIVERED_BYTES: usize = 260;

@@ -2,7 +2,7 @@
 //!
 //! - `echo`: what comes in goes out.
 //! - `upgrade`: a newcomer is accepted, its request read up to the blank line, a canned 101 sent.
-//! - `fanout`: whatever one sends goes to all others, in one send each.
+//! - `fanout`: whatever one sends goes to all others of its room, in one send each.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,13 +19,13 @@ pub enum Duty {
     Fanout,
 }
 
-/// Serves until it is killed. Prints its address first.
-pub fn run(duty: Duty) -> io::Result<()> {
+/// Serves until it is killed. Prints its address first. So many `members`, in the order in which they came, are one room.
+pub fn run(duty: Duty, members: usize) -> io::Result<()> {
     let mut listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     println!("{}", listener.local_addr()?);
     let poll = Poll::new()?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-    let mut floor = Floor { duty, poll, lines: Vec::new(), vacant: Vec::new() };
+    let mut floor = Floor { duty, members, poll, lines: Vec::new(), vacant: Vec::new() };
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -44,6 +44,7 @@ pub fn run(duty: Duty) -> io::Result<()> {
 
 struct Floor {
     duty: Duty,
+    members: usize,
     poll: Poll,
     lines: Vec<Option<Line>>,
     vacant: Vec<usize>,
@@ -101,7 +102,11 @@ impl Floor {
             Duty::Echo => self.send(index, bytes),
             // A request arrives in one piece on loopback; one that does not is answered twice, and the client says so.
             Duty::Upgrade => self.send(index, CANNED),
-            Duty::Fanout => (0..self.lines.len()).filter(|&other| other != index).for_each(|other| self.send(other, bytes)),
+            Duty::Fanout => {
+                let first = index - index % self.members;
+                let end = first.saturating_add(self.members).min(self.lines.len());
+                (first..end).filter(|&other| other != index).for_each(|other| self.send(other, bytes));
+            }
         }
     }
 

@@ -76,7 +76,7 @@ fn run(subject: &Subject) -> Result<(), String> {
         }
         Subject::Resume(common) => results::report("resume", common, &repeat(common, || resume::run(common))?),
         Subject::Sync(common) => results::report("sync", common, &repeat(common, || sync::run(common))?),
-        Subject::Floor { duty } => floor::run(*duty).map_err(|error| error.to_string()),
+        Subject::Floor { duty, members } => floor::run(*duty, *members).map_err(|error| error.to_string()),
         Subject::Echo(options) => compare(options, &[echo::run]),
         Subject::Upgrade(options) => compare(options, &[upgrade::run]),
         Subject::Fanout(options) => compare(options, &[fanout::run]),
@@ -144,7 +144,12 @@ enum Subject {
     Sync(Common),
     /// What others are held against; started by the comparisons.
     #[command(hide = true)]
-    Floor { duty: Duty },
+    Floor {
+        duty: Duty,
+        /// Fanout: so many connections, in the order in which they came, are one room.
+        #[arg(long, default_value_t = usize::MAX)]
+        members: usize,
+    },
 }
 
 /// What every subject is told.

@@ -101,16 +101,19 @@ impl fmt::Display for Contender {
 pub enum Bare {
     Echo,
     Upgrade,
-    Fanout,
+    /// Rooms of so many connections.
+    Fanout {
+        members: usize,
+    },
 }
 
 impl Bare {
-    /// The argument of the hidden subcommand `floor`.
-    fn name(self) -> &'static str {
+    /// The arguments of the hidden subcommand `floor`.
+    fn arguments(self) -> Vec<String> {
         match self {
-            Self::Echo => "echo",
-            Self::Upgrade => "upgrade",
-            Self::Fanout => "fanout",
+            Self::Echo => vec!["echo".to_owned()],
+            Self::Upgrade => vec!["upgrade".to_owned()],
+            Self::Fanout { members } => vec!["fanout".to_owned(), "--members".to_owned(), members.to_string()],
         }
     }
 }
@@ -142,7 +145,7 @@ impl Server {
         let driver = match contender {
             Contender::Floor | Contender::FloorAgain => {
                 let program = std::env::current_exe().map_err(|error| error.to_string())?;
-                return Self::spawn(Command::new(program).args(["floor", bare.name()]));
+                return Self::spawn(Command::new(program).arg("floor").args(bare.arguments()));
             }
             Contender::Bun => {
                 let program = contender.program().expect("a stranger has one");
