@@ -5,9 +5,20 @@
 //! tidegate-bench all                                      # every comparison, then the table in README.md
 //! tidegate-bench echo                                     # one subject: against a bare echo, and peers that are installed
 //! tidegate-bench echo --case "64 B, 100 " --against OLD   # one case, and another build beside this one
-//! tidegate-bench idle --connections 10000
+//! tidegate-bench table                                    # both tables in README.md from what is kept
+//! ```
+//!
+//! Figures held against a bar (the second table; each of them is kept before the next begins):
+//!
+//! ```text
+//! tidegate-bench send --in-flight 16                      # durable messages per second, closed loop
+//! tidegate-bench send --in-flight 16 --beside 99000       # the same with 100,000 open sessions
+//! tidegate-bench send --rate 20000 --seconds 300 --runs 1 # open loop: latency from the intended time, bytes written per message
+//! tidegate-bench redeliver                                # refused once and delivered again, against not refused
+//! tidegate-bench resume --connections 10000               # all cut, all back at once
+//! tidegate-bench sync                                     # SYNC of 1,000 conversations
 //! tidegate-bench reopen                                   # from kill -9 at full load until ready again
-//! tidegate-bench send --connections 1000 --rate 10000     # open loop: latency from the intended time
+//! tidegate-bench idle --connections 10000
 //! ```
 //!
 //! Each run starts servers of its own, a gateway on an empty data directory. A figure is printed with its spread over the runs and kept,
@@ -31,6 +42,7 @@ mod refuse;
 mod reopen;
 mod results;
 mod resume;
+mod rows;
 mod send;
 mod server;
 mod stretch;
