@@ -2,11 +2,13 @@
 //! behind them.
 //!
 //! `TIDEGATE_FUZZ_SECONDS` (default 2) is the time per target, `TIDEGATE_FUZZ_SEED` repeats a run. An input that breaks a promise
-//! is saved and named; moved into `tests/fuzz/corpus/`, it is tried first by every later run. A campaign of an hour for each target, all
-//! beside one another:
+//! is saved and named; moved into `tests/fuzz/corpus/`, it is tried first by every later run.
+//!
+//! A campaign is counted in seconds of CPU, so that it may run beside other work. An hour for each target, two at a time, each telling
+//! every five minutes how far it is. `tests/fuzz/README.md` keeps what came of it:
 //!
 //! ```sh
-//! TIDEGATE_FUZZ_SECONDS=3600 cargo test --release --test fuzz fuzz_ -- --nocapture --test-threads=16
+//! TIDEGATE_FUZZ_CPU_SECONDS=3600 cargo test --config profile.dev.opt-level=3 --test fuzz fuzz_ -- --nocapture --test-threads=2
 //! ```
 
 #[path = "fuzz/inner.rs"]
@@ -147,7 +149,7 @@ fn answer_to_request(bytes: &[u8], chunk: usize) -> (Expected, Option<String>) {
 
 /// Runs a target over its corpus, then over mutations until the time is up.
 fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: Vec<Vec<u8>>) {
-    let seconds: u64 = env("TIDEGATE_FUZZ_SECONDS").unwrap_or(2);
+    let budget = Budget::of_run();
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos();
     let seed: u64 = env("TIDEGATE_FUZZ_SEED").unwrap_or(u64::from(clock));
     let mut pool = corpus(name);
@@ -158,10 +160,24 @@ fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: Vec<Vec<u8
     let first_count = pool.len();
 
     let mut random = Random(seed);
-    let until = Instant::now() + Duration::from_secs(seconds);
     let mut executions_count = pool.len() as u64;
-    while Instant::now() < until {
-        for _ in 0..64 {
+    let mut told_s = 0;
+    loop {
+        let spent_s = budget.spent_s();
+        if spent_s >= budget.seconds || spent_s >= told_s + TELL_EVERY_S {
+            told_s = spent_s;
+            println!(
+                "fuzz {name}: seed {seed}, {executions_count} executions in {spent_s} s{} from {corpus_count} corpus files and {} seeds, \
+                 {} kinds of outcome",
+                if budget.is_cpu { " of CPU" } else { "" },
+                first_count - corpus_count,
+                kinds.len()
+            );
+        }
+        if spent_s >= budget.seconds {
+            break;
+        }
+        for _ in 0..256 {
             let input = mutate(&mut random, &pool, words);
             executions_count += 1;
             if kinds.insert(run(name, target, &input)) && pool.len() < POOL_MAX {
@@ -169,12 +185,37 @@ fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: Vec<Vec<u8
             }
         }
     }
-    println!(
-        "fuzz {name}: seed {seed}, {executions_count} executions in {seconds} s from {corpus_count} corpus files and {} seeds, \
-         {} kinds of outcome",
-        first_count - corpus_count,
-        kinds.len()
-    );
+}
+
+/// How long a target is fuzzed.
+struct Budget {
+    seconds: u64,
+    /// Seconds of CPU of this thread, not of the clock on the wall.
+    is_cpu: bool,
+    started: Instant,
+    started_cpu_ns: u64,
+}
+
+impl Budget {
+    fn of_run() -> Self {
+        let cpu = env("TIDEGATE_FUZZ_CPU_SECONDS");
+        Self {
+            seconds: cpu.or_else(|| env("TIDEGATE_FUZZ_SECONDS")).unwrap_or(2),
+            is_cpu: cpu.is_some(),
+            started: Instant::now(),
+            started_cpu_ns: thread_cpu_ns(),
+        }
+    }
+
+    fn spent_s(&self) -> u64 {
+        if self.is_cpu { (thread_cpu_ns() - self.started_cpu_ns) / 1_000_000_000 } else { self.started.elapsed().as_secs() }
+    }
+}
+
+/// What this thread has used of a CPU, nanoseconds.
+fn thread_cpu_ns() -> u64 {
+    let stat = fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat of a thread");
+    stat.split(' ').next().and_then(|spent| spent.parse().ok()).expect("nanoseconds on the CPU")
 }
 
 /// Runs one input; a panic saves it and fails the test with its name.
@@ -207,6 +248,9 @@ fn env(name: &str) -> Option<u64> {
 
 /// Inputs kept for changing further. Full: new kinds of outcome are still counted, not kept.
 const POOL_MAX: usize = 4096;
+
+/// How often a campaign tells how far it is, in its own seconds.
+const TELL_EVERY_S: u64 = 300;
 
 /// Time one input may take: far above what the largest needs on a busy machine.
 const INPUT_TIME_MAX: Duration = Duration::from_secs(5);
