@@ -137,6 +137,19 @@ impl Volley {
         if is_readable { self.read(index) } else { Ok(()) }
     }
 
+    /// Whoever rested for long while others were driven has been pinged. What is sent next counts as an answer.
+    fn drop_pings(&mut self, index: usize) -> Result<(), String> {
+        loop {
+            match self.lines[index].stream.read(&mut self.buffer) {
+                Ok(0) => return Err(format!("connection {index}: the server closed it")),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(format!("connection {index}: {error}")),
+            }
+        }
+    }
+
     fn read(&mut self, index: usize) -> Result<(), String> {
         loop {
             let line = &mut self.lines[index];
@@ -192,6 +205,7 @@ impl Generator for Volley {
         let mut events = Events::with_capacity(1024);
         self.is_stopping = false;
         for index in 0..self.lines.len() {
+            self.drop_pings(index)?;
             let line = &mut self.lines[index];
             line.in_flight = self.shape.depth;
             line.owed = self.frames.len();
