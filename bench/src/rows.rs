@@ -70,7 +70,7 @@ impl Row {
     }
 
     fn line(&self, record: &Value) -> String {
-        let texts: Vec<String> = self.figures.iter().filter_map(|figure| figure.text(record)).collect();
+        let mut texts: Vec<String> = self.figures.iter().filter_map(|figure| figure.text(record)).collect();
         let found = self.figures.first().and_then(|first| Some(first.of(record)?[0] * first.scale)).unwrap_or_default();
         let unit = self.figures.first().map_or("", |first| first.unit);
         let (aim, is_missed) = match self.aim {
@@ -78,8 +78,10 @@ impl Row {
             Aim::AtLeast(aim) => (format!("at least {}{unit}", number(aim)), found < aim),
             Aim::AtMost(aim) => (format!("at most {}{unit}", number(aim)), found > aim),
         };
+        if let Some(first) = texts.first_mut().filter(|_| is_missed) {
+            *first = format!("**{first}**");
+        }
         let texts = texts.join("; ");
-        let texts = if is_missed { format!("**{texts}**") } else { texts };
         let command = record["command"].as_str().unwrap_or_default();
         let command = command.strip_prefix("tidegate-bench ").unwrap_or(command);
         format!("| {} | {texts} | {aim} | `{command}` |", self.what)
@@ -271,7 +273,7 @@ mod tests {
         json!({ "command": "tidegate-bench send --in-flight 16", "figures": figures })
     }
 
-    /// The case decides which record a row takes; who is short of the aim is bold; what was not measured is not named.
+    /// The case decides which record a row takes; a figure short of its aim is bold; what was not measured is not named.
     #[test]
     fn row_says_what_was_measured() {
         let row = &ROWS[0];
