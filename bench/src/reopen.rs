@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -107,6 +107,8 @@ impl Loaded {
         let gateway = Gateway::start(common, arguments)?;
         let send = SendOptions { common: common.clone(), rate: 0, in_flight: options.in_flight, nack: false, beside: 0 };
         let mut load = Load::new(&send, Greeter::new(common.connections, gateway.minter()?))?;
+        // Large files of zeros are made meanwhile, and a disk that is busy with them keeps the engine waiting.
+        load.may_be_refused = true;
         let mut swarm = Swarm::new(gateway.address, Some("tidegate.v1")).map_err(|error| error.to_string())?;
         swarm.grow(common.connections, &mut load)?;
         let mut driver = Loop::new(&send, &load, &mut swarm)?;
@@ -117,10 +119,14 @@ impl Loaded {
     /// Writes so much log, looking at it now and then, and kills the gateway.
     fn write_until(&mut self, mib: u32, mut look: impl FnMut() -> Result<(), String>) -> Result<(), String> {
         let mut swarm = self.swarm.take().ok_or("it was killed before")?;
+        let begun = Instant::now();
         while metric_sum(&self.metrics, WRITTEN) < f64::from(mib) * MIB {
             self.driver.turn_for(&mut swarm, &mut self.load, LOOK_EVERY)?;
             self.metrics = self.gateway.metrics()?;
             look()?;
+            if begun.elapsed() > WRITING_MAX {
+                return Err(format!("{mib} MiB of log were not written in time; {} messages are stored", self.load.sent_count));
+            }
         }
         self.gateway.kill()
     }
@@ -206,6 +212,7 @@ fn is_missing(done: &std::io::Result<()>) -> bool {
 
 const WRITTEN: &str = "tidegate_store_log_written_bytes_total";
 const MIB: f64 = 1024.0 * 1024.0;
+const WRITING_MAX: Duration = Duration::from_secs(180);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Reopenings with the older segments and without them.
 const PAIRS: usize = 3;

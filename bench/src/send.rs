@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use tidegate::ids::Cmid;
-use tidegate::wire::envelope::{ClientFrame, Encoding, Send, ServerFrame, encode_client};
+use tidegate::wire::envelope::{ClientFrame, Encoding, ErrorCode, Send, ServerFrame, encode_client};
 
 use crate::client::{Outbox, Ready, Script, Swarm, acknowledge, each_frame};
 use crate::gateway::{Crowd, Gateway, metric_sum, stage_buckets, stage_quantile};
@@ -217,6 +217,8 @@ pub struct Load {
     cmid: u128,
     pub sent_count: u64,
     delivered_count: u64,
+    /// A store that is too busy is no reason to stop: who is refused falls silent.
+    pub may_be_refused: bool,
     /// Each delivery is refused the first time.
     pub is_nacked: bool,
     /// What was refused and has not come again yet.
@@ -266,6 +268,7 @@ impl Load {
             cmid: 0,
             sent_count: 0,
             delivered_count: 0,
+            may_be_refused: false,
             is_nacked: options.nack,
             refused_count: 0,
             again_count: 0,
@@ -390,6 +393,9 @@ impl Script for Load {
                     self.pairs[index].send_window = usize::from(welcome.send_window);
                     return Ok(Ready::Yes);
                 }
+                ServerFrame::Error { rid, code, .. } if self.may_be_refused && BUSY.map(ErrorCode::value).contains(&code) => {
+                    self.pairs[index].in_flight.retain(|&(waiting, _)| waiting != rid);
+                }
                 other => return Err(format!("connection {index}: unexpected {other:?}")),
             }
             Ok(Ready::NotYet)
@@ -413,4 +419,6 @@ pub fn latency_histogram() -> Result<Histogram<u64>, String> {
 }
 
 const ACK_EVERY: u32 = 64;
+/// The store is overloaded; and what was sent behind one that was refused for it.
+const BUSY: [ErrorCode; 2] = [ErrorCode::StoreOverloaded, ErrorCode::Held];
 const SENDS_PER_TURN_MAX: u32 = 256;
