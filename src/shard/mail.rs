@@ -273,33 +273,6 @@ impl Shard {
         }
     }
 
-    /// A frame that is sent at most once: built once per variant, and dropped when memory is short or for who has too much waiting.
-    fn tell<'f>(&mut self, kind: Shed, targets: &[Target], frame: impl Fn(bool) -> ServerFrame<'f>) {
-        if self.drops(kind, targets.len()) {
-            return;
-        }
-        let mut variants: [Option<FrameIndex>; 4] = [None; 4];
-        for target in targets {
-            let session = self.sessions.get(slot_of(self.session_of(*target)));
-            // One that is joining has its WELCOME before it, one that is leaving nothing any more.
-            let Some(session) = session.filter(|session| session.stage == Stage::Active) else { continue };
-            let (id, encoding) = (session.connection, session.encoding);
-            let Some(connection) = self.connections.get(id) else { continue };
-            if connection.queue.bytes() > self.rules.queue_soft_bytes || self.pool.queued_bytes > self.rules.queued_bytes_max {
-                self.counters.transients_dropped_count += 1;
-                continue;
-            }
-            let variant = variant_of(encoding, target.own, false);
-            let index = *variants[variant].get_or_insert_with(|| {
-                self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, &frame(target.own), out))
-            });
-            self.push_frame(id, index, 0);
-        }
-        for frame in variants.into_iter().flatten() {
-            self.pool.release(frame);
-        }
-    }
-
     fn resync_all(&mut self) {
         for slot in 0..self.sessions.slots_count() {
             let Some(session_id) = self.sessions.at(slot).map(|(key, _)| ConnectionId::from(key)) else { continue };
@@ -436,7 +409,7 @@ impl Shard {
         }
     }
 
-    fn session_of(&self, target: Target) -> SessionRef {
+    pub(super) fn session_of(&self, target: Target) -> SessionRef {
         SessionRef { reactor: self.id, index: target.index, generation: target.generation }
     }
 
@@ -507,7 +480,7 @@ pub(super) fn slot_of(session: SessionRef) -> ConnectionId {
     ConnectionId { index: session.index, generation: session.generation }
 }
 
-fn variant_of(encoding: Encoding, own: bool, traced: bool) -> usize {
+pub(super) fn variant_of(encoding: Encoding, own: bool, traced: bool) -> usize {
     usize::from(traced) * 4 + usize::from(encoding == Encoding::Json) * 2 + usize::from(own)
 }
 

@@ -18,6 +18,8 @@
 
 mod admission;
 mod again;
+#[cfg(test)]
+mod alone_tests;
 mod answer;
 mod client;
 mod login;
@@ -28,6 +30,7 @@ mod request;
 mod resume;
 mod secure;
 mod shed;
+mod tell;
 mod timing;
 mod transmit;
 
