@@ -55,6 +55,13 @@ pub enum Submit {
     User(UserMail),
     /// WATCH: replaces the set of users this device watches. Answered by [`Event::Ok`] or [`Event::Failed`].
     Watch(WatchMail),
+    /// A PRESENCE to this session was dropped, and there is room again: all it watches is told anew. No answer.
+    PresenceLost {
+        /// The session.
+        session: SessionRef,
+        /// Its slot in the roster.
+        roster: RosterId,
+    },
     /// SIGNAL: to the other devices of the members, kept nowhere.
     Signal(SignalMail),
     /// The session waits to be resumed: its device is in the roster and not connected. An [`Attach`] ends it.
@@ -89,7 +96,7 @@ impl Submit {
     #[must_use]
     pub fn is_shed_first(&self) -> bool {
         match self {
-            Self::Signal(_) | Self::Watch(_) => true,
+            Self::Signal(_) | Self::Watch(_) | Self::PresenceLost { .. } => true,
             Self::Send(send) => send.flags & send_flags::TRANSIENT != 0,
             _ => false,
         }

@@ -121,6 +121,10 @@ mutants! {
     FenceForgotten,
     /// A watcher is not told that somebody came back.
     PresenceNotTold,
+    /// A PRESENCE is dropped without a note.
+    PresenceLossIgnored,
+    /// A watcher to whom a PRESENCE was lost is not told again.
+    PresenceNotToldAgain,
 }
 
 /// Whether a mistake is on.

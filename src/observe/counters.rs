@@ -427,8 +427,22 @@ pub const VIOLATION_NAMES: [&str; 19] = [
 
 const REQUEST_NAMES: [&str; 11] = ["hello", "ping", "auth", "send", "ack", "nack", "sync", "fetch", "read", "watch", "signal"];
 
-const SUBMISSION_NAMES: [&str; 13] =
-    ["attach", "leave", "send", "read", "cursors", "page", "member", "watch", "signal", "away", "user", "renew", "shed"];
+const SUBMISSION_NAMES: [&str; 14] = [
+    "attach",
+    "leave",
+    "send",
+    "read",
+    "cursors",
+    "page",
+    "member",
+    "watch",
+    "signal",
+    "away",
+    "user",
+    "renew",
+    "shed",
+    "presence_lost",
+];
 
 const ERROR_CODES: [u16; 25] = [
     1001, 1002, 1003, 1004, 1005, 2001, 2002, 2003, 2004, 3001, 3002, 3003, 3004, 3005, 3009, 4001, 4002, 4003, 4004, 5001, 5002,

@@ -9,6 +9,9 @@
 //! reconnects in between does not blink. Telling is work for later: it is done in steps, and waits while the store is busy. Sets end
 //! with the connection that asked for them, and by their time to live. Nothing is kept about a user nobody watches but when the last
 //! device went.
+//!
+//! What is told may be dropped on the way, for want of room. Its core says so once there is room again ([`Presence::lost`]), and the
+//! watcher is told its whole set anew: what it missed is in it, and nobody has to remember what that was.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -27,6 +30,8 @@ pub struct Presence {
     unsettled: VecDeque<(u64, u64)>,
     /// Users whose state is being told, and the last watcher told.
     telling: VecDeque<(u64, Option<u32>)>,
+    /// Watchers to whom something was lost: they are told everything again.
+    again: BTreeSet<u32>,
     /// The sets in the order in which they end.
     ends: BTreeSet<(u64, u32)>,
     /// When the last device of a user went, Unix milliseconds; oldest first in `seen_order`.
@@ -40,6 +45,8 @@ struct Set {
     turn: u64,
     ends_ns: u64,
     users: Vec<u64>,
+    /// Those it may not watch, who look offline for good.
+    strangers: Vec<Text>,
 }
 
 #[derive(Debug)]
@@ -78,7 +85,8 @@ pub struct Wish {
 }
 
 impl Presence {
-    /// Replaces the set of a device. `turn` orders the WATCHes of one device: an older one than the set in force changes nothing.
+    /// Replaces the set of a device. `turn` orders the WATCHes of one device: an older one than the set in force changes nothing. Nothing
+    /// is told by it: see [`Presence::tell_all`].
     ///
     /// # Errors
     /// No room for so many subscriptions; the old set is gone then.
@@ -89,12 +97,13 @@ impl Presence {
         turn: u64,
         ends_ns: u64,
         wishes: &[Wish],
+        strangers: Vec<Text>,
     ) -> Result<(), TooMany> {
         if self.sets.get(&watcher).is_some_and(|set| set.session == session && set.turn > turn) {
             return Ok(());
         }
         self.forget(watcher);
-        if self.subscriptions_count + wishes.len() > PRESENCE_SUBSCRIPTIONS_MAX {
+        if self.subscriptions_count + wishes.len() + strangers.len() > PRESENCE_SUBSCRIPTIONS_MAX {
             return Err(TooMany);
         }
         for wish in wishes {
@@ -108,10 +117,10 @@ impl Presence {
             });
             watched.watchers.insert(watcher.0, watched.told);
         }
-        self.subscriptions_count += wishes.len();
+        self.subscriptions_count += wishes.len() + strangers.len();
         // An empty set stands too: it outdates an answer to an earlier WATCH that is still on its way.
         let users = wishes.iter().map(|wish| wish.user).collect();
-        self.sets.insert(watcher, Set { session, turn, ends_ns, users });
+        self.sets.insert(watcher, Set { session, turn, ends_ns, users, strangers });
         self.ends.insert((ends_ns, watcher.0));
         Ok(())
     }
@@ -120,7 +129,8 @@ impl Presence {
     pub fn forget(&mut self, watcher: RosterId) {
         let Some(set) = self.sets.remove(&watcher) else { return };
         self.ends.remove(&(set.ends_ns, watcher.0));
-        self.subscriptions_count -= set.users.len();
+        self.again.remove(&watcher.0);
+        self.subscriptions_count -= set.count();
         for user in set.users {
             let watched = self.watched.get_mut(&user).expect("a set names users that are watched");
             watched.watchers.remove(&watcher.0);
@@ -159,12 +169,30 @@ impl Presence {
         }
     }
 
-    /// What the watchers of a user are told when they ask.
-    #[must_use]
-    pub fn state(&self, user: u64, now_ms: u64) -> Option<Told> {
-        let watched = self.watched.get(&user)?;
-        let seen_ms = if watched.told { now_ms } else { self.seen.get(&user).copied().unwrap_or(0) };
-        Some(Told { user: watched.name.clone(), is_online: watched.told, seen_ms })
+    /// Tells a watcher how everyone of its set is, whatever it believes. Returns how many that are.
+    pub fn tell_all(
+        &mut self,
+        watcher: RosterId,
+        now_ms: u64,
+        to: &mut impl FnMut(&Told, &mut dyn Iterator<Item = SessionRef>),
+    ) -> usize {
+        let Some(set) = self.sets.get(&watcher) else { return 0 };
+        for user in &set.users {
+            let watched = self.watched.get_mut(user).expect("a set names users that are watched");
+            watched.watchers.insert(watcher.0, watched.told);
+            to(&watched.state(self.seen.get(user).copied(), now_ms), &mut std::iter::once(set.session));
+        }
+        for user in &set.strangers {
+            to(&Told { user: user.clone(), is_online: false, seen_ms: 0 }, &mut std::iter::once(set.session));
+        }
+        set.count()
+    }
+
+    /// Something told to a watcher was dropped on the way, and there is room again.
+    pub fn lost(&mut self, watcher: RosterId) {
+        if self.sets.contains_key(&watcher) && !mutant::on(Mutant::PresenceNotToldAgain) {
+            self.again.insert(watcher.0);
+        }
     }
 
     /// Tells what has settled, to at most about `budget` watchers. Returns whether something is left to be told now.
@@ -193,8 +221,8 @@ impl Presence {
         while left > 0
             && let Some((user, after)) = self.telling.pop_front()
         {
-            let Some(told) = self.state(user, now_ms) else { continue };
-            let watched = self.watched.get_mut(&user).expect("it has a state");
+            let Some(watched) = self.watched.get_mut(&user) else { continue };
+            let told = watched.state(self.seen.get(&user).copied(), now_ms);
             let from = after.map_or(0, |last| last + 1);
             let mut last = None;
             let mut step = Vec::new();
@@ -216,7 +244,12 @@ impl Presence {
                 _ => watched.is_telling = false,
             }
         }
-        !self.telling.is_empty()
+        while left > 0
+            && let Some(watcher) = self.again.pop_first()
+        {
+            left = left.saturating_sub(self.tell_all(RosterId(watcher), now_ms, &mut to));
+        }
+        self.is_telling()
     }
 
     /// Ends the sets whose time is over.
@@ -231,13 +264,31 @@ impl Presence {
     /// When [`Presence::tell`] is to be asked again.
     #[must_use]
     pub fn next_ns(&self) -> Option<u64> {
-        if self.telling.is_empty() { self.unsettled.front().map(|&(due_ns, _)| due_ns) } else { Some(0) }
+        if self.is_telling() { Some(0) } else { self.unsettled.front().map(|&(due_ns, _)| due_ns) }
+    }
+
+    fn is_telling(&self) -> bool {
+        !self.telling.is_empty() || !self.again.is_empty()
     }
 
     /// Watchers and those they watch, pair by pair.
     #[must_use]
     pub fn subscriptions_count(&self) -> usize {
         self.subscriptions_count
+    }
+}
+
+impl Set {
+    fn count(&self) -> usize {
+        self.users.len() + self.strangers.len()
+    }
+}
+
+impl Watched {
+    /// What watchers are told who ask. `seen_ms` is when the last device of the user went, if that is known.
+    fn state(&self, seen_ms: Option<u64>, now_ms: u64) -> Told {
+        let seen_ms = if self.told { now_ms } else { seen_ms.unwrap_or(0) };
+        Told { user: self.name.clone(), is_online: self.told, seen_ms }
     }
 }
 
@@ -260,17 +311,23 @@ mod tests {
         Wish { user, name: Text::from(format!("u{user}").as_str()), is_online }
     }
 
+    fn number(told: &Told) -> u64 {
+        told.user[1..].parse().unwrap()
+    }
+
     const SECOND_NS: u64 = 1_000_000_000;
+    /// A user whom nobody may watch.
+    const STRANGER: u64 = 9;
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever comes and goes, and however much of the telling waits: a watcher is told only of changes, alternating; once all is
-        /// told, whoever has been stable for the debounce is believed right by everybody; who comes back sooner is never told of; sets
-        /// end in time; and at the end nothing is kept.
+        /// Whatever comes and goes, however much of the telling waits, and whatever of it is lost: a watcher is told only of changes,
+        /// alternating, until something is lost; once all is told and every loss was reported, whoever has been stable for the debounce
+        /// is believed right by everybody; who comes back sooner is never told of; sets end in time; and at the end nothing is kept.
         #[test]
         fn watchers_believe_what_lasts(
-            steps in prop::collection::vec((0..5_u8, 0..3_u32, 0..3_u64, 0..3_000_u64, any::<bool>()), 1..120),
+            steps in prop::collection::vec((0..6_u8, 0..3_u32, 0..3_u64, 0..3_000_u64, any::<bool>(), any::<bool>()), 1..120),
         ) {
             let mut presence = Presence::default();
             let mut online = [false; 3];
@@ -278,7 +335,9 @@ mod tests {
             let mut beliefs: BTreeMap<(u32, u64), bool> = BTreeMap::new();
             let mut now_ns = SECOND_NS;
             let mut ends_ns: BTreeMap<u32, u64> = BTreeMap::new();
-            for (turn, (action, watcher, user, pause_ms, drains)) in (0..).zip(steps) {
+            // Watchers of whom a loss was ever seen or reported, and those of whom one is to be reported.
+            let (mut losers, mut unreported) = (BTreeSet::new(), BTreeSet::new());
+            for (turn, (action, watcher, user, pause_ms, drains, loses)) in (0..).zip(steps) {
                 now_ns += pause_ms * 1_000_000;
                 let id = RosterId(watcher);
                 let mut told = Vec::new();
@@ -290,33 +349,53 @@ mod tests {
                     }
                 }
                 for (index, state) in told {
-                    let user: u64 = state.user[1..].parse().unwrap();
-                    prop_assert_eq!(beliefs.insert((index, user), state.is_online), Some(!state.is_online), "only changes are told");
+                    if loses && index == watcher {
+                        losers.insert(index);
+                        unreported.insert(index);
+                        continue;
+                    }
+                    let former = beliefs.insert((index, number(&state)), state.is_online);
+                    prop_assert!(losers.contains(&index) || former == Some(!state.is_online), "only changes are told");
                 }
-                for (&(_, user), &believed) in &beliefs {
-                    let at = usize::try_from(user).unwrap();
-                    prop_assert!(is_left || now_ns - stable_since[at] < PRESENCE_DEBOUNCE_NS || believed == online[at]);
+                for (&(index, user), &believed) in &beliefs {
+                    let Some(&since) = stable_since.get(usize::try_from(user).unwrap()) else { continue };
+                    let is_settled = !is_left && !unreported.contains(&index) && now_ns - since >= PRESENCE_DEBOUNCE_NS;
+                    prop_assert!(!is_settled || believed == online[usize::try_from(user).unwrap()]);
                 }
                 presence.expire(now_ns);
                 ends_ns.retain(|_, ends_ns| *ends_ns > now_ns);
                 beliefs.retain(|(watcher, _), _| ends_ns.contains_key(watcher));
-                prop_assert_eq!(presence.subscriptions_count(), 2 * ends_ns.len());
+                prop_assert_eq!(presence.subscriptions_count(), 3 * ends_ns.len());
                 match action {
                     0 | 4 => {
                         let ends = if action == 0 { u64::MAX } else { now_ns + 2 * SECOND_NS };
                         let users = [user, (user + 1) % 3];
                         let wishes = users.map(|user| wish(user, online[usize::try_from(user).unwrap()]));
-                        prop_assert_eq!(presence.watch(id, session(watcher), turn, ends, &wishes), Ok(()));
+                        let stranger = wish(STRANGER, false).name;
+                        prop_assert_eq!(presence.watch(id, session(watcher), turn, ends, &wishes, vec![stranger]), Ok(()));
                         ends_ns.insert(watcher, ends);
                         beliefs.retain(|(other, _), _| *other != watcher);
-                        for user in users {
-                            beliefs.insert((watcher, user), presence.state(user, 1).unwrap().is_online);
-                        }
+                        unreported.remove(&watcher);
+                        let told = presence.tell_all(id, 1, &mut |state, to| {
+                            to.for_each(|it| assert_eq!(it.index, watcher));
+                            if loses {
+                                losers.insert(watcher);
+                                unreported.insert(watcher);
+                            } else {
+                                beliefs.insert((watcher, number(state)), state.is_online);
+                            }
+                        });
+                        prop_assert_eq!(told, 3);
                     }
                     1 => {
                         presence.forget(id);
                         ends_ns.remove(&watcher);
                         beliefs.retain(|(other, _), _| *other != watcher);
+                    }
+                    5 => {
+                        presence.lost(id);
+                        losers.insert(watcher);
+                        unreported.remove(&watcher);
                     }
                     _ => {
                         let at = usize::try_from(user).unwrap();
@@ -326,8 +405,23 @@ mod tests {
                     }
                 }
             }
+            unreported.iter().for_each(|watcher| presence.lost(RosterId(*watcher)));
+            now_ns += PRESENCE_DEBOUNCE_NS;
+            let mut is_left = true;
+            while is_left {
+                is_left = presence.tell(now_ns, 1, 1, |state, to| {
+                    beliefs.extend(to.map(|it| ((it.index, number(state)), state.is_online)));
+                });
+            }
+            for watcher in ends_ns.into_keys() {
+                let right = |user: u64| online.get(usize::try_from(user).unwrap()).copied().unwrap_or(false);
+                let of: Vec<_> = beliefs.range((watcher, 0)..=(watcher, STRANGER)).collect();
+                prop_assert_eq!(of.len(), 3, "of everyone");
+                prop_assert!(of.iter().all(|((_, user), believed)| **believed == right(*user)));
+            }
             (0..3).for_each(|watcher| presence.forget(RosterId(watcher)));
-            prop_assert!(presence.watched.is_empty() && presence.ends.is_empty() && presence.subscriptions_count == 0);
+            prop_assert!(presence.watched.is_empty() && presence.ends.is_empty() && presence.again.is_empty());
+            prop_assert_eq!(presence.subscriptions_count(), 0);
         }
     }
 
@@ -336,12 +430,14 @@ mod tests {
     fn sets_end_and_turns_count() {
         let mut presence = Presence::default();
         let (id, one) = (RosterId(4), session(4));
-        presence.watch(id, one, 2, 10, &[wish(7, true)]).unwrap();
-        presence.watch(id, one, 1, 10, &[wish(8, true)]).unwrap();
+        presence.watch(id, one, 2, 10, &[wish(7, true)], Vec::new()).unwrap();
+        presence.watch(id, one, 1, 10, &[wish(8, true)], Vec::new()).unwrap();
         assert!(presence.is_watched(7) && !presence.is_watched(8));
         presence.changed(7, false, 3);
         presence.gone(7, 1_764_000_000_000);
-        assert!(presence.state(7, 9).unwrap().is_online, "not yet");
+        let mut told = Vec::new();
+        presence.tell_all(id, 9, &mut |state, to| told.push((state.is_online, to.count())));
+        assert_eq!(told, [(true, 1)], "not yet");
         let mut told = Vec::new();
         presence.tell(3 + PRESENCE_DEBOUNCE_NS, 9, 10, |state, to| told.push((state.clone(), to.count())));
         assert_eq!(told, [(Told { user: Text::from("u7"), is_online: false, seen_ms: 1_764_000_000_000 }, 1)]);
@@ -349,7 +445,7 @@ mod tests {
         assert_eq!(presence.subscriptions_count(), 1);
         presence.expire(10);
         assert_eq!((presence.subscriptions_count(), presence.is_watched(7)), (0, false));
-        presence.watch(id, one, 3, 10, &[]).unwrap();
+        presence.watch(id, one, 3, 10, &[], Vec::new()).unwrap();
         assert_eq!(presence.subscriptions_count(), 0);
     }
 }

@@ -19,13 +19,19 @@ pub(super) const TOKEN: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIn0.e30.e30";
 /// Keeps what leaves.
 #[derive(Default)]
 pub(super) struct Port {
+    /// The lanes to whoever judges tokens.
     pub(super) is_full: bool,
+    /// The lane to the store.
+    pub(super) takes_nothing: bool,
     pub(super) asked: Vec<Judge>,
     pub(super) submitted: Vec<Submit>,
 }
 
 impl Outlet for Port {
     fn submit(&mut self, mail: Submit) -> Result<(), Submit> {
+        if self.takes_nothing {
+            return Err(mail);
+        }
         self.submitted.push(mail);
         Ok(())
     }

@@ -12,7 +12,7 @@
 //!  transmit.rs ◄──── send queue ◄──── answer.rs ◄─────────────┘ ◄───── mail.rs: one commit group, pages, peers
 //!                        ▲
 //!                    timing.rs: deadlines, liveness, drain      resume.rs: sessions without a connection, and on the move
-//!                    shed.rs: what is given up for want of memory
+//!                    shed.rs: what is given up for want of memory; tell.rs: what is said at most once
 //!                    secure.rs: between the bytes and all of this, for connections with TLS
 //! ```
 
@@ -580,6 +580,8 @@ mod flags {
     pub const TLS: u16 = 256;
     /// Among those for whom much waits; see `shed.rs`.
     pub const SLOW: u16 = 512;
+    /// A PRESENCE for it was dropped, and the store does not know it yet; see `tell.rs`.
+    pub const PRESENCE_LOST: u16 = 1024;
     /// Its messages may be compressed.
     pub const INFLATE: u16 = 1 << 14;
     /// Messages to it may be compressed.
@@ -707,11 +709,13 @@ enum Kind {
     Again,
     /// The answers before an ERROR take too long.
     Failing,
+    /// There may be room again for the PRESENCE that was dropped.
+    PresenceLost,
 }
 
 impl Kind {
     /// By number, as the wheel keeps it.
-    const ALL: [Kind; 14] = [
+    const ALL: [Kind; 15] = [
         Kind::Upgrade,
         Kind::Hello,
         Kind::Attach,
@@ -726,9 +730,10 @@ impl Kind {
         Kind::Message,
         Kind::Again,
         Kind::Failing,
+        Kind::PresenceLost,
     ];
 }
-const _: () = assert!(Kind::Failing as usize + 1 == Kind::ALL.len());
+const _: () = assert!(Kind::PresenceLost as usize + 1 == Kind::ALL.len());
 
 #[derive(Clone, Copy, Debug)]
 struct Drain {

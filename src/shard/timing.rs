@@ -84,6 +84,7 @@ impl Shard {
             Kind::Message => self.check_message(id),
             Kind::Failing => self.finish_failing(id),
             Kind::Again => self.ask_again(id, outlet),
+            Kind::PresenceLost => self.report_presence_lost(id, outlet),
             _ => {}
         }
     }

@@ -453,6 +453,7 @@ impl<D: Disk> Sequencer<D> {
             Submit::User(mail) => self.change_user(mail, now),
             Submit::Renew(mail) => self.renew(&mail),
             Submit::Watch(mail) => self.watch(mail, now, ports),
+            Submit::PresenceLost { session, roster } => self.presence_lost(session, roster),
             Submit::Signal(mail) => match self.user(mail.from) {
                 Some(user) => self.offer(Work::Signal { mail, user }, now, ports),
                 None => self.credit_bytes += signal_bytes(&mail),
@@ -657,6 +658,7 @@ fn submission_index(submit: &Submit) -> usize {
         Submit::User(_) => 10,
         Submit::Renew(_) => 11,
         Submit::Shed(_) => 12,
+        Submit::PresenceLost { .. } => 13,
     }
 }
 

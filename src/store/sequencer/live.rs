@@ -222,22 +222,35 @@ impl<D: Disk> Sequencer<D> {
         }
         let Ok(shared) = shared else { return self.fail(from.session, from.rid, ErrorCode::Internal, None) };
         assert_eq!(shared.len(), users.len());
-        let mut wishes = Vec::new();
-        for (name, _) in users.iter().zip(&shared).filter(|(_, shared)| **shared) {
-            let user = self.state.hashes().user(name).0;
-            wishes.push(Wish { user, name: Text::from(name.as_str()), is_online: self.is_online(user, name) });
+        let (mut wishes, mut strangers) = (Vec::new(), Vec::new());
+        for (name, is_shared) in users.iter().zip(shared) {
+            // A copy: the set outlives the chunk that the name stands in.
+            let (user, copy) = (self.state.hashes().user(name).0, Text::from(name.as_str()));
+            if is_shared {
+                wishes.push(Wish { user, name: copy, is_online: self.is_online(user, name) });
+            } else {
+                strangers.push(copy);
+            }
         }
         let ttl_s = if *ttl_s == 0 { WATCH_TTL_S_MAX } else { (*ttl_s).min(WATCH_TTL_S_MAX) };
         let ends_ns = now.mono_ns + u64::from(ttl_s) * 1_000_000_000;
-        if let Err(TooMany) = self.live.presence.watch(from.roster, from.session, turn, ends_ns, &wishes) {
+        if let Err(TooMany) = self.live.presence.watch(from.roster, from.session, turn, ends_ns, &wishes, strangers) {
             return self.fail(from.session, from.rid, ErrorCode::TooManySubscriptions, None);
         }
         let value = users.len() as u64;
         self.fanout.push(from.session.reactor, Event::Ok { session: from.session, rid: from.rid, value });
-        for (name, shared) in users.iter().zip(shared) {
-            let state = self.live.presence.state(self.state.hashes().user(name).0, now.unix_ms).filter(|_| shared);
-            let told = state.unwrap_or_else(|| Told { user: Text::from(name.as_str()), is_online: false, seen_ms: 0 });
-            self.counters.presences_count += self.fanout.tell(std::iter::once(from.session), presence_event(&told)) as u64;
+        let Self { live, fanout, counters, .. } = self;
+        live.presence.tell_all(from.roster, now.unix_ms, &mut |told, to| {
+            counters.presences_count += fanout.tell(to, presence_event(told)) as u64;
+        });
+    }
+
+    /// A PRESENCE was dropped on its way to a session.
+    pub(super) fn presence_lost(&mut self, session: SessionRef, roster: RosterId) {
+        if self.roster.session(roster) == Some(session) {
+            self.live.presence.lost(roster);
+        } else {
+            self.counters.stale_submissions_count += 1;
         }
     }
 
