@@ -41,29 +41,27 @@ struct Way {
 
 impl Way {
     /// Puts `bytes` on the way in pieces; returns when they arrive.
-    fn put(&mut self, now: u64, bytes: &[u8], weather: &Weather, random: &mut Random) -> Vec<u64> {
-        let mut arrivals = Vec::new();
-        if self.end.is_some() || bytes.is_empty() {
-            return arrivals;
+    fn put(&mut self, now: u64, bytes: Vec<u8>, weather: &Weather, random: &mut Random, arrivals: &mut Vec<u64>) {
+        if self.end.is_some() {
+            return;
         }
         let mut rest = bytes;
         while !rest.is_empty() {
             let length = if random.chance(800_000) { rest.len() } else { 1 + random.index(rest.len()) };
-            let (piece, after) = rest.split_at(length);
-            rest = after;
+            let after = rest.split_off(length);
+            let piece = std::mem::replace(&mut rest, after);
             if random.chance(weather.silence_ppm) {
                 self.silent_until = self.silent_until.max(now + random.spread(weather.silence_ns));
             }
             let at = (now + random.spread(weather.latency_ns)).max(self.last).max(self.silent_until);
             self.last = at;
-            self.pieces.push_back((at, piece.to_vec()));
+            self.pieces.push_back((at, piece));
             arrivals.push(at);
             if random.chance(weather.reset_ppm) {
                 self.end = Some((at, End::Reset));
                 break;
             }
         }
-        arrivals
     }
 
     fn finish(&mut self, now: u64, end: End, latency_ns: u64, random: &mut Random) -> u64 {
@@ -176,8 +174,8 @@ impl Link {
 
     // The client's side.
 
-    pub fn client_writes(&mut self, now: u64, bytes: &[u8], weather: &Weather, due: &mut Due) {
-        due.core.extend(self.up.put(now, bytes, weather, &mut self.random));
+    pub fn client_writes(&mut self, now: u64, bytes: Vec<u8>, weather: &Weather, due: &mut Due) {
+        self.up.put(now, bytes, weather, &mut self.random, &mut due.core);
         self.note_reset(due);
     }
 
@@ -236,13 +234,12 @@ impl Link {
             let length = vector.len().min(taken - bytes.len());
             bytes.extend_from_slice(&vector[..length]);
         }
-        let arrivals = self.down.put(now, &bytes, weather, &mut self.random);
+        self.down.put(now, bytes, weather, &mut self.random, &mut due.device);
         if self.is_completion {
-            let at = if taken <= room { now + self.random.spread(100 * US) } else { *arrivals.last().unwrap_or(&now) };
+            let at = if taken <= room { now + self.random.spread(100 * US) } else { *due.device.last().unwrap_or(&now) };
             self.pending = Some((at, taken));
             due.core.push(at);
         }
-        due.device.extend(arrivals);
         self.note_reset(due);
         if self.is_completion { Sent::Pending } else { Sent::Done(taken) }
     }

@@ -45,6 +45,9 @@ pub struct Store {
     pub due: u64,
     pub readers_due: u64,
     pub projector_due: u64,
+    /// For which of these times a happening is on its way.
+    pub readers_pushed: u64,
+    pub projector_pushed: u64,
 }
 
 /// The engine while the log is replayed.
@@ -114,6 +117,8 @@ impl Store {
             due: 0,
             readers_due: u64::MAX,
             projector_due: u64::MAX,
+            readers_pushed: 0,
+            projector_pushed: 0,
         })
     }
 

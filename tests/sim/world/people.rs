@@ -40,7 +40,7 @@ impl World {
             let mut due = Due::default();
             if !wishes.bytes.is_empty() {
                 self.hash(&wishes.bytes);
-                self.links[link].client_writes(now, &wishes.bytes, &self.weather, &mut due);
+                self.links[link].client_writes(now, wishes.bytes, &self.weather, &mut due);
             }
             if wishes.close {
                 self.links[link].client_ends(now, End::Fin, &self.weather, &mut due);
@@ -113,7 +113,7 @@ impl World {
         let mut due = Due::default();
         if !wishes.bytes.is_empty() {
             self.hash(&wishes.bytes);
-            self.links[link].client_writes(self.now, &wishes.bytes, &self.weather, &mut due);
+            self.links[link].client_writes(self.now, wishes.bytes, &self.weather, &mut due);
         }
         if wishes.close {
             self.links[link].client_ends(self.now, End::Fin, &self.weather, &mut due);
@@ -234,7 +234,7 @@ impl World {
             // The device has let go of it while it read.
             let mut due = Due::default();
             if !wishes.bytes.is_empty() {
-                self.links[link].client_writes(now, &wishes.bytes, &self.weather, &mut due);
+                self.links[link].client_writes(now, wishes.bytes, &self.weather, &mut due);
             }
             self.links[link].client_ends(now, End::Fin, &self.weather, &mut due);
             self.links[link].client_gone = true;

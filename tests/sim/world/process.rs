@@ -1,5 +1,6 @@
 //! The process of the moment: its start and its end, the turns of its threads, and who wakes whom.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 
 use tidegate::clock::Moment;
@@ -190,19 +191,23 @@ impl World {
         let Some(process) = self.process.as_mut() else { return };
         let mut cores = std::mem::take(&mut process.lanes.woken_cores);
         let store = std::mem::take(&mut process.lanes.woken_store);
-        let (readers, projector) = (process.store.readers_due, process.store.projector_due);
         cores.sort_unstable();
         cores.dedup();
+        let Store { readers_due, projector_due, readers_pushed, projector_pushed, .. } = &mut process.store;
         let life = self.life;
-        if readers != u64::MAX {
-            let at = readers.max(self.now + 1);
-            self.process.as_mut().expect("lives").store.readers_due = at;
-            self.push(at, Happening::Readers { life });
-        }
-        if projector != u64::MAX {
-            let at = projector.max(self.now + 1);
-            self.process.as_mut().expect("lives").store.projector_due = at;
-            self.push(at, Happening::Projector { life });
+        let works = [
+            (readers_due, readers_pushed, Happening::Readers { life }),
+            (projector_due, projector_pushed, Happening::Projector { life }),
+        ];
+        for (due, pushed, happening) in works {
+            if *due != u64::MAX {
+                *due = (*due).max(self.now + 1);
+                let tie = self.random.next();
+                if *pushed != *due {
+                    *pushed = *due;
+                    self.queue.push(Reverse((*due, tie, happening)));
+                }
+            }
         }
         for core in cores {
             // Mail within a turn of the store may be seen before the turn is over.
