@@ -75,6 +75,12 @@ mutants! {
     RevocationNotDurable,
     /// A revocation ends no session.
     RevokedStays,
+    /// AUTH is not asked whether its token is revoked.
+    RenewalNotJudged,
+    /// AUTH with a token that ends earlier shortens the session.
+    RenewalShortens,
+    /// A session outlives its token.
+    ExpiredStays,
     /// An earlier tenant's key opens a slot.
     StaleGeneration,
     /// The sender's other devices get nothing.

@@ -14,6 +14,7 @@ use super::{ATTACH_MS, Greeting, Joining, Kind, Outlet, Shard, State};
 use crate::clock::Moment;
 use crate::ids::{self, ConnectionId};
 use crate::mail::{Attach, AuthError, Claim, Court, Identity, Judge, Judged, RenewMail, Submit};
+use crate::mutant::{self, Mutant};
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::{Session, Stage};
 use crate::wire::envelope::{ErrorCode, Hello, ServerFrame, caps, page_flags};
@@ -187,7 +188,7 @@ impl Shard {
     pub(super) fn renewed(&mut self, id: ConnectionId, rid: u32, fresh_s: u32) {
         let Some(session) = self.session_mut(id) else { return };
         let is_later = fresh_s > session.expires_s;
-        session.expires_s = session.expires_s.max(fresh_s);
+        session.expires_s = if mutant::on(Mutant::RenewalShortens) { fresh_s } else { session.expires_s.max(fresh_s) };
         let expires_s = session.expires_s;
         if is_later {
             self.watch_expiry(id, expires_s);

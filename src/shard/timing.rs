@@ -5,6 +5,7 @@ use crate::clock::Moment;
 use crate::ids::ConnectionId;
 use crate::io::driver::Close;
 use crate::limits;
+use crate::mutant::{self, Mutant};
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::Stage;
 use crate::wire::envelope::{ErrorCode, ServerFrame, page_flags};
@@ -157,6 +158,9 @@ impl Shard {
             } else {
                 self.schedule(id, u32::try_from(left_ms).unwrap_or(u32::MAX), Kind::Expired);
             }
+            return;
+        }
+        if mutant::on(Mutant::ExpiredStays) {
             return;
         }
         self.push_error(id, 0, ErrorCode::TokenExpired, 0, page_flags::ERROR_CLOSING, "token expired");

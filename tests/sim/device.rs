@@ -1,5 +1,7 @@
 //! A client: the reference client's machine over simulated links, and the person who uses it.
 
+mod showing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +12,9 @@ use tidegate_client::{Closed, Event, Machine, Outgoing, SendError, Settings, Sta
 
 use crate::ledger::{Conv, Finding, Ledger, Said, payload};
 use crate::random::Random;
+use crate::renewals::Renewals;
 use crate::socket::{self, Arrival, Incoming};
-use crate::tokens::{Shown, Token};
+use crate::tokens::Token;
 
 pub struct Device {
     pub number: usize,
@@ -29,6 +32,9 @@ pub struct Device {
     /// What it has shown on this connection, and when; and whether WELCOME has come.
     shown: (Token, u64),
     is_welcome: bool,
+    /// The end of its token was the end of its session, or it came too late with it.
+    is_expired: bool,
+    renewals: Renewals,
     pub random: Random,
     /// Where it may write.
     pub convs: Vec<Conv>,
@@ -99,6 +105,8 @@ impl Device {
             token,
             former: Vec::new(),
             is_welcome: false,
+            is_expired: false,
+            renewals: Renewals::default(),
             random,
             convs,
             tickets: BTreeMap::new(),
@@ -193,6 +201,8 @@ impl Device {
         self.incoming = Incoming::default();
         self.is_upgraded = false;
         self.is_welcome = false;
+        self.is_expired = false;
+        self.renewals.connection_begins();
         self.close_code = None;
         self.last_pos = 0;
         self.last_seq.clear();
@@ -224,7 +234,7 @@ impl Device {
                 Arrival::Ping(payload) => self.frame(socket::PONG, &payload, wishes),
                 Arrival::Close(code) => {
                     self.close_code = code;
-                    if code == Some(4401) {
+                    if code == Some(4401) && !self.is_expired {
                         self.judge_unwelcome(ledger)?;
                     }
                     if matches!(code, Some(1002 | 1003 | 1007 | 1009 | 1011 | 4400 | 4403)) {
@@ -270,16 +280,25 @@ impl Device {
                 }
             }
             if let ServerFrame::Welcome(welcome) = &frame {
-                ledger.tokens.judge_welcome(self.shown())?;
+                ledger.tokens.judge_passing(self.shown())?;
+                self.renewals.welcome(&self.shown.0);
                 self.is_welcome = true;
                 self.granted = welcome.window;
                 self.watch_due = !self.watches.is_empty();
                 // A new session counts from 1; one that goes on counts from what HELLO said.
                 self.acknowledged = if welcome.resumed == 0 { 0 } else { self.acknowledged };
             }
+            // What was watched may have been missed.
+            self.watch_due |= matches!(frame, ServerFrame::Resync { .. }) && !self.watches.is_empty();
+            self.renewals.judge(now, &frame, &self.user, &self.name, &ledger.tokens)?;
             match &frame {
-                ServerFrame::Error { code: 2001, .. } => {
+                ServerFrame::Error { code: 2001, rid: 0, .. } => {
                     self.judge_unwelcome(ledger)?;
+                    self.machine.handle_frame(time(now), &frame);
+                }
+                ServerFrame::Error { code: 2002, rid: 0, .. } => {
+                    self.judge_expiry(now)?;
+                    self.is_expired = true;
                     self.machine.handle_frame(time(now), &frame);
                 }
                 // The answer to a WATCH, which the machine knows nothing of.
@@ -294,16 +313,6 @@ impl Device {
             }
         }
         Ok(())
-    }
-
-    fn judge_unwelcome(&self, ledger: &Ledger) -> Result<(), Finding> {
-        let (tokens, shown) = (&ledger.tokens, self.shown());
-        if self.is_welcome { tokens.judge_end(shown) } else { tokens.judge_refusal(shown) }
-    }
-
-    /// What it has shown last.
-    pub fn shown(&self) -> Shown<'_> {
-        Shown { user: &self.user, device: &self.name, token: &self.shown.0, at: self.shown.1 }
     }
 
     /// Lets the machine do what it wants, and takes what it has.
@@ -321,13 +330,12 @@ impl Device {
                     tidegate_client::Action::Connect { fresh_token, .. } => {
                         wishes.connect = true;
                         if fresh_token {
-                            let fresh = ledger.tokens.issue(&self.user);
-                            self.former.push(std::mem::replace(&mut self.token, fresh));
+                            self.get_fresh(now, ledger);
                         }
                     }
-                    tidegate_client::Action::Token => {
-                        self.machine.handle_token(&self.token.text);
-                    }
+                    // Some let their session end.
+                    tidegate_client::Action::Token if self.renewals.is_under_way() || self.random.chance(200_000) => {}
+                    tidegate_client::Action::Token => self.show_fresh(now, ledger),
                     tidegate_client::Action::Close(code) => {
                         self.transmit(now, wishes);
                         if self.is_upgraded {
@@ -355,7 +363,7 @@ impl Device {
         }
         while self.is_upgraded && self.machine.poll_transmit(time(now), &mut message) {
             let opcode = if self.encoding == Encoding::Json { socket::TEXT } else { socket::BINARY };
-            self.note_written(&message);
+            self.note_written(now, &message);
             self.frame(opcode, &message, wishes);
             message.clear();
             any = true;
@@ -379,11 +387,12 @@ impl Device {
         self.frame(opcode, &message, wishes);
     }
 
-    fn note_written(&mut self, message: &[u8]) {
+    fn note_written(&mut self, now: u64, message: &[u8]) {
         let mut frames = Frames::new(self.encoding, message);
         while let Ok(Some(frame)) = frames.next_frame() {
             match frame {
                 ClientFrame::Hello(hello) => self.acknowledged = hello.last_pos,
+                ClientFrame::Auth { rid, token } => self.renewals.written(rid, &token, now),
                 ClientFrame::Ack { pos, .. } | ClientFrame::Ping { pos } => self.acknowledged = self.acknowledged.max(pos),
                 _ => {}
             }
@@ -449,10 +458,12 @@ impl Device {
             }
             Event::Receipt { conv, user, read, .. } => ledger.receipt(&conv, &user, read)?,
             Event::State(State::Stopped(_)) => self.stopped_count += 1,
+            // An answer to AUTH, judged when it came.
+            Event::Refused { .. } if self.renewals.take_refusal() => {}
             // HELLO came at a bad time; the close code says to come back.
             Event::Refused { code: 5002, .. } => {}
             // Judged when it came.
-            Event::Refused { code: 2001, .. } => {}
+            Event::Refused { code: 2001 | 2002, .. } => {}
             Event::Refused { code, detail } if code != 3001 || !self.members_change => {
                 return Err(format!("device {}: refused with {code} {detail}", self.number));
             }

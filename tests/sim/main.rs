@@ -9,6 +9,7 @@ mod ledger;
 mod network;
 mod plan;
 mod random;
+mod renewals;
 mod rude;
 mod socket;
 mod store;
@@ -32,6 +33,8 @@ pub const US: u64 = 1_000;
 pub const MS: u64 = 1_000 * US;
 /// A second.
 pub const SECOND: u64 = 1_000 * MS;
+/// The wall clock at the beginning: a day in 2027, Unix seconds.
+pub const BEGINS_S: u64 = 1_800_000_000;
 
 fn run(plan: Plan) -> Result<Report, String> {
     let seed = plan.seed;
@@ -58,8 +61,15 @@ fn replay(seed: u64) -> String {
 }
 
 /// Seeds, and what they found.
-const FOUND: &[(u64, &str)] =
-    &[(1_462, "the store never saw a RELEASE that the core had refused, and held the conversation for ever")];
+const FOUND: &[(u64, &str)] = &[
+    (1_462, "the store never saw a RELEASE that the core had refused, and held the conversation for ever"),
+    (6_986, "a session that ended before its WELCOME came through counted as refused (the checker)"),
+    (9_066, "a connection was still there 40 s after everyone had left, in an earlier world"),
+    (10_944, "a PRESENCE that was dropped for want of room was never told again"),
+    (13_440, "unread was asked for while a message was on its way (the checker)"),
+    (15_459, "unread was asked for while a message was on its way (the checker)"),
+    (19_849, "a redelivery that trouble had made late counted as lost (the checker)"),
+];
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
@@ -71,21 +81,29 @@ fn on_core_ns() -> u64 {
     text.split(' ').next().and_then(|word| word.parse().ok()).expect("nanoseconds stand first")
 }
 
-/// A hundred clients on two cores: how much faster than the world the simulation is can be read from what it prints.
+/// A hundred clients on two cores, which speak every 5, 30 and 120 s. Prints the table of how much faster than the world each is.
 #[test]
 fn a_crowd_converges() {
-    let plan =
-        Plan { users: 25, devices_per_user: 4, groups: 6, send_every_ns: 5 * SECOND, trouble_ns: 60 * SECOND, ..Plan::calm(7) };
-    let begun = on_core_ns();
-    let report = run(plan).unwrap();
-    let took_ns = on_core_ns() - begun;
-    let times = report.simulated_ns / took_ns.max(1);
     println!(
-        "100 clients: {} s simulated in {} ms of one core, {times} times real time; {report:?}",
-        report.simulated_ns / SECOND,
-        took_ns / MS,
+        "| each speaks every | messages | deliveries | simulated | time of the thread | times real time | us per delivery |"
     );
-    assert!(report.acknowledged_count > 1_000, "{report:?}");
+    println!("|--:|--:|--:|--:|--:|--:|--:|");
+    for (every_s, acknowledged_min) in [(5, 1_000), (30, 150), (120, 30)] {
+        let send_every_ns = every_s * SECOND;
+        let plan = Plan { users: 25, devices_per_user: 4, groups: 6, send_every_ns, trouble_ns: 60 * SECOND, ..Plan::calm(7) };
+        let begun = on_core_ns();
+        let report = run(plan).unwrap();
+        let took_ns = (on_core_ns() - begun).max(1);
+        let Report { acknowledged_count: messages, delivered_count: deliveries, simulated_ns, .. } = report;
+        println!(
+            "| {every_s} s | {messages} | {deliveries} | {} s | {} ms | {} | {} |",
+            simulated_ns / SECOND,
+            took_ns / MS,
+            simulated_ns / took_ns,
+            took_ns / US / deliveries.max(1),
+        );
+        assert!(messages > acknowledged_min, "{report:?}");
+    }
 }
 
 /// Nothing goes wrong: ten devices on two cores write to one another, and everyone has everything.

@@ -19,6 +19,10 @@ pub struct Plan {
     pub send_every_ns: u64,
     /// Of a million wishes to send so many are bursts.
     pub burst_ppm: u64,
+    /// Of a million turns of a person so many are an AUTH.
+    pub renew_ppm: u64,
+    /// Seconds that a token lasts, while there is trouble; 0: it outlasts the run.
+    pub token_life_s: u64,
     pub payload_max: u64,
     /// How long faults happen.
     pub trouble_ns: u64,
@@ -76,6 +80,8 @@ impl Plan {
             watches: true,
             send_every_ns: SECOND,
             burst_ppm: 50_000,
+            renew_ppm: 0,
+            token_life_s: 0,
             payload_max: 200,
             trouble_ns: 20 * SECOND,
             converge_ns: 30 * SECOND,
@@ -151,6 +157,10 @@ impl Plan {
             members_ns: fault(random, 300_000, 2 * SECOND),
             revoke_ns,
         };
+        let mut last = Random::new(seed).stream("plan", 2);
+        plan.renew_ppm = *last.pick(&[0, 0, 0, 100_000]);
+        // Where the wall clock jumps, nobody can say when a token has to end.
+        plan.token_life_s = if plan.faults.clock_jump_ns == 0 { *last.pick(&[0, 0, 0, 0, 8, 15]) } else { 0 };
         plan
     }
 }

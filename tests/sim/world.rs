@@ -25,7 +25,7 @@ use crate::plan::Plan;
 use crate::random::Random;
 use crate::rude::{Manner, RUDE, Rude};
 use crate::store::identity;
-use crate::tokens::SECRET;
+use crate::tokens::{LEEWAY_S, SECRET};
 use crate::{MS, SECOND, US};
 
 use faults::Fault;
@@ -152,7 +152,7 @@ impl World {
             queue: BinaryHeap::new(),
             random: random.stream("world", 0),
             weather: plan.weather,
-            verifier: Arc::new(Verifier::new(&secret, 5)),
+            verifier: Arc::new(Verifier::new(&secret, u32::try_from(LEEWAY_S).expect("few"))),
             rules: Arc::new(rules),
             disk,
             engine: Some(engine),
@@ -182,6 +182,7 @@ impl World {
     /// Users, groups and devices.
     fn people(&mut self, random: &Random) {
         self.ledger.tokens.issued_count = (self.plan.faults.revoke_ns > 0).then_some(0);
+        self.ledger.tokens.life_s = self.plan.token_life_s;
         let users: Vec<Arc<str>> = (0..self.plan.users).map(|number| format!("user{number}").into()).collect();
         for number in 0..self.plan.groups {
             let mut members = users.clone();
@@ -198,7 +199,7 @@ impl World {
             convs.extend(self.groups.iter().filter(|(_, members)| members.contains(user)).map(|(conv, _)| conv.clone()));
             for device in 0..self.plan.devices_per_user {
                 let place = self.devices.len();
-                let token = self.ledger.tokens.issue(user);
+                let token = self.ledger.tokens.issue(user, self.now);
                 let stream = random.stream("device", (number * 16 + device) as u64);
                 let name = format!("dev{device}");
                 let wants = (self.plan.faults.members_ns > 0, self.plan.watches);
@@ -221,7 +222,7 @@ impl World {
                     convs.push(conv.clone());
                 }
             }
-            let token = self.ledger.tokens.issue(&user);
+            let token = self.ledger.tokens.issue_endless(&user);
             self.rudes.push(Rude::new(RUDE + number, user, token.text, convs, stream));
         }
     }

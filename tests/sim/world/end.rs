@@ -21,7 +21,7 @@ impl World {
         let Some(process) = &self.process else { return false };
         process.ends_by.is_none()
             && process.store.is_quiet()
-            && self.devices.iter().all(|device| device.is_settled() && self.ledger.tokens.judge_session(device.shown()).is_ok())
+            && self.devices.iter().all(|device| device.is_settled() && device.judge_stay(&self.ledger.tokens).is_ok())
             && self.rudes.iter().all(|rude| rude.waits_in_vain(self.now).is_none())
             && self.stored().is_ok_and(|stored| self.behind(&stored).is_none())
     }
@@ -51,7 +51,7 @@ impl World {
             return format!("{after} s after the trouble {finding}");
         }
         for device in &self.devices {
-            if let Err(finding) = self.ledger.tokens.judge_session(device.shown()) {
+            if let Err(finding) = device.judge_stay(&self.ledger.tokens) {
                 return format!("{after} s after the trouble {finding}");
             }
             if !device.is_settled() {
@@ -72,7 +72,7 @@ impl World {
         let first = self.devices.len();
         let users: Vec<Arc<str>> = (0..self.plan.users).map(|number| format!("user{number}").into()).collect();
         for (place, user) in users.iter().enumerate() {
-            let token = self.ledger.tokens.issue(user);
+            let token = self.ledger.tokens.issue(user, self.now);
             let stream = Random::new(self.plan.seed).stream("auditor", place as u64);
             let number = self.devices.len();
             let wants = (self.plan.faults.members_ns > 0, self.plan.watches);

@@ -150,7 +150,7 @@ impl World {
         let Some(process) = self.process.as_mut() else { return };
         let of = self.devices[self.random.index(self.devices.len())].shown();
         let earlier_s = self.random.between(1, self.ledger.tokens.issued_count.unwrap_or(0) + 1);
-        let (number, device, change) = self.ledger.tokens.revoke(of, self.random.index(4), earlier_s);
+        let (number, device, change) = self.ledger.tokens.revoke(of, self.random.index(4), earlier_s, self.now);
         let (reply, answer) = sync_channel(1);
         let mail = UserMail { user: of.user.into(), device: device.map(|device| (&*device).into()), change, reply };
         match process.lanes.submit(Submit::User(mail)) {
@@ -250,6 +250,8 @@ impl World {
         self.is_troubled = false;
         self.weather =
             Weather { latency_ns: self.plan.weather.latency_ns, reset_ppm: 0, silence_ppm: 0, silence_ns: 0, pause_ppm: 0 };
+        // Whoever comes or renews from now on stays.
+        self.ledger.tokens.life_s = 0;
         // Overload is over too: what it made small is as large as it is.
         self.plan.parked_max = self.plan.parked_max.max(self.plan.parked_calm_max);
         self.plan.jobs_max = self.plan.jobs_max.max(16);

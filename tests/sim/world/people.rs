@@ -27,6 +27,9 @@ impl World {
             if who.random.chance(200_000) {
                 who.read(ledger);
             }
+            if plan.renew_ppm > 0 && who.random.chance(plan.renew_ppm) {
+                who.renew(now, ledger);
+            }
             who.next_say = now + who.random.spread(plan.send_every_ns);
         }
         self.pump_device(device, Wishes::default())

@@ -17,7 +17,7 @@ use crate::network::Due;
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::store::Store;
-use crate::{MS, SECOND, US};
+use crate::{BEGINS_S, MS, SECOND, US};
 
 /// A process: one life between start and end.
 pub(super) struct Process {
@@ -274,7 +274,7 @@ impl World {
 pub(super) fn clock((boot, drift_ppm): (u64, i64), wall_offset_ms: i64, now: u64) -> Moment {
     let elapsed = i64::try_from(now.saturating_sub(boot)).expect("centuries");
     let mono = elapsed + elapsed / 1_000_000 * drift_ppm;
-    let unix = i64::try_from(UNIX_MS + now / MS).expect("centuries") + wall_offset_ms;
+    let unix = i64::try_from(BEGINS_S * 1000 + now / MS).expect("centuries") + wall_offset_ms;
     Moment { mono_ns: SECOND + u64::try_from(mono).expect("forward"), unix_ms: u64::try_from(unix).expect("after 1970") }
 }
 
@@ -291,9 +291,7 @@ pub(super) fn rules(plan: &Plan) -> Rules {
     rules.read_rate = Rate { per_second: 100, burst: 200 };
     rules.ping_ms = 8_000;
     rules.dedup_s = plan.dedup_s;
+    rules.expiring_ms = 5_000;
     rules.resume_ms = plan.resume_ms;
     rules
 }
-
-/// The wall clock at the beginning: a day in 2027.
-const UNIX_MS: u64 = 1_800_000_000_000;
