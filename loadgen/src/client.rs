@@ -65,6 +65,8 @@ pub struct Client {
     token: Box<str>,
     seats: Vec<Seat>,
     pending: VecDeque<Pending>,
+    /// Most of these.
+    outbox: usize,
     /// `pos` of the last DELIVER of this session.
     pos: u64,
     /// An unfinished answer or frame.
@@ -116,11 +118,18 @@ impl Client {
             token: token.into(),
             seats: seats.collect(),
             pending: VecDeque::new(),
+            outbox: usize::MAX,
             pos: 0,
             carry: Vec::new(),
             out: Vec::new(),
             wake_ns: None,
         }
+    }
+
+    /// At most so many messages may wait to be acknowledged; more are given up.
+    #[must_use]
+    pub fn with_outbox(self, outbox: usize) -> Self {
+        Self { outbox, ..self }
     }
 
     /// Which connection of the run it is.
@@ -179,6 +188,9 @@ impl Client {
     /// Asks to send a message to a conversation, one of its own.
     pub fn submit(&mut self, hub: &mut Hub<'_>, conv: u32, intended_ns: u64, payload_bytes: usize) {
         let Some(at) = self.seats.iter().position(|seat| seat.conv == conv) else { return };
+        if self.pending.len() >= self.outbox {
+            return hub.stats.given_up(&SendError::OutboxFull);
+        }
         let seat = &mut self.seats[at];
         seat.submitted += 1;
         let origin = Origin { sender: self.index, number: seat.submitted, intended_ns };

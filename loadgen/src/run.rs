@@ -46,6 +46,8 @@ pub struct Bench {
     pub ramp_per_s: f64,
     /// First and last ceiling of the clients' reconnect delay.
     pub back_off: (Duration, Duration),
+    /// Messages of one client that may wait to be acknowledged; the client's own bound holds besides.
+    pub outbox: usize,
     /// One new device per user reads everything in the end.
     pub audit: bool,
     /// How long everything may take to arrive in the end.
@@ -95,7 +97,7 @@ impl Bench {
         act: impl FnOnce(&mut Run<'_>) -> Result<(), String>,
     ) -> Result<Report, String> {
         let plan = Plan::new(&load)?;
-        let before = self.process.and_then(Process::usage);
+        let before = self.process.and_then(Process::usage_of_all_threads);
         self.make_groups(&plan)?;
         let own_before = Process::own().usage().unwrap_or_default();
         let run = Random::new(load.seed ^ unix_ms()).bits();
@@ -158,7 +160,7 @@ impl Bench {
         if let Some(process) = self.process {
             // The gateway hears of closed connections a moment later.
             std::thread::sleep(Duration::from_secs(2));
-            report.gateway.extend(process.usage().map(|usage| ("after the last one left".to_owned(), usage)));
+            report.gateway.extend(process.usage_of_all_threads().map(|usage| ("after the last one left".to_owned(), usage)));
         }
         report.warn(self.workers);
         Ok(report)
@@ -211,7 +213,7 @@ impl Bench {
         let seat = |conv: u32| (conv, shared.plan.conversations[conv as usize].name.clone());
         let seats = std::iter::once(direct).chain(group).map(seat).collect();
         let token = self.minter.token(&shared.plan.user(user));
-        Client::new(index, tempo, settings, seed ^ u64::from(index) << 20, token, seats)
+        Client::new(index, tempo, settings, seed ^ u64::from(index) << 20, token, seats).with_outbox(self.outbox)
     }
 
     fn make_groups(&self, plan: &Plan) -> Result<(), String> {

@@ -1,9 +1,10 @@
 //! The gateway under load, seen from outside: where it listens, its tokens, its admin side, its process.            [nix]
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -119,7 +120,7 @@ pub struct Usage {
     pub cpu_s: f64,
     /// Resident bytes.
     pub rss_bytes: u64,
-    /// Open descriptors that are sockets.
+    /// Open descriptors that are sockets: of the main thread's table, or of all.
     pub sockets: u64,
     /// Open descriptors that are regular files: of a gateway its log and its engine.
     pub files: u64,
@@ -156,6 +157,21 @@ impl Process {
             usage.files += u64::from(name.starts_with('/') && !name.starts_with("/dev/"));
         }
         Some(usage)
+    }
+
+    /// As [`Process::usage`], with the sockets of all threads, each of which may have a descriptor table of its own. Not for every second:
+    /// walking a table holds its lock.
+    #[must_use]
+    pub fn usage_of_all_threads(self) -> Option<Usage> {
+        Some(Usage { sockets: self.sockets()?.len() as u64, ..self.usage()? })
+    }
+
+    /// By name. A shared table shows the same ones under each of its threads.
+    fn sockets(self) -> Option<HashSet<PathBuf>> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0)).ok()?;
+        let entries = tasks.flatten().filter_map(|task| fs::read_dir(task.path().join("fd")).ok()).flatten().flatten();
+        let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+        Some(targets.filter(|target| target.to_string_lossy().starts_with("socket:")).collect())
     }
 }
 
@@ -280,5 +296,20 @@ mod tests {
     fn cpu_is_read_after_the_name() {
         assert_eq!(cpu_seconds("7 (a (b) c) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0"), Some(2.0));
         assert!(Process::own().usage().is_some_and(|usage| usage.rss_bytes > 0 && usage.descriptors > 0));
+    }
+    /// A socket in a descriptor table of a thread's own is found, as one in the shared table is.
+    #[test]
+    fn sockets_of_all_tables_are_found() {
+        use std::net::TcpListener;
+        use std::os::fd::AsRawFd;
+        let open = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let name = |socket: &TcpListener| fs::read_link(format!("/proc/thread-self/fd/{}", socket.as_raw_fd())).unwrap();
+        let shared = open();
+        let own = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).unwrap();
+            let own = open();
+            Process::own().sockets().unwrap().contains(&name(&own))
+        });
+        assert!(own.join().unwrap() && Process::own().sockets().unwrap().contains(&name(&shared)));
     }
 }

@@ -46,6 +46,18 @@ fn slow_ones_disturb_nobody() {
     assert!(submitted.is_some_and(|count| count > 500) && submitted == report["counts"]["acknowledged"].as_u64());
 }
 
+/// With a bounded outbox more than a client may have under way is given up and counted; what was taken arrives, and the ledger is clean.
+#[test]
+fn a_full_outbox_gives_up() {
+    let place = Place::new();
+    let more = ["-n", "2", "--outbox", "1", "--rate", "20000", "--warm-up", "0", "--seconds", "1"];
+    let (output, report) = place.loadgen("chat", &place.command(), place.port, &more);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let count = |name: &str| report["counts"][name].as_u64().unwrap_or(0);
+    assert!(count("given_up") > 0 && count("acknowledged") > 0, "{}", said(&output));
+    assert_eq!(count("delivered"), count("acknowledged"));
+}
+
 /// A gateway closes what begins and does not go on, and nobody notices; when it is given too little time the run fails and says so.
 #[test]
 fn half_open_ones_are_closed() {

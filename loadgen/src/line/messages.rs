@@ -56,6 +56,9 @@ pub struct Common {
     /// Last ceiling of the clients' reconnect delay, in milliseconds.
     #[arg(long, default_value_t = 30_000)]
     pub back_off_max_ms: u64,
+    /// Messages of one client that may wait to be acknowledged; what finds no room is given up and counted. By default as the client has it.
+    #[arg(long, value_name = "N")]
+    pub outbox: Option<usize>,
     /// In the end, let one new device per user read everything again.
     #[arg(long)]
     pub audit: bool,
@@ -246,6 +249,7 @@ impl Common {
             private_tables: self.private_tables,
             ramp_per_s: self.ramp,
             back_off: (Duration::from_millis(self.back_off_ms), Duration::from_millis(self.back_off_max_ms)),
+            outbox: self.outbox.unwrap_or(usize::MAX),
             audit: self.audit || is_audit,
             drain: Duration::from_secs_f64(self.drain),
             ledger_out: self.ledger_out.clone(),
