@@ -665,7 +665,7 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         stall_ms: bounds.write_stall_ms,
         accept_rate: Rate {
             per_second: bounds.accept_per_s.unwrap_or(limits::ACCEPTS_PER_SECOND_MAX),
-            burst: bounds.accept_burst.unwrap_or(2 * limits::ACCEPTS_PER_SECOND_MAX),
+            burst: bounds.accept_burst.unwrap_or(limits::ACCEPTS_PER_SECOND_MAX),
         },
         handshakes_max: bounds.handshakes_max.unwrap_or(limits::HANDSHAKES_MAX),
         tls_waiting_max: settings.tls.handshakes_waiting_max as usize,

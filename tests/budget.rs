@@ -22,7 +22,7 @@ fn limits_are_worked_out_and_told() {
     for (key, value, from) in [
         ("limits.connections_max", 16_384, "half of limits.memory_bytes at 8192 bytes each"),
         ("limits.accept_per_s", 200, "twice 1/32 of limits.memory_bytes"),
-        ("limits.accept_burst", 400, "twice limits.accept_per_s"),
+        ("limits.accept_burst", 40, "1/5 of limits.accept_per_s"),
         ("limits.queue_bytes_max", 64 << 20, "1/4 of limits.memory_bytes"),
     ] {
         assert!(log.contains(&format!("{key} = {value}: {from}")), "{key}: {log}");

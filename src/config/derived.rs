@@ -83,9 +83,9 @@ pub fn fill(settings: &mut Settings, machine: Machine) -> (Vec<Derived>, Vec<Str
     }
     if limits.accept_burst.is_none() {
         let per_second = limits.accept_per_s.filter(|&rate| rate > 0).unwrap_or(ACCEPTS_PER_SECOND_MAX);
-        let value =
-            fill("limits.accept_burst", (2 * u64::from(per_second)).min(1_000_000), "twice limits.accept_per_s".to_owned());
-        limits.accept_burst = u32::try_from(value).ok();
+        let value = u64::from(per_second) / ACCEPTS_PER_BURST;
+        let from = format!("1/{ACCEPTS_PER_BURST} of limits.accept_per_s");
+        limits.accept_burst = u32::try_from(fill("limits.accept_burst", value.clamp(1, 1_000_000), from)).ok();
     }
     if limits.queue_bytes_max.is_none() {
         let least = queue_least.max(QUEUE_BYTES_MIN);
@@ -141,6 +141,9 @@ fn mib(bytes: u64) -> String {
 const HANDSHAKES_PART: u64 = 32;
 /// One in so many connections may be in its handshake.
 const CONNECTIONS_PER_HANDSHAKE: u64 = 4;
+/// One in so many connections of a second may come at once: few, so that the rate is even when everybody comes back together, and more than
+/// come between two turns of a reactor that has nothing else to do, which are 100 ms apart.
+const ACCEPTS_PER_BURST: u64 = 5;
 /// Queues and windows may take one in so many bytes of the budget, shared frames counted once per receiver.
 const QUEUES_PART: u64 = 4;
 
@@ -163,12 +166,12 @@ mod tests {
     fn limits_follow_the_machine() {
         // Memory in MiB, files; budget in MiB, connections, handshakes, accepts, burst, queues in MiB.
         for (memory, files, budget, expected) in [
-            (128, 19_744, 64, (4_096, 64, 200, 400, 16)),
-            (512, 19_744, 256, (16_384, 85, 200, 400, 64)),
-            (4_096, 19_744, 2_048, (19_744, 682, 1_364, 2_728, 512)),
-            (65_536, 1_048_320, 32_768, (1_048_320, 1_024, 2_000, 4_000, 8_192)),
-            (65_536, 10_000_000, 32_768, (2_097_152, 1_024, 2_000, 4_000, 8_192)),
-            (65_536, 300, 32_768, (300, 75, 2_000, 4_000, 8_192)),
+            (128, 19_744, 64, (4_096, 64, 200, 40, 16)),
+            (512, 19_744, 256, (16_384, 85, 200, 40, 64)),
+            (4_096, 19_744, 2_048, (19_744, 682, 1_364, 272, 512)),
+            (65_536, 1_048_320, 32_768, (1_048_320, 1_024, 2_000, 400, 8_192)),
+            (65_536, 10_000_000, 32_768, (2_097_152, 1_024, 2_000, 400, 8_192)),
+            (65_536, 300, 32_768, (300, 75, 2_000, 400, 8_192)),
         ] {
             let (limits, derived, warnings) = filled(memory, files, |_| {});
             let (connections, handshakes, accepts, burst, queues) = expected;
@@ -203,7 +206,7 @@ mod tests {
             settings.tls.listen = Some(([127, 0, 0, 1], 1).into());
         });
         assert_eq!((limits.memory_bytes, limits.handshakes_max, limits.accept_per_s), (Some(256 * MIB), Some(7), Some(0)));
-        assert_eq!((limits.connections_max, limits.accept_burst, limits.queue_bytes_max), (10_922, Some(4_000), Some(64 * MIB)));
+        assert_eq!((limits.connections_max, limits.accept_burst, limits.queue_bytes_max), (10_922, Some(400), Some(64 * MIB)));
         assert_eq!((derived.len(), warnings.len()), (3, 0), "{derived:?} {warnings:?}");
     }
 

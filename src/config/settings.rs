@@ -287,7 +287,7 @@ settings! {
     /// Connections accepted per second by one reactor. 0: no limit. Beyond it newcomers wait in the kernel. Absent: 200 to 2,000, by
     /// `limits.memory_bytes`.
     accept_per_s: Option<u32> = None, Rule::Between(0, 1_000_000), Live;
-    /// Connections accepted at once by one reactor. Absent: twice `limits.accept_per_s`.
+    /// Connections accepted at once by one reactor. Absent: a fifth of `limits.accept_per_s`.
     accept_burst: Option<u32> = None, Rule::Between(1, 1_000_000), Live;
     /// Connections of one reactor that are not past their HELLO. Beyond it newcomers wait in the kernel. Absent: 64 to 1,024, by
     /// `limits.memory_bytes` and `limits.connections_max`.
