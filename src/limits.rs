@@ -86,6 +86,10 @@ pub const ARENA_CHUNK_BYTES: usize = 64 * 1024;
 /// Mails taken by a reactor in one turn, over all lanes. Full: the rest waits for the next turn, which does not sleep.
 pub const MAIL_PER_TURN_MAX: usize = 1024;
 
+/// Connections ended, paused and resumed after a flush: an end costs several system calls, and when all end at once the messages of the
+/// others come in between. Full: the rest after the next flush, in a turn that does not sleep.
+pub const COMMANDS_PER_FLUSH_MAX: usize = 128;
+
 /// Expiries handled in one turn. Full: the rest fires in the next turn.
 pub const EXPIRIES_PER_TURN_MAX: usize = 4096;
 

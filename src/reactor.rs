@@ -475,7 +475,8 @@ impl Hands {
             let Some(id) = self.shard.poll_dirty() else { break };
             self.transmit(driver, id);
         }
-        while let Some(command) = self.shard.poll_command() {
+        for _ in 0..limits::COMMANDS_PER_FLUSH_MAX {
+            let Some(command) = self.shard.poll_command() else { break };
             match command {
                 Command::Close(id, how) => driver.close(id, how),
                 Command::Pause(id) => driver.pause_recv(id),

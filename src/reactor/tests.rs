@@ -332,3 +332,19 @@ fn lanes_show_what_waited() {
     hands.bytes(driver, id, &mut []);
     assert_eq!(hands.now, asleep);
 }
+
+/// When many connections end at once, a flush ends so many of them and leaves the rest to the turns that follow, which do not sleep.
+#[test]
+fn a_flush_ends_so_many_connections() {
+    let most = limits::COMMANDS_PER_FLUSH_MAX;
+    let mut made = made_of(None, Rules { connections_max: most + 1, ..rules() });
+    let Reactor { driver, hands, .. } = &mut made.reactor;
+    for _ in 0..=most {
+        let id = hands.shard.handle_accept(hands.now, None).unwrap();
+        hands.shard.handle_failed(id);
+    }
+    hands.flush(driver);
+    assert!(hands.shard.is_busy(), "one is left");
+    hands.flush(driver);
+    assert!(!hands.shard.is_busy());
+}

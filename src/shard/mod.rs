@@ -355,6 +355,12 @@ impl Shard {
         if let Some(deflater) = &mut self.deflater {
             deflater.trim();
         }
+        // What everybody at once has filled.
+        shrink(&mut self.dirty);
+        shrink(&mut self.commands);
+        shrink(&mut self.leaves);
+        shrink(&mut self.peers);
+        shrink(&mut self.detached);
     }
 
     /// Chunks the arena has asked of the allocator.
@@ -506,6 +512,11 @@ impl Shard {
     fn session_ref(&self, id: ConnectionId) -> SessionRef {
         SessionRef { reactor: self.id, index: id.index, generation: id.generation }
     }
+}
+
+/// Leaves a queue twice the room it needs now.
+fn shrink<T>(queue: &mut VecDeque<T>) {
+    queue.shrink_to(2 * queue.len() + QUEUE_KEPT);
 }
 
 /// The hot line of a connection: 64 bytes with the generation that the table keeps.
@@ -744,6 +755,8 @@ struct Drain {
 const CLOSE_MS: u32 = 5_000;
 /// An ERROR that ends a connection waits this long for the answers before it.
 const FAILING_MS: u32 = 5_000;
+/// Places that a queue of a core keeps, whatever it needs.
+const QUEUE_KEPT: usize = 1_024;
 /// As many SENDs refused by rate in a row end the connection with 4429.
 const ABUSE_MAX: u16 = 1_024;
 /// An attach that the store has not answered after this long ends with 4503, never with 4408.
