@@ -6,7 +6,7 @@ mod support;
 use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
-use support::raw::{ENCODINGS, Next, Raw};
+use support::raw::{ENCODINGS, Next, Raw, cmid};
 use tidegate::wire::envelope::{ClientFrame, ServerFrame};
 
 const XFF: &str = "X-Forwarded-For";
@@ -123,5 +123,34 @@ fn fetch(raw: &mut Raw) -> Option<(u16, u32)> {
             Next::Frame(_) => {}
             Next::Closed(code) => panic!("closed with {code:?}"),
         }
+    }
+}
+
+/// Whoever goes on sending behind a message that failed, or to where it is no member, is closed with 4429 after 1,024 refusals in a row.
+/// A message that passes in between begins a new row.
+#[test]
+fn who_goes_on_regardless_is_cut_off() {
+    const ROW: usize = 1_024;
+    let gateway = Gateway::start();
+    for (device, conv, code) in [("1", "d:al:bo", 4003), ("2", "d:bo:cy", 3001)] {
+        let mut al = Raw::connect(&gateway, ENCODINGS[0], "al", device);
+        for _ in 0..ROW / 2 {
+            al.put_send("d:bo:cy", cmid(), 0, b"x");
+        }
+        al.say("d:al:cy", "begins a new row");
+        // A window and a burst may pass before the first refusal.
+        for _ in 0..ROW + 200 {
+            al.put_send(conv, cmid(), 0, b"x");
+        }
+        let mut refused = 0;
+        let close = loop {
+            match al.next() {
+                Next::Frame(ServerFrame::Error { code: found, .. }) => refused += usize::from(found == code),
+                Next::Frame(_) => {}
+                Next::Closed(code) => break code,
+            }
+        };
+        assert_eq!(close, Some(4429), "{conv}");
+        assert!((ROW - 200..ROW).contains(&refused), "{conv}: {refused}");
     }
 }

@@ -134,6 +134,7 @@ impl Shard {
         if let Some(extra) = &mut self.cold[slot].extra {
             let release = send.flags & send_flags::RELEASE != 0;
             match extra.holds.check(&send.conv, send.cmid, release) {
+                Verdict::Held if self.goes_on_regardless(id) => return,
                 Verdict::Held => {
                     return self.refuse(id, send.rid, ErrorCode::Held, RETRY_HELD_MS, "repeat the failed one first");
                 }
@@ -144,10 +145,14 @@ impl Shard {
         }
         let send = owed.as_ref().unwrap_or(send);
         let Some(named) = self.may_name(id, &send.conv) else {
+            if self.goes_on_regardless(id) {
+                return;
+            }
             return self.refuse_send(id, send, ErrorCode::NotMember, 0);
         };
         let too_large = send.payload.len() > self.rules.max_payload as usize;
         match named {
+            Named::Member if too_large && self.goes_on_regardless(id) => return,
             Named::Member if too_large => return self.refuse_send(id, send, ErrorCode::PayloadTooLarge, 0),
             // The store is asked whether the sender may know the conversation; it costs no more than its bytes have.
             Named::Unknown if too_large => {}
@@ -163,14 +168,13 @@ impl Shard {
                         self.cold[slot].sends.give_back(rate);
                     }
                 }
-                let cold = &mut self.cold[slot];
                 if let Err(retry_ms) = taken {
-                    cold.abuse_count += 1;
-                    if cold.abuse_count == ABUSE_MAX {
-                        return self.close(id, 4429, CloseCause::RateLimited);
+                    if self.goes_on_regardless(id) {
+                        return;
                     }
                     return self.refuse_send(id, send, ErrorCode::RateLimited, retry_ms);
                 }
+                let cold = &mut self.cold[slot];
                 cold.abuse_count = 0;
                 if cold.sends_unanswered >= self.rules.send_window {
                     return self.refuse_send(id, send, ErrorCode::WindowExceeded, RETRY_HELD_MS);
@@ -245,6 +249,17 @@ impl Shard {
         if send.flags & send_flags::RELEASE != 0 {
             self.cold[id.index as usize].extra.get_or_insert_default().holds.owe_release(&send.conv);
         }
+    }
+
+    /// Counts a SEND that is refused by rate, or before the rate is asked. `true`: there were too many in a row, and the connection ends.
+    fn goes_on_regardless(&mut self, id: ConnectionId) -> bool {
+        let cold = &mut self.cold[id.index as usize];
+        cold.abuse_count += 1;
+        let is_too_much = cold.abuse_count >= ABUSE_MAX;
+        if is_too_much {
+            self.close(id, 4429, CloseCause::RateLimited);
+        }
+        is_too_much
     }
 
     /// WATCH: the store replaces the set, and says who is online.
