@@ -16,6 +16,8 @@ use tidegate::wire::envelope::{ClientFrame, Cursors, Encoding, ServerFrame, Serv
 use tidegate::wire::frame::{self, FrameEnd, HEADER_BYTES_MAX, Opcode, Sender};
 use tidegate::wire::mask;
 
+use crate::idle::hello;
+
 /// What the connections say.
 pub trait Script {
     /// The connection is upgraded. Whether it is ready; else [`Script::message`] will say so.
@@ -52,6 +54,42 @@ pub fn acknowledge(pos: u64, out: &mut Outbox<'_>) {
     out.message(|bytes| encode_client(Encoding::Binary, &ack, bytes));
 }
 
+/// The request that every client begins with.
+pub fn upgrade_request(host: &str, path: &str, subprotocol: Option<&str>) -> String {
+    let offer = subprotocol.map_or_else(String::new, |name| format!("Sec-WebSocket-Protocol: {name}\r\n"));
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}\r\n"
+    )
+}
+
+/// One binary message with what `write` appends, framed.
+pub fn message(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Outbox { bytes: &mut bytes, scratch: &mut Vec::new() }.message(write);
+    bytes
+}
+
+/// Upgrades a stream, says HELLO, and reads what is answered. Whether that is WELCOME says the gateway's own count of sessions.
+pub fn greet(stream: &mut (impl Read + Write + ?Sized), host: &str, token: &str) -> io::Result<()> {
+    stream.write_all(upgrade_request(host, "/ws", Some("tidegate.v1")).as_bytes())?;
+    let mut answer = Vec::new();
+    let mut chunk = [0; 1024];
+    while !answer.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut chunk)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            count => answer.extend_from_slice(&chunk[..count]),
+        }
+    }
+    stream.write_all(&message(|bytes| encode_client(Encoding::Binary, &ClientFrame::Hello(hello(token)), bytes)))?;
+    stream.read(&mut chunk).map(drop)
+}
+
+/// Lets a socket end by reset when it is closed, so that it does not linger in the kernel.
+pub fn resets(stream: impl AsFd) -> io::Result<()> {
+    set_socket_linger(stream, Some(Duration::ZERO)).map_err(io::Error::from)
+}
+
 /// Whether a connection has come as far as it should before measuring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ready {
@@ -80,11 +118,7 @@ impl Swarm {
 
     /// As [`Swarm::new`], to a server that has its WebSocket at another path.
     pub fn at(address: SocketAddr, path: &str, subprotocol: Option<&str>) -> io::Result<Self> {
-        let offer = subprotocol.map_or_else(String::new, |name| format!("Sec-WebSocket-Protocol: {name}\r\n"));
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}\r\n"
-        );
+        let request = upgrade_request(&address.to_string(), path, subprotocol);
         Ok(Self {
             poll: Poll::new()?,
             events: Events::with_capacity(1024),
@@ -157,8 +191,7 @@ impl Swarm {
 
     /// Ends all connections by reset, so that none of them lingers in the kernel.
     pub fn reset(self) -> Result<(), String> {
-        let reset = |connection: &Connection| set_socket_linger(&connection.stream, Some(Duration::ZERO));
-        self.connections.iter().try_for_each(reset).map_err(|error| format!("linger: {error}"))
+        self.connections.iter().try_for_each(|connection| resets(&connection.stream)).map_err(|error| format!("linger: {error}"))
     }
 
     fn connect(&mut self) -> io::Result<()> {
@@ -320,5 +353,6 @@ impl Connection {
 /// Any mask will do for a server that must unmask; a constant one keeps the generator cheap.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const OPENING_MAX: usize = 256;
-const OPENING_WAIT: Duration = Duration::from_secs(120);
+/// How long opening may take.
+pub const OPENING_WAIT: Duration = Duration::from_secs(120);
 const WATCHED: Token = Token(usize::MAX - 1);

@@ -13,6 +13,7 @@ use tidegate::io::descriptors::Descriptors;
 use tidegate::session::auth;
 
 use crate::Common;
+use crate::server::{Core, on_core};
 use crate::threads::{Kinds, Times};
 
 /// A running gateway; killed, and its data removed, when dropped.
@@ -56,6 +57,15 @@ impl Gateway {
         Ok(gateway)
     }
 
+    /// As [`Gateway::start`], on the first core, with one reactor; the caller, and what it starts from now on, is bound to the last.
+    pub fn start_apart(common: &Common) -> Result<Self, String> {
+        on_core(Core::Server)?;
+        let settings = std::iter::once("reactors=1".to_owned()).chain(common.settings.iter().cloned()).collect();
+        let gateway = Self::start(&Common { settings, ..common.clone() }, &[]);
+        on_core(Core::Generator)?;
+        gateway
+    }
+
     /// kill -9. Its data stays.
     pub fn kill(&mut self) -> Result<(), String> {
         self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|error| format!("kill: {error}"))
@@ -76,15 +86,8 @@ impl Gateway {
 
     /// Holds `count` idle sessions open beside what is measured, with the `loadgen` beside this program, until the answer is dropped.
     pub fn crowd(&self, count: usize) -> Result<Crowd, String> {
-        let program = std::env::current_exe().unwrap_or_default().with_file_name("loadgen");
-        let mut command = Command::new(&program);
-        command
-            .args(["idle", "--url", &format!("ws://{}/ws", self.address), "--admin", &self.admin.to_string(), "--data-dir"])
-            .arg(&self.data)
-            .args(["-n", &count.to_string(), "--seconds", "3600"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let child = command.spawn().map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let mut command = self.loadgen(&format!("idle -n {count} --seconds 3600"));
+        let child = command.stdout(Stdio::null()).spawn().map_err(|error| format!("cannot start {command:?}: {error}"))?;
         let mut crowd = Crowd(child);
         let started = Instant::now();
         while metric_sum(&self.metrics()?, "tidegate_sessions_open") < count as f64 {
@@ -111,6 +114,15 @@ impl Gateway {
             }
         }
         Err(format!("{count} connections do not fit {TABLES_MAX} tables of open files: raise the limit, ulimit -Hn"))
+    }
+
+    /// The `loadgen` beside this program, for a scenario with its flags, against this gateway.
+    pub fn loadgen(&self, scenario: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap_or_default().with_file_name("loadgen"));
+        command.args(scenario.split_ascii_whitespace());
+        command.args(["--url", &format!("ws://{}/ws", self.address), "--admin", &self.admin.to_string(), "--data-dir"]);
+        command.arg(&self.data).stdin(Stdio::null());
+        command
     }
 
     /// Its number.

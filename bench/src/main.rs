@@ -24,16 +24,20 @@
 //! Each run starts servers of its own, a gateway on an empty data directory. A figure is printed with its spread over the runs and kept,
 //! with command, commit, kernel, machine and limits, in `bench/results/<subject>.json`. [`paired`] says how comparisons are made.
 
+mod abuser;
 mod client;
 mod crowd;
+mod deaf;
 mod durable;
 mod echo;
 mod fanout;
 mod floor;
 mod gateway;
 mod idle;
+mod load;
 mod machine;
 mod nats;
+mod overload;
 mod pace;
 mod paired;
 mod peer;
@@ -45,10 +49,12 @@ mod resume;
 mod rows;
 mod send;
 mod server;
+mod slowloris;
 mod stretch;
 mod sync;
 mod table;
 mod threads;
+mod tls;
 mod upgrade;
 mod volley;
 mod work;
@@ -79,6 +85,14 @@ fn run(subject: &Subject) -> Result<(), String> {
     match subject {
         Subject::Idle(common) => results::report("idle", common, &repeat(common, || idle::run(common))?),
         Subject::Refuse(common) => results::report("refuse", common, &repeat(common, || refuse::run(common))?),
+        Subject::Tls(common) => results::report("tls", common, &repeat(common, || tls::run(common))?),
+        Subject::Slowloris(common) => {
+            let runs = repeat_with(common, slowloris::per_table(common), || slowloris::run(common))?;
+            results::report("slowloris", common, &runs)
+        }
+        Subject::Deaf(common) => results::report("deaf", common, &repeat(common, || deaf::run(common))?),
+        Subject::Overload(common) => results::report("overload", common, &repeat(common, || overload::run(common))?),
+        Subject::Abuser(common) => results::report("abuser", common, &repeat(common, || abuser::run(common))?),
         Subject::Send(options) => results::report("send", &options.common, &repeat(&options.common, || send::run(options))?),
         Subject::Reopen(options) => {
             results::report("reopen", &options.common, &repeat(&options.common, || reopen::run(options))?)
@@ -102,8 +116,13 @@ fn run(subject: &Subject) -> Result<(), String> {
     }
 }
 
-fn repeat(common: &Common, mut measure: impl FnMut() -> Result<Run, String>) -> Result<Vec<Run>, String> {
-    machine::raise_descriptors(common.connections)?;
+fn repeat(common: &Common, measure: impl FnMut() -> Result<Run, String>) -> Result<Vec<Run>, String> {
+    repeat_with(common, common.connections, measure)
+}
+
+/// [`repeat`], where one descriptor table holds so many connections.
+fn repeat_with(common: &Common, per_table: usize, mut measure: impl FnMut() -> Result<Run, String>) -> Result<Vec<Run>, String> {
+    machine::raise_descriptors(per_table)?;
     (0..common.runs).map(|_| measure()).collect()
 }
 
@@ -144,6 +163,16 @@ enum Subject {
     Idle(Common),
     /// What a refusal costs, and the limits that every message passes.
     Refuse(Common),
+    /// TLS handshakes per CPU-second against the library's own, and memory of a session that rests against plaintext.
+    Tls(Common),
+    /// Connections that send a byte per second: memory of each before it is authenticated, and honest newcomers meanwhile.
+    Slowloris(Common),
+    /// Half of the clients read nothing: the memory bound, honest clients, and what is lost.
+    Deaf(Common),
+    /// Twice the peak is offered, then half: what is acknowledged meanwhile, and how long until nothing waits.
+    Overload(Common),
+    /// Somebody sends without end: how long until that one is cut off, and what others notice.
+    Abuser(Common),
     /// Durable messages: rate, latency of SENT and DELIVER, CPU per message.
     Send(SendOptions),
     /// Messages that are refused once and come again, against messages that are not: CPU of a redelivery.

@@ -1,4 +1,6 @@
 //! What refusing costs: microseconds of CPU for each kind of refusal, and nanoseconds for the limits that every message passes.
+//!
+//! On the port for TLS a refusal comes before the handshake: the connection ends without a word.
 
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -11,36 +13,63 @@ use tidegate::session::rate::{Bucket, Rate};
 use crate::Common;
 use crate::gateway::Gateway;
 use crate::results::Run;
+use crate::tls::Site;
 
 /// One kind of refusal: how the gateway is set, what is sent, and how the answer begins.
 struct Case {
     name: &'static str,
     settings: &'static [&'static str],
+    door: Door,
     headers: &'static str,
     /// A frame behind the request.
     frame: &'static [u8],
+    /// Empty: none.
     answer: &'static str,
 }
 
-const CASES: [Case; 4] = [
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Plain,
+    Tls,
+}
+
+const CASES: [Case; 5] = [
     Case {
         name: "at_accept_429",
         settings: &["limits.address_exempt=", "limits.address_per_s=1", "limits.address_burst=1", "limits.accept_burst=1000000"],
+        door: Door::Plain,
         headers: "",
         frame: b"",
         answer: "HTTP/1.1 429",
     },
     Case {
+        name: "before_tls",
+        settings: &["limits.address_exempt=", "limits.address_per_s=1", "limits.address_burst=1", "limits.accept_burst=1000000"],
+        door: Door::Tls,
+        headers: "",
+        frame: b"",
+        answer: "",
+    },
+    Case {
         name: "behind_a_balancer_429",
         settings: &["proxy.networks=127.0.0.1", "limits.address_per_s=1", "limits.address_burst=1"],
+        door: Door::Plain,
         headers: "X-Forwarded-For: 203.0.113.7\r\n",
         frame: b"",
         answer: "HTTP/1.1 429",
     },
-    Case { name: "origin_403", settings: &[], headers: "Origin: https://evil.example\r\n", frame: b"", answer: "HTTP/1.1 403" },
+    Case {
+        name: "origin_403",
+        settings: &[],
+        door: Door::Plain,
+        headers: "Origin: https://evil.example\r\n",
+        frame: b"",
+        answer: "HTTP/1.1 403",
+    },
     Case {
         name: "token_4401",
         settings: &[],
+        door: Door::Plain,
         headers: "",
         // {"t":"hello","device":"1","token":"eyJhbGciOiJIUzI1NiJ9.e30.AAAA"}, masked with zeros.
         frame: b"\x81\xc2\0\0\0\0{\"t\":\"hello\",\"device\":\"1\",\"token\":\"eyJhbGciOiJIUzI1NiJ9.e30.AAAA\"}",
@@ -51,17 +80,20 @@ const CASES: [Case; 4] = [
 /// One measurement.
 pub fn run(common: &Common) -> Result<Run, String> {
     let mut run = Run::default();
+    let site = Site::new(common)?;
     for case in &CASES {
-        let settings = case.settings.iter().map(|&setting| setting.to_owned());
+        let door: &[String] = if case.door == Door::Tls { &site.settings } else { &[] };
+        let settings = case.settings.iter().map(|&setting| setting.to_owned()).chain(door.iter().cloned());
         let common = Common { settings: common.settings.iter().cloned().chain(settings).collect(), ..common.clone() };
         let gateway = Gateway::start(&common, &[])?;
+        let address = if case.door == Door::Tls { site.address } else { gateway.address };
         for _ in 0..100 {
-            drop(refused(gateway.address, case));
+            drop(refused(address, case));
         }
         let before = gateway.cpu_total()?;
         for _ in 0..REFUSALS {
-            let answer = refused(gateway.address, case).map_err(|error| format!("{}: {error}", case.name))?;
-            if !answer.starts_with(case.answer.as_bytes()) {
+            let answer = refused(address, case).map_err(|error| format!("{}: {error}", case.name))?;
+            if !answer.starts_with(case.answer.as_bytes()) || answer.is_empty() != case.answer.is_empty() {
                 return Err(format!("{}: {}", case.name, String::from_utf8_lossy(&answer)));
             }
         }
@@ -72,6 +104,11 @@ pub fn run(common: &Common) -> Result<Run, String> {
     let mut bucket = Bucket::full(rate, 0);
     run.add("bucket_ns", nanos(|index| bucket.take(rate, u32::try_from(index).unwrap_or(u32::MAX))));
     run.add("meter_one_user_ns", nanos(|index| meters.take(7, rate, index, 0)));
+    let mut own = Bucket::full(rate, 0);
+    run.add(
+        "limits_per_message_ns",
+        nanos(|index| own.take(rate, u32::try_from(index).unwrap_or(u32::MAX)).and_then(|()| meters.take(7, rate, index, 0))),
+    );
     run.add("meter_many_users_ns", nanos(|index| meters.take(index.wrapping_mul(0x9e37_79b9_7f4a_7c15), rate, index, 0)));
     Ok(run)
 }

@@ -223,7 +223,7 @@ impl Server {
             Process::Gateway(gateway) => gateway.pid(),
             Process::Other(child) | Process::Storing(child, _) => child.id(),
         };
-        Probe { pid }
+        Probe::of(pid)
     }
 
     /// System calls since its start, as its own counters know them.
@@ -252,6 +252,11 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// Of a process.
+    pub fn of(pid: u32) -> Self {
+        Self { pid }
+    }
+
     /// CPU seconds of all its threads.
     pub fn cpu(self) -> Result<f64, String> {
         Kinds::of(self.pid).map(|kinds| kinds.total().cpu_s)
