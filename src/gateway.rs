@@ -37,7 +37,7 @@ use crate::io::uring::{self, Sizes, Uring};
 use crate::io::wake::Waker;
 use crate::limits;
 use crate::mail::{Control, Report};
-use crate::mailbox::{self, Spread};
+use crate::mailbox::{self, Gathering, Spread};
 use crate::observe::auth::AuthFacts;
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::ReactorHistograms;
@@ -172,7 +172,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
             inbox,
             waker,
             outbox: Outbox {
-                submit: store.submit.clone(),
+                submit: Gathering::new(store.submit.clone()),
                 credit: store.credit.clone(),
                 peers: posts.iter().map(|post| post.peer.clone()).collect(),
                 spare_groups: store.spare_groups.clone(),

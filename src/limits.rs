@@ -90,6 +90,10 @@ pub const MAIL_PER_TURN_MAX: usize = 1024;
 /// others come in between. Full: the rest after the next flush, in a turn that does not sleep.
 pub const COMMANDS_PER_FLUSH_MAX: usize = 128;
 
+/// Submissions that a reactor hands over before it wakes the store; fewer wake it when the events of a turn are done. What arrives
+/// together is committed together so: a store woken by the first message of a burst commits that one alone.
+pub const GATHERED_MAX: usize = 64;
+
 /// Expiries handled in one turn. Full: the rest fires in the next turn.
 pub const EXPIRIES_PER_TURN_MAX: usize = 4096;
 

@@ -38,12 +38,16 @@ impl<T> LaneSender<T> {
     pub fn try_send(&self, value: T) -> Result<(), T> {
         if mutant::on(Mutant::WakeBeforePush) {
             self.waker.wake();
-            return self.channel.try_send(value).map_err(channel::TrySendError::into_inner);
+            return self.push(value);
         }
-        let result = self.channel.try_send(value).map_err(channel::TrySendError::into_inner);
+        let result = self.push(value);
         // Also when full: a full lane in front of a sleeper would otherwise stay full.
         self.waker.wake();
         result
+    }
+
+    fn push(&self, value: T) -> Result<(), T> {
+        self.channel.try_send(value).map_err(channel::TrySendError::into_inner)
     }
 
     /// As [`LaneSender::try_send`], but waits for room. For threads that may wait: readers and the admin thread, not a reactor.
@@ -90,6 +94,62 @@ impl<T> LaneSender<T> {
 impl<T> Clone for LaneSender<T> {
     fn clone(&self) -> Self {
         Self { channel: self.channel.clone(), waker: self.waker.clone() }
+    }
+}
+
+/// The end of a lane of one who has many values to give in a row: the owner is woken for several at a time, so that it finds them
+/// together.
+#[derive(Debug)]
+pub struct Gathering<T> {
+    lane: LaneSender<T>,
+    /// Values given since the owner was woken last.
+    untold: usize,
+}
+
+impl<T> Gathering<T> {
+    /// Gives through `lane`.
+    #[must_use]
+    pub fn new(lane: LaneSender<T>) -> Self {
+        Self { lane, untold: 0 }
+    }
+
+    /// As [`LaneSender::try_send`], but the owner may sleep on until [`Gathering::tell`], which whoever gives calls before it waits. A
+    /// full lane, or one with [`limits::GATHERED_MAX`] values more, wakes it at once.
+    ///
+    /// # Errors
+    /// The value, when the lane is full or the owner has ended.
+    pub fn try_send(&mut self, value: T) -> Result<(), T> {
+        let result = self.lane.push(value);
+        self.untold += 1;
+        if result.is_err() || self.untold == limits::GATHERED_MAX {
+            self.tell();
+        }
+        result
+    }
+
+    /// Wakes the owner if it sleeps and was given anything.
+    pub fn tell(&mut self) {
+        if std::mem::take(&mut self.untold) > 0 {
+            self.lane.waker.wake();
+        }
+    }
+
+    /// Values waiting; the owner may take some meanwhile.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lane.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lane.is_empty()
+    }
+
+    /// The most that may wait.
+    #[must_use]
+    pub fn bound(&self) -> usize {
+        self.lane.bound()
     }
 }
 
@@ -322,6 +382,38 @@ mod tests {
         assert_eq!(receiver.recv_within(Duration::ZERO), Err(NoMail::Yet));
         drop(sender);
         assert_eq!(receiver.recv_within(Duration::ZERO), Err(NoMail::Ever));
+    }
+
+    /// Who gives several values in a row wakes the owner once, when it says so; at once when the lane is full or many wait untold.
+    #[test]
+    fn several_values_wake_once() {
+        let waker = Waker::for_driver().unwrap();
+        let (sender, receiver) = lane(limits::GATHERED_MAX + 1, &waker);
+        let mut sender = Gathering::new(sender);
+        let is_told = || !waker.is_asleep();
+        let sleep = || assert!(waker.may_sleep(|| true));
+        sleep();
+        sender.tell();
+        assert!(!is_told(), "nothing was given");
+        sender.try_send(0).unwrap();
+        sender.try_send(1).unwrap();
+        assert!(!is_told());
+        sender.tell();
+        assert!(is_told());
+        sleep();
+        sender.tell();
+        assert!(!is_told(), "it was told already");
+        assert_eq!(receiver.drain(9).count(), 2);
+        for value in 1..=limits::GATHERED_MAX {
+            assert!(!is_told(), "{value}");
+            sender.try_send(value).unwrap();
+        }
+        assert!(is_told());
+        sleep();
+        sender.try_send(0).unwrap();
+        assert!(!is_told());
+        assert_eq!(sender.try_send(0), Err(0));
+        assert!(is_told());
     }
 
     /// Values go round the lanes, past those that are full, and come back when all are.

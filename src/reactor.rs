@@ -25,7 +25,7 @@ use crate::io::uring::Uring;
 use crate::io::wake::Waker;
 use crate::limits;
 use crate::mail::{Control, Court, Group, Judge, Peer, Report, Submit};
-use crate::mailbox::{Credit, Inbox, LaneSender, SpareSender, Spread};
+use crate::mailbox::{Credit, Gathering, Inbox, LaneSender, SpareSender, Spread};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
 use crate::observe::pressure::Pressure;
@@ -58,8 +58,8 @@ pub struct Parts {
 
 /// The lanes out of one reactor.
 pub struct Outbox {
-    /// To the store thread.
-    pub submit: LaneSender<Submit>,
+    /// To the store thread, which is told when the events of a turn are done, and before the reactor waits.
+    pub submit: Gathering<Submit>,
     /// Bytes that bodies on their way to the store may hold.
     pub credit: Credit,
     /// To every reactor, by number.
@@ -160,11 +160,13 @@ impl<D: Driver> Reactor<D> {
             let turned = self.driver.turn(max_wait, &mut self.hands);
             self.waker.awake();
             turned?;
+            self.hands.outbox.submit.tell();
             let begun = self.hands.tell_time();
             let more_mail = self.take_mail();
             self.hands.shake_hands();
             self.hands.shard.handle_time(self.hands.now, &mut self.hands.outbox);
             let owed = self.shed();
+            self.hands.outbox.submit.tell();
             self.hands.flush(&mut self.driver);
             self.hands.trim();
             busy = more_mail || self.hands.shard.is_busy();

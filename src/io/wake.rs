@@ -84,6 +84,12 @@ impl Waker {
         self.inner.state.store(AWAKE, Ordering::Relaxed);
     }
 
+    /// Whether the owner has announced that it waits, and nobody has ended that.
+    #[cfg(test)]
+    pub fn is_asleep(&self) -> bool {
+        self.inner.state.load(Ordering::Relaxed) == SLEEPING
+    }
+
     /// Waits until woken or for `max_wait`, unless `is_empty` says otherwise. For the owner of a [`Waker::for_thread`] alone.
     ///
     /// May return early for no reason, as parking may; the caller looks into its inbox anyway.

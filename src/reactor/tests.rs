@@ -4,7 +4,7 @@ use crate::ids::{Cmid, RosterId, SessionRef};
 use crate::io::epoll::Epoll;
 use crate::io::socket::Listener;
 use crate::mail::{Event, PageReply, Reached, SendMail, Sender};
-use crate::mailbox::{LaneReceiver, Post, lane, reactor_lanes, spares};
+use crate::mailbox::{Gathering, LaneReceiver, Post, lane, reactor_lanes, spares};
 use crate::observe::counters::CloseCause;
 use crate::session::auth::Verifier;
 use crate::session::rate::Rate;
@@ -82,7 +82,7 @@ fn messages_leave_room_in_the_lane() {
     let (submit, submits) = lane(16, &Waker::for_thread());
     let (spare_groups, _) = spares(1);
     let mut outbox = Outbox {
-        submit,
+        submit: Gathering::new(submit),
         credit: Credit::new(1000),
         peers: Vec::new(),
         spare_groups,
@@ -137,7 +137,7 @@ fn made_of(listener: Option<Listener>, rules: Rules) -> Made {
         inbox,
         waker: waker.clone(),
         outbox: Outbox {
-            submit,
+            submit: Gathering::new(submit),
             credit: Credit::new(1),
             peers: Vec::new(),
             spare_groups: spares(1).0,
