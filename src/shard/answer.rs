@@ -16,9 +16,25 @@ impl Shard {
             return;
         }
         self.pool.push(&mut connection.queue, frame, pos);
+        self.queued(id);
+    }
+
+    /// A frame was queued: it is sent at the next flush, and the bounds of the queue apply.
+    fn queued(&mut self, id: ConnectionId) {
         self.counters.frames_sent_count += 1;
-        let over_soft = connection.queue.bytes() > self.rules.queue_soft_bytes;
-        if over_soft && connection.flags & flags::PAUSED == 0 {
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        if connection.flags & flags::DIRTY == 0 {
+            connection.flags |= flags::DIRTY;
+            self.dirty.push_back(id);
+        }
+        if connection.queue.bytes() > self.rules.queue_soft_bytes {
+            self.queued_much(id);
+        }
+    }
+
+    fn queued_much(&mut self, id: ConnectionId) {
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        if connection.flags & flags::PAUSED == 0 {
             connection.flags |= flags::PAUSED;
             self.note_slow(id);
             let connection = self.connections.get_mut(id).expect("looked up above");
@@ -29,8 +45,7 @@ impl Shard {
                 self.schedule(id, self.rules.stall_ms.min(STALL_CHECK_MS), Kind::Stall);
             }
         }
-        self.touch(id);
-        if self.pool.queued_bytes > self.rules.queued_bytes_max && over_soft {
+        if self.pool.queued_bytes > self.rules.queued_bytes_max {
             self.counters.queued_bytes_full_count += 1;
             self.close(id, 4503, CloseCause::Overloaded);
         }
@@ -60,7 +75,19 @@ impl Shard {
     /// Queues one protocol frame of this connection's own.
     pub(super) fn push_server(&mut self, id: ConnectionId, frame: &ServerFrame<'_>) {
         let Some(encoding) = self.connections.get(id).and_then(|connection| connection.encoding) else { return };
-        self.push_message(id, opcode_of(encoding), |out| encode_server(encoding, frame, out));
+        self.push_short(id, opcode_of(encoding), |out| encode_server(encoding, frame, out));
+    }
+
+    /// Queues a short message of this connection's own, which `write` appends: see `SendPool::push_short`.
+    pub(super) fn push_short(&mut self, id: ConnectionId, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if connection.flags & flags::DEFLATE != 0 {
+            return self.push_message(id, opcode, write);
+        }
+        if !matches!(connection.state, State::Closing | State::Finished) {
+            self.pool.push_short(&mut connection.queue, opcode, write);
+            self.queued(id);
+        }
     }
 
     /// Queues a message of this connection's own, compressed where that was agreed to and is worth it.

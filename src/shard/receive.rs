@@ -234,7 +234,11 @@ impl Shard {
     }
 
     fn echo(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
-        self.push_message(id, opcode, |out| out.extend_from_slice(payload));
+        if payload.len() <= SHORT_BYTES_MAX {
+            self.push_short(id, opcode, |out| out.extend_from_slice(payload));
+        } else {
+            self.push_message(id, opcode, |out| out.extend_from_slice(payload));
+        }
     }
 
     /// The peer closes: echo its code, then FIN.
@@ -275,6 +279,8 @@ pub(super) fn is_empty(head: &HeadCarry) -> bool {
     head.held_bytes() == 0
 }
 
+/// An echo up to this length is worth joining to others.
+const SHORT_BYTES_MAX: usize = 256;
 /// Close code of a client that is done: nobody comes back for its session.
 const CLOSE_DONE: u16 = 1000;
 /// The least `Retry-After` of a refused upgrade; up to as much again is added at random.

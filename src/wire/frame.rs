@@ -16,6 +16,9 @@ use crate::wire::violation::Violation;
 /// Bytes of the longest header: two, a length of 64 bits, a mask.
 pub const HEADER_BYTES_MAX: usize = 14;
 
+/// Bytes of the shortest header without a mask.
+pub const SERVER_HEADER_BYTES_MIN: usize = 2;
+
 /// Bytes of the longest header without a mask.
 pub const SERVER_HEADER_BYTES_MAX: usize = 10;
 
