@@ -258,11 +258,11 @@ impl SendPool {
             let mut head = [0; HEAD_BYTES_MAX];
             let head_len = write_head(frame, pos, encoding, &mut head);
             let head_skip = skip.min(head_len);
-            batch.copy(&head[head_skip..head_len]);
             let body_skip = skip - head_skip;
             if frame.bytes.len() <= GATHERED_FRAME_BYTES_MAX {
-                batch.copy(&frame.bytes[body_skip..]);
+                batch.copy(&head[head_skip..head_len], &frame.bytes[body_skip..]);
             } else {
+                batch.copy(&head[head_skip..head_len], &[]);
                 batch.refer(frame_index, body_skip, frame.bytes.len());
             }
             skip = 0;
@@ -289,8 +289,7 @@ impl SendPool {
             assert!(queue.head != NONE);
             let Node { frame, pos, .. } = self.nodes[queue.head as usize];
             let frame = &self.frames[frame as usize];
-            let mut head = [0; HEAD_BYTES_MAX];
-            let whole = write_head(frame, pos, encoding, &mut head) + frame.bytes.len();
+            let whole = head_bytes(frame, pos, encoding) + frame.bytes.len();
             let rest = whole - queue.head_sent as usize;
             if left < rest {
                 queue.head_sent += u32::try_from(left).expect("shorter than one frame");
@@ -387,10 +386,11 @@ impl Batch {
         self.bytes < self.bytes_max && self.segments.len() + 2 <= crate::limits::WRITE_SEGMENTS_MAX
     }
 
-    fn copy(&mut self, bytes: &[u8]) {
+    fn copy(&mut self, head: &[u8], body: &[u8]) {
         let start = self.scratch.len();
-        self.scratch.extend_from_slice(bytes);
-        self.bytes += bytes.len();
+        self.scratch.extend_from_slice(head);
+        self.scratch.extend_from_slice(body);
+        self.bytes += head.len() + body.len();
         match self.segments.last_mut() {
             Some(Segment::Scratch { end, .. }) => *end = self.scratch.len(),
             _ => self.segments.push(Segment::Scratch { start, end: self.scratch.len() }),
@@ -485,6 +485,15 @@ fn write_head(frame: &Frame, pos: u64, encoding: Encoding, out: &mut [u8; HEAD_B
     out[..header_len].copy_from_slice(&header[..header_len]);
     out[header_len..header_len + deliver_len].copy_from_slice(&deliver[..deliver_len]);
     header_len + deliver_len
+}
+
+/// Bytes that [`write_head`] will write.
+fn head_bytes(frame: &Frame, pos: u64, encoding: Encoding) -> usize {
+    if matches!(frame.wrap, Wrap::Raw | Wrap::Joined) {
+        return 0;
+    }
+    let deliver_len = if pos > 0 { envelope::deliver_head_bytes(encoding, pos) } else { 0 };
+    frame::server_header_bytes(deliver_len + frame.bytes.len()) + deliver_len
 }
 
 const NONE: u32 = 0;
@@ -584,6 +593,23 @@ mod tests {
             prop_assert_eq!(pool.free_frames.len(), pool.frames.len() - 1);
             let kept: usize = pool.frames.iter().map(|frame| frame.bytes.capacity()).sum();
             prop_assert_eq!((pool.used_bytes(), pool.blocks_bytes), (0, kept));
+        }
+    }
+
+    /// What is counted as sent is what was written: at every length where a header grows, and every number of digits of `pos`.
+    #[test]
+    fn heads_are_as_long_as_foretold() {
+        let powers = (0..20).map(|power| 10_u64.pow(power)).flat_map(|power| [power - 1, power]);
+        let positions: Vec<u64> = powers.chain([(1 << 53) - 1, u64::MAX]).collect();
+        for len in [0, 1, 112, 113, 114, 124, 125, 126, 127, 65_500, 65_522, 65_523, 65_524, 65_535, 65_536] {
+            let block = Block::new(vec![0; len]);
+            for wrap in [Wrap::Raw, Wrap::Joined, Wrap::Frame(Opcode::Binary), Wrap::Compressed(Opcode::Text)] {
+                let frame = Frame { bytes: Block::clone(&block), count: 1, wrap };
+                for (&pos, encoding) in positions.iter().flat_map(|pos| [(pos, Encoding::Binary), (pos, Encoding::Json)]) {
+                    let written = write_head(&frame, pos, encoding, &mut [0; HEAD_BYTES_MAX]);
+                    assert_eq!(head_bytes(&frame, pos, encoding), written, "{len} {wrap:?} {pos} {encoding:?}");
+                }
+            }
         }
     }
 

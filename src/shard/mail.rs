@@ -189,38 +189,26 @@ impl Shard {
     }
 
     fn deliver_one(&mut self, message: &Delivery, target: Target, variants: &mut [Option<FrameIndex>; VARIANTS]) {
-        let session_id = slot_of(self.session_of(target));
+        // Before the session is looked up: it may be the one detached the longest, from which nothing is to be had any more then.
+        let within = self.relieve();
+        let session_id = ConnectionId { index: target.index, generation: target.generation };
         let Some(session) = self.sessions.get_mut(session_id) else { return self.stale() };
         if session.stage == Stage::Leaving {
             return;
         }
         let (id, encoding) = (session.connection, session.encoding);
         let traced = message.trace.is_some() && u32::from(session.caps) & caps::TRACE != 0;
-        let variant = variant_of(encoding, target.own, traced);
-        let frame = match variants[variant] {
-            Some(frame) => frame,
-            None => {
-                let max_frame = self.rules.max_frame as usize;
-                let deliver = deliver_of(message, target.own, traced);
-                let frame =
-                    self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| deliver_tail(encoding, &deliver, max_frame, out));
-                variants[variant] = Some(frame);
-                frame
-            }
-        };
+        let frame = *variants[variant_of(encoding, target.own, traced)].get_or_insert_with(|| {
+            let max_frame = self.rules.max_frame as usize;
+            let deliver = deliver_of(message, target.own, traced);
+            self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| deliver_tail(encoding, &deliver, max_frame, out))
+        });
         let bytes = self.pool.frame_len(frame);
-        let within = self.relieve();
-        let now_ms = self.mono_ms();
-        let session = self.sessions.get_mut(session_id).expect("looked up above");
         let active = session.stage == Stage::Active;
-        if session.stage == Stage::Leaving {
-            // It was the one detached the longest, and nothing is to be had from it any more.
-            return;
-        }
         let over_hard = active && self.connections.get(id).is_none_or(|it| it.queue.bytes() > self.rules.queue_hard_bytes);
         if !within || over_hard || session.is_behind() || !session.has_room(bytes, self.rules.window_bytes_max) {
             self.counters.deliveries_marked_count += 1;
-            let fresh = session.mark(&message.conv, message.seq, message.mid, now_ms);
+            let fresh = session.mark(&message.conv, message.seq, message.mid, self.now.mono_ns / 1_000_000);
             if fresh && active {
                 self.schedule(id, self.rules.ack_timeout_ms, Kind::Acknowledge);
             }

@@ -154,6 +154,16 @@ pub fn decode_with(bytes: &[u8], sender: Sender, reserved: Reserved) -> Result<O
     Ok(Some(Header { fin, opcode, compressed, mask, payload_bytes, header_bytes: bytes.len() - rest.len() }))
 }
 
+/// Bytes that [`encode_server`] will write for a payload of this length.
+#[must_use]
+pub fn server_header_bytes(payload_bytes: usize) -> usize {
+    match payload_bytes {
+        ..126 => SERVER_HEADER_BYTES_MIN,
+        126..65_536 => 4,
+        _ => SERVER_HEADER_BYTES_MAX,
+    }
+}
+
 /// Marks a header as the beginning of a compressed message (RFC 7692 6).
 pub fn mark_compressed(header: &mut [u8; SERVER_HEADER_BYTES_MAX]) {
     header[0] |= COMPRESSED;

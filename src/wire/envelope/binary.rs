@@ -508,9 +508,12 @@ pub(super) fn encode_server(frame: &ServerFrame<'_>, out: &mut Vec<u8>) {
 /// See [`super::deliver_head`].
 pub(super) fn deliver_head(pos: u64, tail_len: usize, out: &mut [u8; DELIVER_HEAD_BYTES_MAX]) -> usize {
     out[..4].copy_from_slice(&header(frame_type::DELIVER, 8 + tail_len));
-    out[4..12].copy_from_slice(&pos.to_le_bytes());
-    12
+    out[4..DELIVER_HEAD_BYTES].copy_from_slice(&pos.to_le_bytes());
+    DELIVER_HEAD_BYTES
 }
+
+/// Bytes of [`deliver_head`]: the header of the frame, and `pos`.
+pub(super) const DELIVER_HEAD_BYTES: usize = 12;
 
 /// See [`super::deliver_tail`].
 pub(super) fn deliver_tail(deliver: &Deliver<'_>, out: &mut Vec<u8>) {

@@ -133,6 +133,15 @@ pub fn deliver_head(encoding: Encoding, pos: u64, tail_len: usize, out: &mut [u8
     }
 }
 
+/// Bytes that [`deliver_head`] will write.
+#[must_use]
+pub fn deliver_head_bytes(encoding: Encoding, pos: u64) -> usize {
+    match encoding {
+        Encoding::Binary => binary::DELIVER_HEAD_BYTES,
+        Encoding::Json => json_write::deliver_head_bytes(pos),
+    }
+}
+
 /// Appends all of a DELIVER that stands after `pos`: the same bytes for every receiver of one variant (plain, OWN).
 ///
 /// `deliver.pos` is not looked at. In JSON a text that would make the frame longer than `max_frame`, whatever its `pos`, travels as

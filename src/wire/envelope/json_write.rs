@@ -203,6 +203,12 @@ pub(super) fn deliver_head(pos: u64, out: &mut [u8; DELIVER_HEAD_BYTES_MAX]) -> 
     end + 1
 }
 
+/// See [`super::deliver_head_bytes`].
+pub(super) fn deliver_head_bytes(pos: u64) -> usize {
+    let digits = pos.min(NUMBER_MAX).checked_ilog10().map_or(1, |power| power as usize + 1);
+    DELIVER_START.len() + digits + 1
+}
+
 /// See [`super::deliver_tail`]. `seq` is written even when zero, so that something stands behind the comma of the head.
 pub(super) fn deliver_tail(deliver: &Deliver<'_>, max_frame: usize, out: &mut Vec<u8>) {
     let flags = with_bit(deliver.flags, deliver_flags::OWN, deliver.cmid.is_some());
