@@ -43,6 +43,7 @@ use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::ReactorHistograms;
 use crate::observe::pressure::Pressure;
 use crate::observe::trace::Sampling;
+use crate::reactor::steering::Steering;
 use crate::reactor::{Outbox, Parts, Reactor};
 use crate::route::roster;
 use crate::session::auth::Verifier;
@@ -128,7 +129,13 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let wakers = (0..cores).map(|_| Waker::for_driver()).collect::<Result<Vec<_>, _>>();
     let wakers = wakers.map_err(|error| Fatal::new(Exit::Failed, format!("making an eventfd per reactor: {error}")))?;
     let Share { connections: by_files, is_private, in_all } = share(&settings, cores)?;
-    let derived = work_out(&mut settings, cores, in_all);
+    // Tables may need more reactors than there are cores; then newcomers come to as many of them as there are cores.
+    let taking = std::thread::available_parallelism().map_or(1, usize::from).min(cores);
+    let steering = (is_private && taking < cores).then(|| Arc::new(Steering::new(cores, taking)));
+    let taking = if steering.is_some() { taking } else { cores };
+    let machine =
+        Machine { memory: available_memory(), reactors: cores as u64, taking: taking as u64, connections_by_files: in_all };
+    let derived = work_out(&mut settings, machine);
     // Hashing spreads unevenly: where one table serves all, each reactor may hold all of them; else it may fill its own.
     let connections_per_reactor = by_files.min(settings.limits.connections_max as usize).max(cores);
     let last_bell = wakers.iter().filter_map(Waker::descriptor).map(|bell| bell.as_raw_fd()).max().filter(|_| is_private);
@@ -184,6 +191,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
             histograms,
             reports: reports_in.clone(),
             table: is_private.then_some(connections_per_reactor),
+            steering: steering.clone(),
             pressure: pressure.clone(),
         };
         let start = Start {
@@ -599,14 +607,18 @@ fn share(settings: &Settings, cores: usize) -> Result<Share, Fatal> {
     Ok(Share { connections, is_private, in_all })
 }
 
-/// Works out what is not set from memory and open files, and says so.
-fn work_out(settings: &mut Settings, cores: usize, connections_by_files: u64) -> Vec<Derived> {
+/// Memory in bytes, and who says so.
+fn available_memory() -> (u64, &'static str) {
     let found = memory::available();
     if found.is_none() {
         tracing::warn!("neither /proc/meminfo nor memory.max can be read; set limits.memory_bytes");
     }
-    let memory = found.map_or((MEMORY_UNKNOWN_BYTES, "assumed"), |found| (found.bytes, found.from));
-    let (derived, warnings) = derived::fill(settings, Machine { memory, reactors: cores as u64, connections_by_files });
+    found.map_or((MEMORY_UNKNOWN_BYTES, "assumed"), |found| (found.bytes, found.from))
+}
+
+/// Works out what is not set from memory and open files, and says so.
+fn work_out(settings: &mut Settings, machine: Machine) -> Vec<Derived> {
+    let (derived, warnings) = derived::fill(settings, machine);
     for Derived { key, value, from } in &derived {
         tracing::info!("{key} = {value}: {from}");
     }

@@ -310,7 +310,14 @@ pub const TABLE_FULL_PERCENT: u64 = 98;
 /// See [`TABLE_FULL_PERCENT`].
 pub const TABLE_ROOM_PERCENT: u64 = 95;
 
+/// Share of its own table at which newcomers are steered to another reactor, and the share below which they come again, in percent. What
+/// waits in the queue of the listener then has the rest.
+pub const TABLE_PASSES_ON_PERCENT: u64 = 90;
+/// See [`TABLE_PASSES_ON_PERCENT`].
+pub const TABLE_TAKES_PERCENT: u64 = 85;
+
 const _: () = assert!(TABLE_ROOM_PERCENT < TABLE_FULL_PERCENT && TABLE_FULL_PERCENT <= 100);
+const _: () = assert!(TABLE_TAKES_PERCENT < TABLE_PASSES_ON_PERCENT && TABLE_PASSES_ON_PERCENT < TABLE_FULL_PERCENT);
 
 /// First and longest wait before accepting is tried again for want of descriptors or memory; it doubles in between. Counter:
 /// `accept_errors_count`.

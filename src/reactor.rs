@@ -32,6 +32,10 @@ use crate::observe::pressure::Pressure;
 use crate::observe::trace;
 use crate::shard::{Arrival, Command, Outlet, Shard};
 
+use self::steering::Steering;
+
+pub mod steering;
+
 /// What a reactor is made of; built by the gateway, taken to the reactor's own thread.
 pub struct Parts {
     /// Which core.
@@ -52,6 +56,8 @@ pub struct Parts {
     pub reports: std::sync::mpsc::Sender<Report>,
     /// Connections that fit its own descriptor table; `None`: it shares one.
     pub table: Option<usize>,
+    /// Which reactors get newcomers; `None`: the kernel spreads them.
+    pub steering: Option<Arc<Steering>>,
     /// How short memory is.
     pub pressure: Arc<Pressure>,
 }
@@ -109,6 +115,7 @@ pub struct Reactor<D: Driver> {
     waker: Waker,
     reports: std::sync::mpsc::Sender<Report>,
     table: Option<Table>,
+    steering: Option<Arc<Steering>>,
     block: Arc<ReactorBlock>,
 }
 
@@ -141,6 +148,7 @@ impl<D: Driver> Reactor<D> {
             waker: parts.waker,
             reports: parts.reports,
             table: parts.table.map(Table::new),
+            steering: parts.steering,
             block: parts.block,
         }
     }
@@ -150,6 +158,9 @@ impl<D: Driver> Reactor<D> {
     /// # Errors
     /// When the driver cannot go on.
     pub fn run(mut self) -> io::Result<()> {
+        if let Some(steering) = &self.steering {
+            steering.listens(usize::from(self.hands.id.0), |to| self.driver.steer(to));
+        }
         let _ = self.reports.send(Report::Ready { reactor: self.hands.id });
         let mut busy = false;
         loop {
@@ -182,9 +193,21 @@ impl<D: Driver> Reactor<D> {
         }
     }
 
-    /// Leaves the group of listeners when its own table is nearly full, and comes back when there is room.
+    /// Has newcomers steered elsewhere while its own table is filled well, and again to it when there is room. Where nothing steers them it
+    /// leaves the group of listeners when the table is nearly full, and comes back.
     fn keep_room(&mut self) {
         let Some(table) = &mut self.table else { return };
+        if let Some(steering) = self.steering.as_ref().filter(|steering| steering.is_on()) {
+            let mut connections = self.hands.shard.connections_count();
+            if table.is_filling(connections) {
+                // Who waits in the queue is on the way into this table already.
+                connections += self.driver.backlog().map_or(0, |backlog| backlog.waiting as usize);
+            }
+            if let Some(has_room) = table.judge_steering(connections) {
+                steering.report(usize::from(self.hands.id.0), has_room, |to| self.driver.steer(to));
+            }
+            return;
+        }
         if let Some(listen) = table.judge(self.hands.shard.connections_count())
             && let Err(error) = self.driver.listen(listen)
         {
@@ -356,12 +379,35 @@ struct Table {
     full: usize,
     room: usize,
     is_full: bool,
+    /// When newcomers are steered elsewhere, and here again.
+    passes_on: usize,
+    takes: usize,
+    is_passed_by: bool,
 }
 
 impl Table {
     fn new(connections: usize) -> Self {
         let part = |percent: u64| connections * usize::try_from(percent).expect("at most 100") / 100;
-        Self { full: part(limits::TABLE_FULL_PERCENT).max(1), room: part(limits::TABLE_ROOM_PERCENT), is_full: false }
+        Self {
+            full: part(limits::TABLE_FULL_PERCENT).max(1),
+            room: part(limits::TABLE_ROOM_PERCENT),
+            is_full: false,
+            passes_on: part(limits::TABLE_PASSES_ON_PERCENT).max(1),
+            takes: part(limits::TABLE_TAKES_PERCENT),
+            is_passed_by: false,
+        }
+    }
+
+    /// Whether it matters how many wait: asking costs a system call.
+    fn is_filling(&self, connections: usize) -> bool {
+        connections >= self.passes_on / 2
+    }
+
+    /// Whether the reactor has room for newcomers while they are steered, when that changes. `connections` with those on their way.
+    fn judge_steering(&mut self, connections: usize) -> Option<bool> {
+        let was_passed_by = self.is_passed_by;
+        self.is_passed_by = connections >= if was_passed_by { self.takes + 1 } else { self.passes_on };
+        (self.is_passed_by != was_passed_by).then_some(was_passed_by)
     }
 
     /// Whether the reactor is to listen, when that changes.

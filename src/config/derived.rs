@@ -21,6 +21,8 @@ pub struct Machine {
     pub memory: (u64, &'static str),
     /// Threads that carry connections.
     pub reactors: u64,
+    /// Those of them that newcomers come to at a time.
+    pub taking: u64,
     /// Connections that the limit of open files lets all tables hold.
     pub connections_by_files: u64,
 }
@@ -66,7 +68,7 @@ pub fn fill(settings: &mut Settings, machine: Machine) -> (Vec<Derived>, Vec<Str
         let value = fill("limits.connections_max", by_memory.min(machine.connections_by_files), from);
         limits.connections_max = u32::try_from(value).unwrap_or(u32::MAX);
     }
-    let by_memory = budget / HANDSHAKES_PART / HANDSHAKE_BYTES / machine.reactors;
+    let by_memory = budget / HANDSHAKES_PART / HANDSHAKE_BYTES / machine.taking;
     let part = format!("1/{HANDSHAKES_PART} of limits.memory_bytes at {HANDSHAKE_BYTES} bytes each");
     if limits.handshakes_max.is_none() {
         let by_connections = u64::from(limits.connections_max) / CONNECTIONS_PER_HANDSHAKE;
@@ -107,7 +109,7 @@ fn misfits(limits: &LimitSettings, machine: Machine, has_tls: bool) -> Vec<Strin
     let budget = limits.memory_bytes.unwrap_or(memory / 2);
     let (connections, each) = connections_by_memory(budget, has_tls);
     let asked = u64::from(limits.connections_max);
-    let handshakes = limits.handshakes_max.map_or(0, u64::from) * machine.reactors * HANDSHAKE_BYTES;
+    let handshakes = limits.handshakes_max.map_or(0, u64::from) * machine.taking * HANDSHAKE_BYTES;
     let queues = limits.queue_bytes_max.unwrap_or(0);
     let rows = [
         (budget > memory, format!("limits.memory_bytes is {}, and there are {} ({name}): lower it", mib(budget), mib(memory))),
@@ -156,7 +158,7 @@ mod tests {
     fn filled(memory_mib: u64, files: u64, change: impl FnOnce(&mut Settings)) -> (LimitSettings, Vec<Derived>, Vec<String>) {
         let mut settings = Settings::default();
         change(&mut settings);
-        let machine = Machine { memory: (memory_mib * MIB, "MemTotal"), reactors: 2, connections_by_files: files };
+        let machine = Machine { memory: (memory_mib * MIB, "MemTotal"), reactors: 2, taking: 2, connections_by_files: files };
         let (derived, warnings) = fill(&mut settings, machine);
         (settings.limits, derived, warnings)
     }

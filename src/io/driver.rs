@@ -62,6 +62,16 @@ pub trait Driver: Sized {
     /// The kernel's.
     fn listen(&mut self, on: bool) -> io::Result<()>;
 
+    /// Whose listeners newcomers come to: a list of places in their groups, in the order in which they began to listen; an empty one leaves
+    /// it to the kernel. For a driver without listeners there is nothing to say.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn steer(&mut self, to: &[u16]) -> io::Result<()> {
+        let _ = to;
+        Ok(())
+    }
+
     /// A handle by which other threads end the wait of [`Driver::turn`].
     fn waker(&self) -> Waker;
 

@@ -244,6 +244,40 @@ impl Listener {
         check(unsafe { libc::listen(self.socket.raw(), i32::try_from(backlog).unwrap_or(i32::MAX)) })
     }
 
+    /// Says for the whole group to which of its listeners newcomers go, each as often as the others: places in the group, in the order of
+    /// listening. An empty list leaves it to the kernel's hash. What waits in a queue stays there. A place without listener means any.
+    ///
+    /// # Errors
+    /// The kernel's: no classic BPF for groups.
+    pub fn steer(&self, to: &[u16]) -> io::Result<()> {
+        let Some((&last, others)) = to.split_last() else {
+            return self.socket.set(libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0).or_else(|error| {
+                // There was no program.
+                if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+            });
+        };
+        let instruction = |code: u32, skip_else: u8, k: u32| libc::sock_filter {
+            code: u16::try_from(code).expect("codes are small"),
+            jt: 0,
+            jf: skip_else,
+            k,
+        };
+        let count = u32::try_from(to.len()).expect("a u16 numbers them");
+        // A = random % count; if A == 0 return the first, if A == 1 the second, ...
+        let mut program = vec![
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, BPF_RANDOM),
+            instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, count),
+        ];
+        for (number, &place) in (0..).zip(others) {
+            program.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number));
+            program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, u32::from(place)));
+        }
+        program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, u32::from(last)));
+        let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+        set_option(self.socket.raw(), libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &filter)
+    }
+
     /// Takes one connection from the queue, close-on-exec.
     ///
     /// # Errors
@@ -317,7 +351,7 @@ fn bind_name<T>(fd: RawFd, name: &T) -> io::Result<()> {
     check(unsafe { libc::bind(fd, std::ptr::from_ref(name).cast(), length) })
 }
 
-/// `T` is the C structure the option asks for; the caller keeps `fd` open.
+/// `T` is the C structure the option asks for, and what it points to is good; the caller keeps `fd` open.
 fn set_option<T>(fd: RawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<T>()).expect("an option is short");
     // SAFETY: `value` is readable for `length` bytes until the call returns; a wrong option is an error, not a fault.
@@ -330,6 +364,8 @@ fn as_stream(fd: BorrowedFd<'_>) -> ManuallyDrop<TcpStream> {
     ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(fd.as_raw_fd()) })
 }
 
+/// What a classic program loads to draw a random number: `SKF_AD_OFF + SKF_AD_RANDOM` of the kernel's header.
+const BPF_RANDOM: u32 = 0xffff_f000 + 56;
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 
 fn check(result: i32) -> io::Result<()> {
@@ -420,6 +456,33 @@ mod tests {
         listener.accept().unwrap();
         assert!(!listener.backlog().unwrap().is_half_full());
         drop(clients);
+    }
+
+    /// A group gives newcomers to the listeners it was told, one at least to each, and to any once it is told none; a place without listener
+    /// means any.
+    #[test]
+    fn a_group_goes_where_it_is_steered() {
+        let first = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 64).unwrap();
+        let address = first.local_address().unwrap();
+        let bound = || Listener::bind(address, 64).unwrap();
+        let group = [first, bound(), bound(), bound()];
+        let came = |steer: &[u16]| {
+            group[3].steer(steer).unwrap();
+            let clients = [(); 60].map(|()| TcpStream::connect(address).unwrap());
+            let counts = group.each_ref().map(|listener| listener.backlog().unwrap().waiting);
+            for (listener, &count) in group.iter().zip(&counts) {
+                (0..count).for_each(|_| drop(listener.accept().unwrap()));
+            }
+            drop(clients);
+            counts.map(|count| count > 0)
+        };
+        // That somebody gets none of 60 has a chance of 2^-60, 3^-20 and so on.
+        assert_eq!(came(&[2]), [false, false, true, false]);
+        assert_eq!(came(&[0, 3]), [true, false, false, true]);
+        assert_eq!(came(&[3, 1, 0]), [true, true, false, true]);
+        assert_eq!(came(&[]), [true; 4]);
+        assert_eq!(came(&[]), [true; 4]);
+        assert_eq!(came(&[9]), [true; 4]);
     }
 
     /// An aborted connection reaches the peer as a reset, not as an end.

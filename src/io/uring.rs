@@ -313,6 +313,10 @@ impl Driver for Uring {
         Ok(())
     }
 
+    fn steer(&mut self, to: &[u16]) -> io::Result<()> {
+        self.accepting.doors.iter().try_for_each(|door| door.listener.steer(to))
+    }
+
     fn waker(&self) -> Waker {
         self.waker.clone()
     }

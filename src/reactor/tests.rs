@@ -149,6 +149,7 @@ fn made_of(listener: Option<Listener>, rules: Rules) -> Made {
         histograms: ReactorHistograms::new().0,
         reports,
         table: None,
+        steering: None,
         pressure: Arc::new(Pressure::new(u64::MAX, 1)),
     };
     let reactor = Reactor::new(Epoll::new(8, listener, waker).unwrap(), shard, 1 << 20, parts);
