@@ -59,8 +59,7 @@ impl Outgoing {
     /// Takes the front of what is offered: copies of at most [`RING_SEND_BYTES_MAX`] bytes, and counts of long shared pieces. `None` when
     /// too much is in flight.
     pub fn take(&mut self, pieces: &[Piece<'_>]) -> Option<u32> {
-        let copied: usize = pieces.iter().filter(|piece| held(piece).is_none()).map(|piece| piece.bytes().len()).sum();
-        let copied = copied.min(RING_SEND_BYTES_MAX);
+        let copied = copied_bytes(pieces).min(RING_SEND_BYTES_MAX);
         let class = CLASSES_BYTES.iter().position(|&bytes| bytes >= copied).expect("the last class holds any send");
         if self.bytes + CLASSES_BYTES[class] > self.bytes_max {
             return None;
@@ -227,6 +226,11 @@ impl Default for Vectors {
         let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
         Self { message, list: [nothing; WRITE_SEGMENTS_MAX], sent_count: 0, count: 0, held: Vec::new() }
     }
+}
+
+/// Bytes of the pieces that [`Outgoing::take`] copies.
+pub fn copied_bytes(pieces: &[Piece<'_>]) -> usize {
+    pieces.iter().filter(|piece| held(piece).is_none()).map(|piece| piece.bytes().len()).sum()
 }
 
 /// The block of a piece that is sent from where it stands; others are copied.
