@@ -21,8 +21,8 @@ mod scan;
 mod tests;
 
 pub use frames::{
-    DELIVER_HEAD_BYTES_MAX, DecodeError, Frames, ServerFrames, deliver_head, deliver_head_bytes, deliver_tail, encode_client, encode_server,
-    read_tail,
+    DELIVER_HEAD_BYTES_MAX, DecodeError, Frames, ServerFrames, deliver_head, deliver_head_bytes, deliver_tail, encode_client,
+    encode_server, read_tail,
 };
 pub use lists::{CursorIter, UserIter};
 pub use page::{PageHead, PageOrder, PageWriter, SyncPageWriter};
