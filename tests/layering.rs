@@ -92,6 +92,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "observe/log",
             "observe/trace",
             "reactor",
+            "reactor/steering",
             "store/keeper",
             "store/projector",
             "store/reader",
