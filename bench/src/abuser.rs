@@ -1,10 +1,10 @@
 //! A client that sends as fast as it can, whatever it is told: how long until it is cut off, and what others notice of it.
 //!
-//! It comes back as another user each time, so that somebody abuses the gateway all the while.
+//! It comes back as another user several times a second.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidegate::ids::Cmid;
 use tidegate::wire::envelope::{ClientFrame, Encoding, Send, encode_client};
@@ -33,6 +33,7 @@ pub fn run(common: &Common) -> Result<Run, String> {
         let (seconds, frames) = abuse(&gateway, &user, &mint(&user)).map_err(|error| format!("{user}: {error}"))?;
         cut_s.push(seconds);
         sent += frames;
+        std::thread::sleep(COMES_BACK_AFTER);
     }
     let beside = load.finish()?;
     let closed = metric_sum(&gateway.metrics()?, "tidegate_closes_total{cause=\"rate_limited\"}");
@@ -92,5 +93,6 @@ fn abuse(gateway: &Gateway, user: &str, token: &str) -> std::io::Result<(f64, u3
     Ok((begun.elapsed().as_secs_f64(), u32::MAX))
 }
 
+const COMES_BACK_AFTER: Duration = Duration::from_millis(250);
 /// Messages per second of the honest.
 const RATE: u32 = 500;

@@ -11,6 +11,7 @@ use tidegate::session::meters::Meters;
 use tidegate::session::rate::{Bucket, Rate};
 
 use crate::Common;
+use crate::client::upgrade_request;
 use crate::gateway::Gateway;
 use crate::results::Run;
 use crate::tls::Site;
@@ -36,7 +37,7 @@ enum Door {
 const CASES: [Case; 5] = [
     Case {
         name: "at_accept_429",
-        settings: &["limits.address_exempt=", "limits.address_per_s=1", "limits.address_burst=1", "limits.accept_burst=1000000"],
+        settings: &["limits.address_exempt=", "limits.address_connections=1", "limits.address_per_s=0"],
         door: Door::Plain,
         headers: "",
         frame: b"",
@@ -44,7 +45,7 @@ const CASES: [Case; 5] = [
     },
     Case {
         name: "before_tls",
-        settings: &["limits.address_exempt=", "limits.address_per_s=1", "limits.address_burst=1", "limits.accept_burst=1000000"],
+        settings: &["limits.address_exempt=", "limits.address_connections=1", "limits.address_per_s=0"],
         door: Door::Tls,
         headers: "",
         frame: b"",
@@ -52,7 +53,7 @@ const CASES: [Case; 5] = [
     },
     Case {
         name: "behind_a_balancer_429",
-        settings: &["proxy.networks=127.0.0.1", "limits.address_per_s=1", "limits.address_burst=1"],
+        settings: &["proxy.networks=127.0.0.1", "limits.address_connections=1", "limits.address_per_s=0"],
         door: Door::Plain,
         headers: "X-Forwarded-For: 203.0.113.7\r\n",
         frame: b"",
@@ -84,9 +85,14 @@ pub fn run(common: &Common) -> Result<Run, String> {
     for case in &CASES {
         let door: &[String] = if case.door == Door::Tls { &site.settings } else { &[] };
         let settings = case.settings.iter().map(|&setting| setting.to_owned()).chain(door.iter().cloned());
-        let common = Common { settings: common.settings.iter().cloned().chain(settings).collect(), ..common.clone() };
+        let patient = PATIENT.map(str::to_owned).into_iter();
+        let settings = common.settings.iter().cloned().chain(patient).chain(settings).collect();
+        let common = Common { settings, ..common.clone() };
         let gateway = Gateway::start(&common, &[])?;
         let address = if case.door == Door::Tls { site.address } else { gateway.address };
+        // The one connection that its address may have, where there is such a bound.
+        let mut first = TcpStream::connect(gateway.address).map_err(|error| error.to_string())?;
+        first.write_all(request(case).as_bytes()).map_err(|error| error.to_string())?;
         for _ in 0..100 {
             drop(refused(address, case));
         }
@@ -116,13 +122,8 @@ pub fn run(common: &Common) -> Result<Run, String> {
 /// Connects, asks, and reads until the gateway ends it.
 fn refused(address: SocketAddr, case: &Case) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address)?;
-    let request = format!(
-        "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidegate.v1.json\r\n{}\r\n",
-        case.headers
-    );
     // Whoever is refused at accept may be gone already.
-    drop(stream.write_all(&[request.as_bytes(), case.frame].concat()));
+    drop(stream.write_all(&[request(case).as_bytes(), case.frame].concat()));
     let mut answer = Vec::new();
     let mut chunk = [0; 1024];
     while let Ok(count @ 1..) = stream.read(&mut chunk) {
@@ -136,6 +137,12 @@ fn refused(address: SocketAddr, case: &Case) -> std::io::Result<Vec<u8>> {
     Ok(answer)
 }
 
+fn request(case: &Case) -> String {
+    let request = upgrade_request("h", "/ws", Some("tidegate.v1.json"));
+    let (lines, end) = request.split_at(request.len() - 2);
+    format!("{lines}{}{end}", case.headers)
+}
+
 fn nanos<T>(mut take: impl FnMut(u64) -> T) -> f64 {
     let started = Instant::now();
     for index in 0..TAKES {
@@ -144,5 +151,7 @@ fn nanos<T>(mut take: impl FnMut(u64) -> T) -> f64 {
     started.elapsed().as_secs_f64() * 1e9 / TAKES as f64
 }
 
+/// The connection that stays must outlive the case.
+const PATIENT: [&str; 2] = ["protocol.upgrade_ms=60000", "protocol.hello_ms=60000"];
 const REFUSALS: u32 = 10_000;
 const TAKES: u64 = 20_000_000;
