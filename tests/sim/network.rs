@@ -261,7 +261,10 @@ impl Link {
         due.device.push(self.down.finish(now, end, weather.latency_ns, &mut self.random));
         let lingers = how == Close::Graceful && self.up.ended(now).is_none();
         let after = if lingers { self.random.spread(500 * MS).min(2 * SECOND) } else { self.random.below(2 * MS) };
-        // The kernel returns a send it holds before the last word.
+        // The kernel returns a send it holds before the last word; a reset has it return at once.
+        if let Some((until, _)) = self.pending.as_mut().filter(|_| end == End::Reset) {
+            *until = (*until).min(now + after);
+        }
         let at = (now + after).max(self.pending.map_or(0, |(at, _)| at));
         self.closing_at = Some(at);
         due.core.push(at);
