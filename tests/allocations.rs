@@ -31,7 +31,7 @@ use tidegate::store::level::Levels;
 use tidegate::store::log::{Log, LogSettings};
 use tidegate::store::record;
 use tidegate::store::recovery::Cold;
-use tidegate::store::schema::{self, Hashes};
+use tidegate::store::schema;
 use tidegate::store::sequencer::{Policy, Ports, Sequencer, Settings};
 use tidegate::wire::envelope::{ClientFrame, Cursor, Cursors, Encoding, Hello, Send, encode_client};
 
@@ -370,44 +370,15 @@ impl Disk for Nowhere {
 fn rules() -> Rules {
     let unlimited = Rate { per_second: 0, burst: 0 };
     Rules {
-        node: "n".to_owned(),
-        path: "/ws".to_owned(),
-        origins: Vec::new(),
-        own_origins: std::sync::OnceLock::new(),
-        balancers: tidegate::shard::Balancers::default(),
-        quotas: tidegate::shard::Quotas::default(),
-        deflate: false,
-        echo: false,
-        level: 2,
-        connections_max: 128,
-        max_frame: 131_072,
-        max_payload: 65_536,
-        window_default: 256,
-        window_max: 4096,
-        window_bytes_max: 262_144,
-        send_window: 64,
         send_rate: unlimited,
         read_rate: unlimited,
         signal_rate: unlimited,
-        max_signal: 1_024,
-        ping_ms: 3_000_000,
-        hello_ms: 5_000,
-        upgrade_ms: 10_000,
-        message_ms: 60_000,
-        ack_timeout_ms: 60_000,
-        expiring_ms: 60_000,
-        dedup_s: 60,
-        resume_ms: 0,
-        queue_soft_bytes: 65_536,
-        queue_hard_bytes: 262_144,
-        queued_bytes_max: 1 << 24,
-        stall_ms: 10_000,
-        drain_grace_ms: 1_000,
         accept_rate: unlimited,
-        handshakes_max: 128,
-        tls_waiting_max: 64,
-        sampling: Sampling { every: 0 },
-        hashes: Hashes::new([1; 16]),
+        ping_ms: 3_000_000,
+        resume_ms: 0,
+        queued_bytes_max: 1 << 24,
+        ..tidegate::gateway::rules(&tidegate::config::settings::Settings::default(), false, 1, 128, [1; 16])
+            .expect("random bytes")
     }
 }
 

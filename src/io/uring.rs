@@ -250,7 +250,8 @@ impl Driver for Uring {
         };
         assert!(!slot.is(SENDING | BLOCKED), "one send at a time");
         let bytes: usize = pieces.iter().map(|piece| piece.bytes().len()).sum();
-        if bytes > SEND_BYTES_MAX || outgoing::copied_bytes(pieces) > SEND_COPIED_MAX {
+        let copied = outgoing::copied_bytes(pieces);
+        if bytes > SEND_BYTES_MAX || copied > SEND_COPIED_MAX {
             match slot.with_socket(&mut self.counters, |socket| socket.send(pieces)) {
                 Ok(count) => return Sent::Done(count),
                 // The ring waits for the peer.
@@ -261,7 +262,7 @@ impl Driver for Uring {
                 }
             }
         }
-        let Some(id) = self.outgoing.take(pieces) else {
+        let Some(id) = self.outgoing.take(pieces, copied) else {
             slot.set(BLOCKED);
             self.starved.push_back(connection);
             return Sent::Blocked;

@@ -7,55 +7,13 @@ use crate::mail::{Event, PageReply, Reached, SendMail, Sender};
 use crate::mailbox::{Gathering, LaneReceiver, Post, lane, reactor_lanes, spares};
 use crate::observe::counters::CloseCause;
 use crate::session::auth::Verifier;
-use crate::session::rate::Rate;
 use crate::shard::Rules;
-use crate::store::schema::Hashes;
 use crate::wire::envelope::{ErrorCode, send_flags};
 use crate::wire::message::Body;
 use crate::wire::tls::{Keys, Pair, Policy};
 
 fn rules() -> Rules {
-    let rate = Rate { per_second: 20, burst: 128 };
-    Rules {
-        node: "n".to_owned(),
-        path: "/ws".to_owned(),
-        origins: Vec::new(),
-        own_origins: std::sync::OnceLock::new(),
-        balancers: crate::shard::Balancers::default(),
-        quotas: crate::shard::Quotas::default(),
-        deflate: false,
-        echo: false,
-        level: 2,
-        connections_max: 8,
-        max_frame: 131_072,
-        max_payload: 65_536,
-        window_default: 256,
-        window_max: 4096,
-        window_bytes_max: 262_144,
-        send_window: 64,
-        send_rate: rate,
-        read_rate: rate,
-        signal_rate: Rate { per_second: 0, burst: 0 },
-        max_signal: 1_024,
-        ping_ms: 30_000,
-        hello_ms: 5_000,
-        upgrade_ms: 10_000,
-        message_ms: 60_000,
-        ack_timeout_ms: 60_000,
-        expiring_ms: 60_000,
-        dedup_s: 60,
-        resume_ms: 0,
-        queue_soft_bytes: 65_536,
-        queue_hard_bytes: 262_144,
-        queued_bytes_max: 1 << 20,
-        stall_ms: 10_000,
-        drain_grace_ms: 1_000,
-        accept_rate: rate,
-        handshakes_max: 8,
-        tls_waiting_max: 8,
-        sampling: trace::Sampling { every: 0 },
-        hashes: Hashes::new([1; 16]),
-    }
+    crate::gateway::rules(&crate::config::settings::Settings::default(), false, 1, 8, [0; 16]).unwrap()
 }
 
 /// The one cause of a close that nobody can provoke from outside: a defect while bytes are handled. It is counted once, as itself.

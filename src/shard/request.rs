@@ -134,9 +134,11 @@ impl Shard {
         if let Some(extra) = &mut self.cold[slot].extra {
             let release = send.flags & send_flags::RELEASE != 0;
             match extra.holds.check(&send.conv, send.cmid, release) {
-                Verdict::Held if self.goes_on_regardless(id) => return,
                 Verdict::Held => {
-                    return self.refuse(id, send.rid, ErrorCode::Held, RETRY_HELD_MS, "repeat the failed one first");
+                    if !self.goes_on_regardless(id) {
+                        self.refuse(id, send.rid, ErrorCode::Held, RETRY_HELD_MS, "repeat the failed one first");
+                    }
+                    return;
                 }
                 Verdict::Release => owed = Some(Send { flags: send.flags | send_flags::RELEASE, ..send.clone() }),
                 Verdict::Pass => {}
@@ -145,15 +147,11 @@ impl Shard {
         }
         let send = owed.as_ref().unwrap_or(send);
         let Some(named) = self.may_name(id, &send.conv) else {
-            if self.goes_on_regardless(id) {
-                return;
-            }
-            return self.refuse_send(id, send, ErrorCode::NotMember, 0);
+            return self.refuse_early(id, send, ErrorCode::NotMember, 0);
         };
         let too_large = send.payload.len() > self.rules.max_payload as usize;
         match named {
-            Named::Member if too_large && self.goes_on_regardless(id) => return,
-            Named::Member if too_large => return self.refuse_send(id, send, ErrorCode::PayloadTooLarge, 0),
+            Named::Member if too_large => return self.refuse_early(id, send, ErrorCode::PayloadTooLarge, 0),
             // The store is asked whether the sender may know the conversation; it costs no more than its bytes have.
             Named::Unknown if too_large => {}
             Named::Member | Named::Unknown => {
@@ -169,10 +167,7 @@ impl Shard {
                     }
                 }
                 if let Err(retry_ms) = taken {
-                    if self.goes_on_regardless(id) {
-                        return;
-                    }
-                    return self.refuse_send(id, send, ErrorCode::RateLimited, retry_ms);
+                    return self.refuse_early(id, send, ErrorCode::RateLimited, retry_ms);
                 }
                 let cold = &mut self.cold[slot];
                 cold.abuse_count = 0;
@@ -248,6 +243,13 @@ impl Shard {
         }
         if send.flags & send_flags::RELEASE != 0 {
             self.cold[id.index as usize].extra.get_or_insert_default().holds.owe_release(&send.conv);
+        }
+    }
+
+    /// As [`Shard::refuse_send`], for what is counted as going on regardless.
+    fn refuse_early(&mut self, id: ConnectionId, send: &Send<'_>, code: ErrorCode, retry_ms: u32) {
+        if !self.goes_on_regardless(id) {
+            self.refuse_send(id, send, code, retry_ms);
         }
     }
 

@@ -56,10 +56,10 @@ impl Outgoing {
         Self { bytes_max, ..Self::default() }
     }
 
-    /// Takes the front of what is offered: copies of at most [`RING_SEND_BYTES_MAX`] bytes, and counts of long shared pieces. `None` when
-    /// too much is in flight.
-    pub fn take(&mut self, pieces: &[Piece<'_>]) -> Option<u32> {
-        let copied = copied_bytes(pieces).min(RING_SEND_BYTES_MAX);
+    /// Takes the front of what is offered: copies of at most [`RING_SEND_BYTES_MAX`] bytes, and counts of long shared pieces. `copied`
+    /// is what [`copied_bytes`] says of it. `None` when too much is in flight.
+    pub fn take(&mut self, pieces: &[Piece<'_>], copied: usize) -> Option<u32> {
+        let copied = copied.min(RING_SEND_BYTES_MAX);
         let class = CLASSES_BYTES.iter().position(|&bytes| bytes >= copied).expect("the last class holds any send");
         if self.bytes + CLASSES_BYTES[class] > self.bytes_max {
             return None;
@@ -264,6 +264,10 @@ const _: () = assert!(SPARE_BYTES_MAX >= RING_SEND_BYTES_MAX);
 mod tests {
     use super::*;
 
+    fn take(outgoing: &mut Outgoing, pieces: &[Piece<'_>]) -> Option<u32> {
+        outgoing.take(pieces, copied_bytes(pieces))
+    }
+
     /// What the kernel would read now.
     fn rest(outgoing: &mut Outgoing, id: u32) -> Vec<u8> {
         let message = match outgoing.rest(id) {
@@ -281,19 +285,19 @@ mod tests {
     #[test]
     fn a_send_of_short_pieces_is_one_block() {
         let mut outgoing = Outgoing::new(2 * RING_SEND_BYTES_MAX);
-        let id = outgoing.take(&[Piece::Lent(b"ab"), Piece::Lent(b""), Piece::Lent(b"cde")]).unwrap();
+        let id = take(&mut outgoing, &[Piece::Lent(b"ab"), Piece::Lent(b""), Piece::Lent(b"cde")]).unwrap();
         assert_eq!(rest(&mut outgoing, id), b"abcde");
         assert_eq!(outgoing.advance(id, 2), 2);
         assert_eq!(rest(&mut outgoing, id), b"cde");
         let long = vec![7; RING_SEND_BYTES_MAX + 1];
-        let other = outgoing.take(&[Piece::Lent(b"x"), Piece::Lent(&long)]).unwrap();
+        let other = take(&mut outgoing, &[Piece::Lent(b"x"), Piece::Lent(&long)]).unwrap();
         assert_eq!(rest(&mut outgoing, other).len(), RING_SEND_BYTES_MAX);
         assert!(!outgoing.has_room());
-        assert!(outgoing.take(&[Piece::Lent(&long)]).is_none());
+        assert!(take(&mut outgoing, &[Piece::Lent(&long)]).is_none());
         outgoing.release(other);
         outgoing.release(id);
         assert!(outgoing.is_empty() && outgoing.has_room());
-        assert_eq!(outgoing.take(&[Piece::Lent(b"y")]), Some(id));
+        assert_eq!(take(&mut outgoing, &[Piece::Lent(b"y")]), Some(id));
         assert_eq!(rest(&mut outgoing, id), b"y");
     }
 
@@ -306,7 +310,7 @@ mod tests {
         let offered = [Piece::Lent(b"head"), shared(&short, 10), Piece::Lent(b""), shared(&long, 3000), Piece::Lent(b"tail")];
         let all: Vec<u8> = offered.iter().flat_map(|piece| piece.bytes().to_vec()).collect();
         for step in [1, 3, 700, 3001] {
-            let id = outgoing.take(&offered).unwrap();
+            let id = take(&mut outgoing, &offered).unwrap();
             assert_eq!((Block::strong_count(&long), Block::strong_count(&short)), (2, 1));
             let mut at = 0;
             while !outgoing.is_sent(id) {
@@ -320,7 +324,7 @@ mod tests {
             assert_eq!(Block::strong_count(&long), 1);
         }
         // More than a list holds: the rest is offered again.
-        let id = outgoing.take(&[shared(&long, 3000); WRITE_SEGMENTS_MAX + 1]).unwrap();
+        let id = take(&mut outgoing, &[shared(&long, 3000); WRITE_SEGMENTS_MAX + 1]).unwrap();
         assert_eq!(rest(&mut outgoing, id).len(), 2999 * WRITE_SEGMENTS_MAX);
     }
 }
