@@ -63,6 +63,9 @@ fn abuse(gateway: &Gateway, user: &str, token: &str) -> std::io::Result<(f64, u3
     let conv = format!("d:{user}:victim");
     let mut answers = vec![0; 64 * 1024];
     for number in 1_u32.. {
+        if begun.elapsed() > CUT_WITHIN {
+            return Err(std::io::Error::other("it sends, and nobody cuts it off"));
+        }
         let mut cmid = [0; 16];
         cmid[..4].copy_from_slice(&number.to_le_bytes());
         let send = Send {
@@ -93,6 +96,8 @@ fn abuse(gateway: &Gateway, user: &str, token: &str) -> std::io::Result<(f64, u3
     Ok((begun.elapsed().as_secs_f64(), u32::MAX))
 }
 
+/// Far beyond the time in which a client that ignores its refusals is cut off.
+const CUT_WITHIN: Duration = Duration::from_secs(60);
 const COMES_BACK_AFTER: Duration = Duration::from_millis(250);
 /// Messages per second of the honest.
 const RATE: u32 = 500;
