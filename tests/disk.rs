@@ -100,6 +100,7 @@ fn a_full_disk_refuses_and_comes_back() {
         assert_eq!(bo.deliver().seq, head);
         fs::write(&ballast, vec![1; free_bytes(ballast.parent().expect("a directory")) - LEFT_BYTES]).expect("it fits");
         eventually("that it is not ready", || (!gateway.is_ready()).then_some(()));
+        assert_eq!(gateway.log().matches("messages are refused with 5003").count(), round + 1, "{}", gateway.log());
         let rid = al.put_send(DIRECT, cmid(), 0, b"no room");
         let error = al.error();
         assert_eq!((error.rid, error.code), (rid, 5003));
@@ -133,6 +134,7 @@ fn a_full_disk_refuses_and_comes_back() {
         println!("service returned {} ms after space had", freed.elapsed().as_millis());
         assert_eq!(next, head + 1);
         assert_eq!(bo.deliver().seq, next);
+        assert_eq!(gateway.log().matches("messages are taken").count(), round + 1, "{}", gateway.log());
     }
 }
 

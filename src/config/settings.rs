@@ -359,8 +359,9 @@ settings! {
     segment_bytes: u64 = 64 * MIB, Rule::Between(1 << 16, 4 << 30), Start;
     /// Free bytes of the disk, below which SEND is refused.
     free_bytes_min: u64 = 1024 * MIB, Rule::Between(0, 1 << 50), Live;
-    /// Free part of the disk in percent, below which SEND is refused.
-    free_percent_min: u8 = 5, Rule::Between(0, 90), Live;
+    /// Free part of the disk in percent, below which SEND is refused. 0 leaves it to `free_bytes_min`: a part of a large disk, or of one
+    /// under a quota, says little about what the store can still write.
+    free_percent_min: u8 = 0, Rule::Between(0, 90), Live;
     /// Threads that answer SYNC and FETCH.
     readers: u16 = 2, Rule::Between(1, 64), Start;
     /// Memory for blocks read from disk, in bytes.

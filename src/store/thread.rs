@@ -17,7 +17,7 @@ use crate::ids::ReactorId;
 use crate::io::wake::Waker;
 use crate::mail::{Group, ShedReader, Submit};
 use crate::mailbox::{Credit, LaneReceiver, LaneSender, SpareReceiver};
-use crate::observe::counters::StoreBlock;
+use crate::observe::counters::{StoreBlock, StoreCounters};
 use crate::observe::histogram::StoreHistograms;
 use crate::observe::trace;
 
@@ -79,9 +79,11 @@ fn run<D: Disk>(sequencer: &mut Sequencer<D>, lanes: Lanes) -> Result<(), LogErr
         sequencer.plant_early_acknowledgement(EARLY_BY);
     }
     let mut doors = Doors { lanes, next_reader: 0 };
+    let mut was_read_only = false;
     loop {
         let turn = sequencer.turn(&mut doors)?;
         doors.lanes.publish(sequencer);
+        was_read_only = tell_space(sequencer.counters(), was_read_only);
         if turn.is_busy {
             continue;
         }
@@ -90,6 +92,21 @@ fn run<D: Disk>(sequencer: &mut Sequencer<D>, lanes: Lanes) -> Result<(), LogErr
         }
         doors.lanes.waker.park(turn.wake_in, || doors.lanes.is_empty() && !doors.lanes.stop.load(Ordering::Acquire));
     }
+}
+
+/// Logs that messages are refused for want of space, or are taken again; whether they are refused.
+fn tell_space(counters: &StoreCounters, was_read_only: bool) -> bool {
+    let is_read_only = counters.read_only == 1;
+    let free_bytes = counters.free_bytes;
+    if is_read_only && !was_read_only {
+        tracing::error!(
+            free_bytes,
+            "messages are refused with 5003: the disk has less free space than store.free_bytes_min or store.free_percent_min; free space"
+        );
+    } else if !is_read_only && was_read_only {
+        tracing::info!(free_bytes, "the disk has space again: messages are taken");
+    }
+    is_read_only
 }
 
 /// Writes what rides, and gives the receivers a moment to take what is theirs.
