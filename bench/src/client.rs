@@ -27,6 +27,8 @@ pub trait Script {
     /// # Errors
     /// Why the run is worth nothing.
     fn message(&mut self, index: usize, payload: &[u8], out: &mut Outbox<'_>) -> Result<Ready, String>;
+    /// What was sent in a ping came back.
+    fn pong(&mut self, _payload: &[u8]) {}
 }
 
 /// Hands out the frames of one message of the gateway; the connection is ready if any of them says so.
@@ -254,10 +256,15 @@ impl Outbox<'_> {
         self.frame(Opcode::Binary);
     }
 
-    fn pong(&mut self, payload: &[u8]) {
+    /// A ping that carries `payload`.
+    pub fn ping(&mut self, payload: &[u8]) {
+        self.control(Opcode::Ping, payload);
+    }
+
+    fn control(&mut self, opcode: Opcode, payload: &[u8]) {
         self.scratch.clear();
         self.scratch.extend_from_slice(payload);
-        self.frame(Opcode::Pong);
+        self.frame(opcode);
     }
 
     fn frame(&mut self, opcode: Opcode) {
@@ -321,8 +328,8 @@ impl Connection {
                     let ready = script.message(index, payload, &mut out)?;
                     self.advance(ready, ready_count);
                 }
-                Opcode::Ping => out.pong(payload),
-                Opcode::Pong => {}
+                Opcode::Ping => out.control(Opcode::Pong, payload),
+                Opcode::Pong => script.pong(payload),
                 other => return Err(format!("connection {index}: unexpected {other:?} {:?}", frame::decode_close(payload))),
             }
         }

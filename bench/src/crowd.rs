@@ -4,6 +4,7 @@
 //! that have rooms have it in one, the others only upgraded it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
@@ -59,18 +60,8 @@ pub fn run(options: &Options) -> Result<(), String> {
 /// Bytes, and CPU microseconds, of one connection.
 fn measure(contender: Contender, options: &Options) -> Result<(f64, f64), String> {
     let server = Server::start(contender, Bare::Echo, options, &[])?;
-    let (address, probe) = (server.address, server.probe());
-    let (mut swarm, mut script): (Swarm, Box<dyn Script>) = match (server.gateway(), peer::of(contender)) {
-        (Some(gateway), _) => {
-            let swarm = Swarm::new(address, Some("tidegate.v1"));
-            (swarm.map_err(|error| error.to_string())?, Box::new(Greeter::new(CONNECTIONS, gateway.minter()?)))
-        }
-        (None, Some(peer)) => {
-            let swarm = Swarm::at(address, peer.path(), peer.subprotocol());
-            (swarm.map_err(|error| error.to_string())?, Box::new(Guests::new(peer)))
-        }
-        (None, None) => (Swarm::new(address, None).map_err(|error| error.to_string())?, Box::new(Silent)),
-    };
+    let probe = server.probe();
+    let (mut swarm, mut script) = nobody_yet(contender, &server, 0..CONNECTIONS)?;
     let (bytes, cpu) = (probe.user_bytes()?, probe.cpu()?);
     swarm.grow(CONNECTIONS, &mut *script)?;
     let started = Instant::now();
@@ -81,6 +72,17 @@ fn measure(contender: Contender, options: &Options) -> Result<(f64, f64), String
     let found = (each(probe.user_bytes()?, bytes), each(probe.cpu()?, cpu) * 1e6);
     swarm.reset()?;
     Ok(found)
+}
+
+/// No connection yet, and what each will say: these users of ours, members of a room of a stranger that has rooms, nothing else.
+pub fn nobody_yet(contender: Contender, server: &Server, users: Range<usize>) -> Result<(Swarm, Box<dyn Script + Send>), String> {
+    let address = server.address;
+    let (swarm, script): (_, Box<dyn Script + Send>) = match (server.gateway(), peer::of(contender)) {
+        (Some(gateway), _) => (Swarm::new(address, Some("tidegate.v1")), Box::new(Greeter::of(users, gateway.minter()?))),
+        (None, Some(peer)) => (Swarm::at(address, peer.path(), peer.subprotocol()), Box::new(Guests::new(peer))),
+        (None, None) => (Swarm::new(address, None), Box::new(Silent)),
+    };
+    Ok((swarm.map_err(|error| error.to_string())?, script))
 }
 
 /// Only upgraded.
@@ -96,7 +98,8 @@ impl Script for Silent {
     }
 }
 
-const ALL: &[Contender] = &[
+/// Whose connections can stand.
+pub const ALL: &[Contender] = &[
     Contender::Epoll,
     Contender::Uring,
     Contender::Bun,

@@ -1,6 +1,7 @@
 //! Memory per idle authenticated connection: growth of the process divided by the connections that came; kernel memory, in slabs,
 //! apart.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame, encode_client};
@@ -66,7 +67,12 @@ pub struct Greeter {
 impl Greeter {
     /// Users [`user`]`(0)` to `count - 1`.
     pub fn new(count: usize, mint: impl Fn(&str) -> String) -> Self {
-        Self { tokens: (0..count).map(|index| mint(&user(index))).collect() }
+        Self::of(0..count, mint)
+    }
+
+    /// These users.
+    pub fn of(users: Range<usize>, mint: impl Fn(&str) -> String) -> Self {
+        Self { tokens: users.map(|index| mint(&user(index))).collect() }
     }
 
     /// HELLO of a connection with this delivery window.

@@ -47,6 +47,7 @@ mod reopen;
 mod results;
 mod resume;
 mod rows;
+mod rush;
 mod send;
 mod server;
 mod slowloris;
@@ -109,8 +110,10 @@ fn run(subject: &Subject) -> Result<(), String> {
         Subject::Work(options) => compare(options, &[work::run]),
         Subject::Durable(options) => compare(options, &[durable::run]),
         Subject::Crowd(options) => compare(options, &[crowd::run]),
+        Subject::Rush(options) => compare(options, &[rush::run]),
         Subject::All(options) => {
-            compare(options, &[echo::run, upgrade::run, fanout::run, work::run, durable::run, crowd::run, table::run])
+            let subjects = [echo::run, upgrade::run, fanout::run, work::run, durable::run, crowd::run, rush::run, table::run];
+            compare(options, &subjects)
         }
         Subject::Table(options) => table::run(options),
     }
@@ -157,6 +160,8 @@ enum Subject {
     Durable(Options),
     /// Connections that only stand: user memory of each, and CPU to let it in.
     Crowd(Options),
+    /// Everybody gone and back at once: seconds, CPU, memory, and what those notice who stayed.
+    Rush(Options),
     /// Writes the table of figures into README.md.
     Table(Options),
     /// User memory per idle authenticated connection.

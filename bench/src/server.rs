@@ -264,10 +264,26 @@ impl Probe {
 
     /// Proportional bytes of its process.
     pub fn user_bytes(self) -> Result<f64, String> {
-        let path = format!("/proc/{}/smaps_rollup", self.pid);
+        self.kib("smaps_rollup", "Pss:")
+    }
+
+    /// From here on [`Probe::resident_peak`] counts anew (Linux 4.0).
+    pub fn forget_peak(self) -> Result<(), String> {
+        let path = format!("/proc/{}/clear_refs", self.pid);
+        fs::write(&path, "5").map_err(|error| format!("{path}: {error}"))
+    }
+
+    /// The most resident bytes since [`Probe::forget_peak`].
+    pub fn resident_peak(self) -> Result<f64, String> {
+        self.kib("status", "VmHWM:")
+    }
+
+    /// Bytes of the line of `/proc/PID/FILE` that begins with `name`.
+    fn kib(self, file: &str, name: &str) -> Result<f64, String> {
+        let path = format!("/proc/{}/{file}", self.pid);
         let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-        let kib = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
-        kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path} has no Pss"))
+        let kib = text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+        kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path} has no {name}"))
     }
 
     /// System calls per second over `seconds`, counted by the kernel. `None`: `perf` is not here, or may not.

@@ -87,6 +87,11 @@ fn cell(figures: &Value, record: &Value, aim: Option<f64>, is_ours: bool) -> Str
     if let (Some(median), Some(least), Some(most)) = (bytes["median"].as_f64(), bytes["least"].as_f64(), bytes["most"].as_f64()) {
         return format!("{median:.0} B ({least:.0} to {most:.0}), {:.0} µs", us.as_f64().unwrap_or_default());
     }
+    let median = |name: &str| figures[name]["median"].as_f64();
+    if let (Some(seconds), Some(us), Some(memory)) = (median("back_s"), us.as_f64(), median("memory_ratio")) {
+        let p99 = median("ping_p99_ratio").map_or_else(String::new, |ratio| format!(", p99 × {ratio:.1}"));
+        return format!("{seconds:.2} s, {us:.0} µs, memory × {memory:.2}{p99}");
+    }
     let ratio = &figures["ratio"];
     let (Some(median), Some(least), Some(most)) = (ratio["median"].as_f64(), ratio["least"].as_f64(), ratio["most"].as_f64())
     else {
@@ -152,6 +157,11 @@ const SECTIONS: &[Section] = &[
     Section {
         subject: "crowd",
         title: "user memory of an idle connection, and CPU to let it in; ours with a session, rooms of strangers entered",
+        aims: &[],
+    },
+    Section {
+        subject: "rush",
+        title: "everybody gone and back at once: until the last is back, CPU for each, memory and p99 of those who stayed against before",
         aims: &[],
     },
 ];
