@@ -525,3 +525,7 @@ pub const REVOCATIONS_FORGOTTEN_MAX: usize = 2;
 
 /// Banned users and devices. Filled by the operator; full: HTTP 409.
 pub const BANS_MAX: usize = 1_000_000;
+
+/// Removals and replacements of files that the log's disk does aside, chores: one or two come each second. Full: no more are begun, and the
+/// next second tries again; an old watermark says less, and a segment too many only takes room.
+pub const DISK_CHORES_MAX: usize = 64;

@@ -60,6 +60,15 @@ pub trait Disk {
     /// The kernel's.
     fn remove(&mut self, name: &str) -> io::Result<()>;
 
+    /// As [`Disk::remove`], without waiting for it where the disk can do so, in the order of the calls. `false`: too much waits to be done,
+    /// and nothing was begun. What fails is tried again before the next one.
+    ///
+    /// # Errors
+    /// The kernel's, if it did wait.
+    fn remove_aside(&mut self, name: &str) -> io::Result<bool> {
+        self.remove(name).map(|()| true)
+    }
+
     /// Contents of a tiny file, `None` if there is none.
     ///
     /// # Errors
@@ -71,6 +80,15 @@ pub trait Disk {
     /// # Errors
     /// The kernel's.
     fn replace_small(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
+
+    /// As [`Disk::replace_small`], without waiting for it where the disk can do so; any later replacement comes after it. `false`: too much
+    /// waits to be done, and nothing was begun. For contents that may be old: what fails is told to nobody.
+    ///
+    /// # Errors
+    /// The kernel's, if it did wait.
+    fn replace_small_aside(&mut self, name: &str, bytes: &[u8]) -> io::Result<bool> {
+        self.replace_small(name, bytes).map(|()| true)
+    }
 
     /// A number that nobody outside can guess; another one each time.
     fn salt(&mut self) -> u32;

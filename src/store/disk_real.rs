@@ -1,13 +1,16 @@
 //! The disk of the machine: one directory, plain files.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use super::disk::{Disk, Space};
+use crate::limits::DISK_CHORES_MAX;
 
 /// Files under one directory, which is made if it is missing.
 #[derive(Debug)]
@@ -17,6 +20,24 @@ pub struct RealDisk {
     handle: File,
     /// A file of zeros being written ahead.
     spare: Option<JoinHandle<io::Result<u64>>>,
+    /// Where changes of names are made that nobody waits for.
+    aside: Option<Aside>,
+}
+
+/// A thread with work, ended when dropped, after the work it has. To sync a directory is to wait for the journal of the file system and
+/// all that it orders before it: tens of milliseconds while tables are written.
+#[derive(Debug)]
+struct Aside {
+    chores: Option<SyncSender<Chore>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Chore {
+    Remove(String),
+    Replace(String, Vec<u8>),
+    /// Says when everything before it is done.
+    Tell(SyncSender<()>),
 }
 
 impl RealDisk {
@@ -28,7 +49,26 @@ impl RealDisk {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
         fs::create_dir_all(dir).map_err(named)?;
         let handle = File::open(dir).map_err(named)?;
-        Ok(Self { dir: dir.to_owned(), handle, spare: None })
+        Ok(Self { dir: dir.to_owned(), handle, spare: None, aside: None })
+    }
+
+    /// Whether there was room for it.
+    fn do_aside(&mut self, chore: Chore) -> io::Result<bool> {
+        if self.aside.is_none() {
+            self.aside = Some(Aside::start(&self.dir, self.handle.try_clone()?)?);
+        }
+        let chores = self.aside.as_ref().and_then(|aside| aside.chores.as_ref());
+        Ok(chores.is_some_and(|chores| chores.try_send(chore).is_ok()))
+    }
+
+    /// Waits until everything aside is done.
+    fn settle(&self) {
+        let (told, done) = sync_channel(1);
+        let chores = self.aside.as_ref().and_then(|aside| aside.chores.as_ref());
+        // Without a thread, or with one that has ended, nothing is under way.
+        if chores.is_some_and(|chores| chores.send(Chore::Tell(told)).is_ok()) {
+            let _ = done.recv();
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -95,8 +135,12 @@ impl Disk for RealDisk {
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.path(name))?;
-        self.handle.sync_all()
+        self.settle();
+        remove(&self.dir, &self.handle, name)
+    }
+
+    fn remove_aside(&mut self, name: &str) -> io::Result<bool> {
+        self.do_aside(Chore::Remove(name.to_owned()))
     }
 
     fn read_small(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
@@ -108,12 +152,12 @@ impl Disk for RealDisk {
     }
 
     fn replace_small(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let temporary = self.path(&format!("{name}.new"));
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&temporary, self.path(name))?;
-        self.handle.sync_all()
+        self.settle();
+        replace(&self.dir, &self.handle, name, bytes)
+    }
+
+    fn replace_small_aside(&mut self, name: &str, bytes: &[u8]) -> io::Result<bool> {
+        self.do_aside(Chore::Replace(name.to_owned(), bytes.to_owned()))
     }
 
     fn salt(&mut self) -> u32 {
@@ -133,6 +177,58 @@ impl Drop for RealDisk {
     fn drop(&mut self) {
         self.take_spare(0);
     }
+}
+
+impl Aside {
+    fn start(dir: &Path, handle: File) -> io::Result<Self> {
+        let (chores, to_do) = sync_channel(DISK_CHORES_MAX);
+        let dir = dir.to_owned();
+        let work = move || do_chores(&dir, &handle, &to_do);
+        let thread = std::thread::Builder::new().name("chores".to_owned()).spawn(work)?;
+        Ok(Self { chores: Some(chores), thread: Some(thread) })
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.chores = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Until the disk is dropped.
+fn do_chores(dir: &Path, handle: &File, to_do: &Receiver<Chore>) {
+    // One that cannot be removed keeps back those behind it: a log must not have a hole.
+    let mut doomed = VecDeque::new();
+    while let Ok(chore) = to_do.recv() {
+        match chore {
+            Chore::Remove(name) => doomed.push_back(name),
+            Chore::Replace(name, bytes) => drop(replace(dir, handle, &name, &bytes)),
+            Chore::Tell(done) => drop(done.send(())),
+        }
+        while doomed.front().is_some_and(|name| remove(dir, handle, name).is_ok()) {
+            doomed.pop_front();
+        }
+    }
+}
+
+/// One that is gone already only has to be gone for good.
+fn remove(dir: &Path, handle: &File, name: &str) -> io::Result<()> {
+    match fs::remove_file(dir.join(name)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => handle.sync_all(),
+    }
+}
+
+fn replace(dir: &Path, handle: &File, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.new"));
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    fs::rename(&temporary, dir.join(name))?;
+    handle.sync_all()
 }
 
 /// Writes a file of zeros and makes it durable. Allocating alone would leave extents marked unwritten, and the first sync into
@@ -203,6 +299,31 @@ mod tests {
         assert_eq!(names, ["b", "c", "tiny"]);
         assert!(disk.space().unwrap().total_bytes > 0);
         assert_ne!((disk.salt(), disk.salt()), (disk.salt(), disk.salt()));
+    }
+
+    /// What is done aside is done in order and before anything that is waited for; a file that cannot be removed keeps back those behind
+    /// it, until it can.
+    #[test]
+    fn what_is_done_aside_is_done_in_order() {
+        let dir = Dir::new("aside");
+        let mut disk = RealDisk::new(&dir.0).unwrap();
+        fs::create_dir(disk.path("stubborn")).unwrap();
+        fs::write(disk.path("later"), "").unwrap();
+        for contents in [b"1", b"2", b"3"] {
+            assert!(disk.replace_small_aside("tiny", contents).unwrap());
+        }
+        assert!(disk.remove_aside("stubborn").unwrap() && disk.remove_aside("later").unwrap());
+        disk.settle();
+        assert_eq!(disk.read_small("tiny").unwrap(), Some(b"3".to_vec()));
+        assert!(disk.path("later").exists());
+        fs::remove_dir(disk.path("stubborn")).unwrap();
+        assert!(disk.replace_small_aside("tiny", b"4").unwrap());
+        disk.replace_small("tiny", b"5").unwrap();
+        assert_eq!(disk.read_small("tiny").unwrap(), Some(b"5".to_vec()));
+        assert!(!disk.path("later").exists());
+        assert!(disk.replace_small_aside("tiny", b"6").unwrap());
+        drop(disk);
+        assert_eq!(fs::read(dir.0.join("tiny")).unwrap(), b"6");
     }
 
     /// A log on a real disk comes back over several openings, each of which leaves a spare behind for the next to find.

@@ -22,8 +22,8 @@
 //! - *corruption*: a later group, or the watermark, says that it had been on disk. Something acknowledged may be lost, so opening
 //!   refuses, names segment, offset and groups at stake, and goes on only when told to accept the loss.
 //!
-//! The watermark is a tiny file, replaced by rename, that says which group was certainly on disk; it is written every second and on
-//! a clean stop, off the path of a message.
+//! The watermark is a tiny file, replaced by rename, that says which group was certainly on disk; it is written every second,
+//! by a thread that no message waits for, and on a clean stop.
 
 mod format;
 mod scan;
@@ -67,6 +67,8 @@ pub struct Log<D: Disk> {
     synced: u64,
     /// Value of the watermark file.
     watermark: u64,
+    /// The same once the disk has done what it does aside.
+    watermark_aside: u64,
     /// The group being written, header first; reused.
     buffer: Vec<u8>,
     /// The next group is the first after groups that were given up.
@@ -199,6 +201,7 @@ impl<D: Disk> Log<D> {
             chain: scan.chain,
             synced: last,
             watermark,
+            watermark_aside: watermark,
             buffer: Vec::new(),
             after_loss: false,
             promises_less: unsafe_end,
@@ -307,17 +310,31 @@ impl<D: Disk> Log<D> {
             return Ok(());
         }
         self.disk.replace_small(WATERMARK, &encode_watermark(self.synced))?;
-        self.watermark = self.synced;
+        (self.watermark, self.watermark_aside) = (self.synced, self.synced);
         Ok(())
     }
 
-    /// Removes the segments whose groups are all at or below `number`; never the one being written.
+    /// The same without waiting for the disk: messages wait for the caller.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn save_watermark_aside(&mut self) -> io::Result<()> {
+        let is_told = self.watermark_aside == self.synced;
+        if !is_told && !self.failed && self.disk.replace_small_aside(WATERMARK, &encode_watermark(self.synced))? {
+            self.watermark_aside = self.synced;
+        }
+        Ok(())
+    }
+
+    /// Removes the segments whose groups are all at or below `number`; never the one being written. Does not wait for the disk either.
     ///
     /// # Errors
     /// The kernel's. Not final: what stays is removed later.
     pub fn delete_through(&mut self, number: u64) -> io::Result<()> {
         while self.segments.len() > 1 && self.segments[1].first <= number.saturating_add(1) {
-            self.disk.remove(&self.segments[0].name)?;
+            if !self.disk.remove_aside(&self.segments[0].name)? {
+                return Ok(());
+            }
             self.segments.pop_front();
         }
         Ok(())
@@ -558,6 +575,21 @@ mod tests {
         log.sync().unwrap();
         let (mut log, _) = open(disk.files()).unwrap();
         assert_eq!(groups(&mut log, 0), [(1, long), (2, b"short".to_vec())]);
+    }
+
+    /// A mark made aside is known to the next start, as one that was waited for is: what it speaks of may not be missing.
+    #[test]
+    fn watermark_aside_is_a_promise_too() {
+        let disk = MemoryDisk::default();
+        let (mut log, _) = Log::open(disk.clone(), SMALL).unwrap();
+        for _ in 0..3 {
+            log.write(1, b"one").unwrap();
+            log.sync().unwrap();
+        }
+        log.save_watermark_aside().unwrap();
+        let segment = disk.files().into_keys().find(|name| parse_segment_name(name).is_some()).unwrap();
+        disk.edit(&segment, |bytes| bytes.fill(0));
+        assert!(matches!(open(disk.files()), Err(OpenError::Corrupt(Corruption { first: 1, last: 3, .. }))));
     }
 
     /// A failed sync ends the log: nothing more is written, nothing more is promised.

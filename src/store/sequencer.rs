@@ -610,7 +610,7 @@ impl<D: Disk> Sequencer<D> {
             self.counters.free_bytes = space.free_bytes;
         }
         // Neither is final: an old watermark says less, and a segment too many only takes room.
-        let _ = self.log.save_watermark();
+        let _ = self.log.save_watermark_aside();
         let too_much = mutant::on(Mutant::LogForgetsTooMuch);
         let _ = self.log.delete_through(if too_much { self.progress.projected() } else { self.progress.checkpointed() });
         Ok(())
