@@ -15,13 +15,14 @@ pub trait Disk {
     /// The kernel's.
     fn list(&mut self) -> io::Result<Vec<String>>;
 
-    /// A new file of `bytes` zeros, durable with its name: writing into it later changes no metadata.
+    /// A new file of `bytes`, durable with its name: writing into it later changes no metadata. It holds zeros, or what a removed file of
+    /// that length held.
     ///
     /// # Errors
     /// The kernel's, `StorageFull` above all; no file of that name is left then.
     fn create(&mut self, name: &str, bytes: u64) -> io::Result<Self::File>;
 
-    /// Says that a file of `bytes` will be created soon, so that zeros can be written beforehand. May do nothing.
+    /// Says that a file of `bytes` will be created soon, so that one can be made ready beforehand. May do nothing.
     fn prepare(&mut self, bytes: u64);
 
     /// Opens a file for reading and writing.

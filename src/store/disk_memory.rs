@@ -34,6 +34,8 @@ struct State {
     files: BTreeMap<String, Vec<u8>>,
     /// What would survive a power cut for certain.
     durable: BTreeMap<String, Vec<u8>>,
+    /// What the last removed file held: the next one of its length is made of it.
+    removed: Vec<u8>,
     /// Writes since the last sync of their file, in order.
     pending: Vec<(String, u64, Vec<u8>)>,
     faults: Faults,
@@ -127,9 +129,12 @@ impl Disk for MemoryDisk {
     fn create(&mut self, name: &str, bytes: u64) -> io::Result<String> {
         let mut state = self.state();
         state.use_room(bytes)?;
-        let zeros = vec![0; usize::try_from(bytes).expect("files fit memory")];
-        state.files.insert(name.to_owned(), zeros.clone());
-        state.durable.insert(name.to_owned(), zeros);
+        let mut contents = std::mem::take(&mut state.removed);
+        if contents.len() as u64 != bytes {
+            contents = vec![0; usize::try_from(bytes).expect("files fit memory")];
+        }
+        state.files.insert(name.to_owned(), contents.clone());
+        state.durable.insert(name.to_owned(), contents);
         Ok(name.to_owned())
     }
 
@@ -194,7 +199,7 @@ impl Disk for MemoryDisk {
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
         let mut state = self.state();
-        state.durable.remove(name);
+        state.removed = state.durable.remove(name).unwrap_or_default();
         state.pending.retain(|(pending, ..)| pending != name);
         state.files.remove(name).map(drop).ok_or(ErrorKind::NotFound.into())
     }

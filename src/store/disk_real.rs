@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -20,6 +20,8 @@ pub struct RealDisk {
     handle: File,
     /// A file of zeros being written ahead.
     spare: Option<JoinHandle<io::Result<u64>>>,
+    /// Length of the files that will be created: a removed one of it is kept for the next.
+    usual_bytes: u64,
     /// Where changes of names are made that nobody waits for.
     aside: Option<Aside>,
 }
@@ -34,7 +36,8 @@ struct Aside {
 
 #[derive(Debug)]
 enum Chore {
-    Remove(String),
+    /// A name, and the length of a file that is kept.
+    Remove(String, u64),
     Replace(String, Vec<u8>),
     /// Says when everything before it is done.
     Tell(SyncSender<()>),
@@ -49,7 +52,7 @@ impl RealDisk {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
         fs::create_dir_all(dir).map_err(named)?;
         let handle = File::open(dir).map_err(named)?;
-        Ok(Self { dir: dir.to_owned(), handle, spare: None, aside: None })
+        Ok(Self { dir: dir.to_owned(), handle, spare: None, usual_bytes: 0, aside: None })
     }
 
     /// Whether there was room for it.
@@ -96,17 +99,23 @@ impl Disk for RealDisk {
     }
 
     fn create(&mut self, name: &str, bytes: u64) -> io::Result<File> {
-        let spare = self.path(SPARE);
-        if !self.take_spare(bytes) {
+        let (spare, kept) = (self.path(SPARE), self.path(KEPT));
+        let ready = if self.take_spare(bytes) {
+            spare
+        } else if len(&kept) == Some(bytes) {
+            kept
+        } else {
             write_zeros(&spare, bytes).inspect_err(|_| drop(fs::remove_file(&spare)))?;
-        }
-        fs::rename(&spare, self.path(name))?;
+            spare
+        };
+        fs::rename(ready, self.path(name))?;
         self.handle.sync_all()?;
         self.open(name)
     }
 
     fn prepare(&mut self, bytes: u64) {
-        if self.spare.is_none() {
+        self.usual_bytes = bytes;
+        if self.spare.is_none() && len(&self.path(KEPT)) != Some(bytes) {
             let path = self.path(SPARE);
             let write = move || write_zeros(&path, bytes).inspect_err(|_| drop(fs::remove_file(&path)));
             // Without a thread the zeros are written when they are needed.
@@ -136,11 +145,11 @@ impl Disk for RealDisk {
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.settle();
-        remove(&self.dir, &self.handle, name)
+        remove(&self.dir, &self.handle, name, self.usual_bytes)
     }
 
     fn remove_aside(&mut self, name: &str) -> io::Result<bool> {
-        self.do_aside(Chore::Remove(name.to_owned()))
+        self.do_aside(Chore::Remove(name.to_owned(), self.usual_bytes))
     }
 
     fn read_small(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
@@ -204,22 +213,31 @@ fn do_chores(dir: &Path, handle: &File, to_do: &Receiver<Chore>) {
     let mut doomed = VecDeque::new();
     while let Ok(chore) = to_do.recv() {
         match chore {
-            Chore::Remove(name) => doomed.push_back(name),
+            Chore::Remove(name, kept_bytes) => doomed.push_back((name, kept_bytes)),
             Chore::Replace(name, bytes) => drop(replace(dir, handle, &name, &bytes)),
             Chore::Tell(done) => drop(done.send(())),
         }
-        while doomed.front().is_some_and(|name| remove(dir, handle, name).is_ok()) {
+        while doomed.front().is_some_and(|(name, kept_bytes)| remove(dir, handle, name, *kept_bytes).is_ok()) {
             doomed.pop_front();
         }
     }
 }
 
-/// One that is gone already only has to be gone for good.
-fn remove(dir: &Path, handle: &File, name: &str) -> io::Result<()> {
-    match fs::remove_file(dir.join(name)) {
+/// One of `kept_bytes` is kept under another name, unless there is one, or somebody has given it a second name to keep what it holds. One
+/// that is gone already only has to be gone for good.
+fn remove(dir: &Path, handle: &File, name: &str, kept_bytes: u64) -> io::Result<()> {
+    let (path, kept) = (dir.join(name), dir.join(KEPT));
+    let is_usual = kept_bytes > 0 && fs::metadata(&path).is_ok_and(|file| file.len() == kept_bytes && file.nlink() == 1);
+    let done = if is_usual && len(&kept) != Some(kept_bytes) { fs::rename(path, kept) } else { fs::remove_file(path) };
+    match done {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => handle.sync_all(),
     }
+}
+
+/// `None`: there is no such file.
+fn len(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|file| file.len())
 }
 
 fn replace(dir: &Path, handle: &File, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -248,6 +266,8 @@ fn write_zeros(path: &Path, bytes: u64) -> io::Result<u64> {
 
 /// Name of the file being written ahead; never a segment.
 const SPARE: &str = "spare.new";
+/// Name of a removed file that is kept for the next one of its length; no more a segment.
+const KEPT: &str = "kept.new";
 
 #[cfg(test)]
 mod tests {
@@ -299,6 +319,38 @@ mod tests {
         assert_eq!(names, ["b", "c", "tiny"]);
         assert!(disk.space().unwrap().total_bytes > 0);
         assert_ne!((disk.salt(), disk.salt()), (disk.salt(), disk.salt()));
+    }
+
+    /// A removed file of the usual length is what the next one is made of, also by another process; one of another length is gone, as is
+    /// a second one.
+    #[test]
+    fn a_removed_file_becomes_the_next() {
+        let dir = Dir::new("kept");
+        let mut disk = RealDisk::new(&dir.0).unwrap();
+        disk.prepare(5_000);
+        for name in ["a", "b", "c"] {
+            let file = disk.create(name, 5_000).unwrap();
+            disk.write_at(&file, 0, name.as_bytes()).unwrap();
+        }
+        disk.create("long", 6_000).unwrap();
+        disk.create("linked", 5_000).unwrap();
+        fs::hard_link(disk.path("linked"), disk.path("second name")).unwrap();
+        disk.remove("long").unwrap();
+        disk.remove("linked").unwrap();
+        assert!(disk.remove_aside("a").unwrap() && disk.remove_aside("b").unwrap());
+        drop(disk);
+        let mut disk = RealDisk::new(&dir.0).unwrap();
+        let mut names = disk.list().unwrap();
+        names.sort_unstable();
+        assert_eq!(names, ["c", KEPT, "second name"]);
+        disk.prepare(5_000);
+        let held = |disk: &mut RealDisk, name: &str| {
+            let file = disk.create(name, 5_000).unwrap();
+            let mut first = [1];
+            disk.read_at(&file, 0, &mut first).unwrap();
+            first[0]
+        };
+        assert_eq!((held(&mut disk, "d"), held(&mut disk, "e")), (b'a', 0));
     }
 
     /// What is done aside is done in order and before anything that is waited for; a file that cannot be removed keeps back those behind

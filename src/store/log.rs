@@ -1,7 +1,7 @@
 //! The local log: where a message becomes durable.
 //!
-//! Append-only segments, zero-filled ahead, so that a sync writes no metadata. A commit group is written with one call and synced
-//! with one:
+//! Append-only segments, written over files that are filled already, so that a sync writes no metadata: with zeros, or with what a
+//! segment that is not needed any more held. A commit group is written with one call and synced with one:
 //!
 //! ```text
 //!  offset  0      4        8        16       24      28      32         36       40        44
@@ -11,12 +11,12 @@
 //!
 //! All little-endian. `previous` is the CRC of the previous group's header, which chains the groups; `synced` is the number of the
 //! last group known to be on disk when this one was written. Segments are named by the number of their first group and by a *salt*,
-//! under which the checksums of their headers are taken: a client cannot put into a payload what a later start would take for a
-//! group.
+//! under which the checksums of their headers are taken: neither can a client put into a payload what a later start would take for a
+//! group, nor is what an earlier segment left in the file taken for one.
 //!
 //! A group is wholly there or wholly absent: lengths and checksums say which. What follows the last valid group is one of three:
 //!
-//! - zeros: the clean end;
+//! - no header of this segment: the clean end, or a group whose header never reached the disk;
 //! - a *torn tail*: no group that could follow it knows it to be on disk, and the watermark lies below. Nobody was promised
 //!   anything about it, and it is overwritten;
 //! - *corruption*: a later group, or the watermark, says that it had been on disk. Something acknowledged may be lost, so opening
@@ -73,6 +73,8 @@ pub struct Log<D: Disk> {
     buffer: Vec<u8>,
     /// The next group is the first after groups that were given up.
     after_loss: bool,
+    /// The disk knows that the next segment will be needed soon.
+    is_prepared: bool,
     /// What the file of [`Log::promise_less`] says.
     promises_less: bool,
     failed: bool,
@@ -204,6 +206,7 @@ impl<D: Disk> Log<D> {
             watermark_aside: watermark,
             buffer: Vec::new(),
             after_loss: false,
+            is_prepared: false,
             promises_less: unsafe_end,
             failed: false,
         };
@@ -279,9 +282,15 @@ impl<D: Disk> Log<D> {
         self.buffer.clear();
         let chain = header.write(segment.salt, &mut self.buffer);
         self.buffer.extend_from_slice(body);
+        let segment_bytes = segment.bytes;
         let written = self.disk.write_at(&segment.file, self.offset, &self.buffer);
         written.map_err(|error| self.fail("writing", error))?;
         self.offset += whole;
+        if !self.is_prepared && self.offset > segment_bytes / 4 * 3 {
+            // Not sooner: a segment that is not needed any more may take its place until then.
+            self.disk.prepare(self.settings.segment_bytes);
+            self.is_prepared = true;
+        }
         self.after_loss = false;
         self.chain = chain;
         self.next += 1;
@@ -408,7 +417,7 @@ impl<D: Disk> Log<D> {
         let file = self.disk.create(&name, bytes)?;
         self.segments.push_back(Segment { first: self.next, before: self.next - 1, salt, name, file, bytes });
         self.offset = 0;
-        self.disk.prepare(self.settings.segment_bytes);
+        self.is_prepared = false;
         Ok(())
     }
 
@@ -592,6 +601,33 @@ mod tests {
         assert!(matches!(open(disk.files()), Err(OpenError::Corrupt(Corruption { first: 1, last: 3, .. }))));
     }
 
+    /// A segment is written over one that is not needed any more: nothing of what it held comes back, whatever a power cut keeps of the
+    /// groups written over it.
+    #[test]
+    fn what_a_file_held_before_is_no_group() {
+        let disk = written(200, 200, SMALL);
+        let (mut log, _) = Log::open(disk.clone(), SMALL).unwrap();
+        log.delete_through(200).unwrap();
+        let first = log.segments[0].first;
+        // Bodies of the same lengths, so that headers of old and new lie at the same places.
+        for number in 201..=400 {
+            log.write(1, &body(number - 200)).unwrap();
+            log.sync().unwrap();
+            log.delete_through(number - 20).unwrap();
+        }
+        assert!(log.segments[0].first > first);
+        let last = log.segments.back().unwrap();
+        assert!(disk.files()[&last.name][usize::try_from(log.offset).unwrap()..].iter().any(|&byte| byte != 0), "written over");
+        for number in 401..=403 {
+            log.write(1, &body(number)).unwrap();
+        }
+        for part in 0..8 {
+            let (log, recovered) = open(disk.power_cut(|sector| part >> (sector % 3) & 1 == 1)).unwrap();
+            assert!((400..=403).contains(&recovered.last), "{part}: {}", recovered.last);
+            assert_eq!((recovered.lost, log.last()), (None, recovered.last));
+        }
+    }
+
     /// A failed sync ends the log: nothing more is written, nothing more is promised.
     #[test]
     fn a_failed_sync_is_final() {
@@ -721,7 +757,7 @@ mod tests {
         log.write(1, &forged).unwrap();
         let unit = usize::try_from(start).unwrap() + HEADER_BYTES;
         let (_, recovered) = open(disk.power_cut_by(unit, |part| part > 0)).unwrap();
-        assert_eq!((recovered.last, recovered.torn.map(|(_, offset)| offset)), (3, Some(start)));
+        assert_eq!((recovered.last, recovered.torn), (3, None));
     }
 
     /// A group that was written but not synced when the process was killed is read back from the kernel's cache. Before anybody is

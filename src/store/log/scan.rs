@@ -101,7 +101,8 @@ impl Scan {
         Ok(at)
     }
 
-    /// Looks at what lies in a segment from `from` on: zeros, or bytes that break the log and may prove that groups are missing.
+    /// Looks at what lies in a segment from `from` on: nothing of this segment, or headers that break the log and may prove that groups
+    /// are missing.
     ///
     /// A later group says which groups it knew to be on disk. So does the name of a later segment, because the one before it is
     /// synced first. Headers are looked for at every byte, since nothing says where they begin once one of them is damaged. The salt
@@ -115,13 +116,11 @@ impl Scan {
         while at < segment.bytes {
             let part = self.window.at(disk, segment, at, WINDOW_BYTES)?;
             let part_bytes = part.len() as u64;
-            if !is_zero(part) {
+            for header in headers(part, segment.salt) {
                 self.is_broken = true;
-                for header in headers(part, segment.salt) {
-                    if header.number > self.next && (header.synced >= self.next || header.after_loss) {
-                        self.known = self.known.max(header.synced);
-                        self.seen = self.seen.max(header.number);
-                    }
+                if header.number > self.next && (header.synced >= self.next || header.after_loss) {
+                    self.known = self.known.max(header.synced);
+                    self.seen = self.seen.max(header.number);
                 }
             }
             if at + part_bytes >= segment.bytes {
@@ -215,12 +214,6 @@ fn headers(bytes: &[u8], salt: u32) -> impl Iterator<Item = Header> {
         }
         None
     })
-}
-
-/// Whether `bytes` are all zero, 32 at a time: the unused part of a segment is read at every start.
-fn is_zero(bytes: &[u8]) -> bool {
-    let (chunks, rest) = bytes.as_chunks::<32>();
-    chunks.iter().all(|chunk| *chunk == [0; 32]) && rest.iter().all(|&byte| byte == 0)
 }
 
 const WINDOW_BYTES: usize = 1 << 20;
