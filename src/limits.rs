@@ -293,7 +293,7 @@ pub const DESCRIPTORS_SPARE: u64 = 256;
 /// Table files of the engine that stay open for the next read. Full: the one not read for long is closed, and opened again when it is.
 pub const ENGINE_FILES_MAX: usize = 64;
 
-/// Descriptors of everything else: listeners, drivers, bells, the log, the engine's journals and what its two workers write.
+/// Descriptors of everything else: listeners, drivers, bells, the log and the tables that the engine is writing.
 const DESCRIPTORS_OTHER: usize = 96;
 
 const _: () = assert!((ENGINE_FILES_MAX + ADMIN_CONNECTIONS_MAX + DESCRIPTORS_OTHER) as u64 <= DESCRIPTORS_SPARE);
@@ -387,6 +387,10 @@ pub const TRACE_STEPS_PER_TURN_MAX: usize = 64;
 
 /// Answered upgrade requests that one turn of a reactor notes for the log, at level debug. Full: later ones of the turn are not written.
 pub const ARRIVALS_PER_TURN_MAX: usize = 1_024;
+
+/// From the beginning of one commit group to that of the next, at least. A message that comes alone does not wait; of many, those that
+/// come meanwhile share a group. A group costs the disk whole blocks of 4 KiB however short it is, and each core a wake-up.
+pub const COMMIT_EVERY: Duration = Duration::from_millis(1);
 
 /// How long READ positions and cursors wait for a group to ride on before they are written alone.
 pub const RIDE_MAX: Duration = Duration::from_secs(1);

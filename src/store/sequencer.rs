@@ -150,6 +150,8 @@ pub struct Turn {
     pub is_busy: bool,
     /// Otherwise sleep until mail comes, but no longer than this.
     pub wake_in: Duration,
+    /// A group was written.
+    pub has_committed: bool,
 }
 
 /// See the head of this file.
@@ -356,12 +358,13 @@ impl<D: Disk> Sequencer<D> {
             self.sync()?;
         }
         is_busy |= self.step_notices(now);
+        let has_committed = committed.is_some();
         self.hand_out(committed, ports);
         let credit_bytes = std::mem::take(&mut self.credit_bytes);
         if !mutant::on(Mutant::CreditKept) {
             ports.give_back(credit_bytes);
         }
-        Ok(Turn { is_busy, wake_in: self.wake_in(now) })
+        Ok(Turn { is_busy, wake_in: self.wake_in(now), has_committed })
     }
 
     /// Writes what still rides, before a clean stop. The lanes should be empty by then.

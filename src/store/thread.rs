@@ -15,6 +15,7 @@ use crate::address::Shown;
 use crate::clock::{Clock, Moment};
 use crate::ids::ReactorId;
 use crate::io::wake::Waker;
+use crate::limits::COMMIT_EVERY;
 use crate::mail::{Group, ShedReader, Submit};
 use crate::mailbox::{Credit, LaneReceiver, LaneSender, SpareReceiver};
 use crate::observe::counters::{StoreBlock, StoreCounters};
@@ -81,9 +82,14 @@ fn run<D: Disk>(sequencer: &mut Sequencer<D>, lanes: Lanes) -> Result<(), LogErr
     let mut doors = Doors { lanes, next_reader: 0 };
     let mut was_read_only = false;
     loop {
+        let begun = doors.lanes.clock.now();
         let turn = sequencer.turn(&mut doors)?;
         doors.lanes.publish(sequencer);
         was_read_only = tell_space(sequencer.counters(), was_read_only);
+        if turn.has_committed {
+            // Whoever comes meanwhile shares the next group.
+            std::thread::sleep(COMMIT_EVERY.saturating_sub(doors.lanes.clock.now().since(begun)));
+        }
         if turn.is_busy {
             continue;
         }
