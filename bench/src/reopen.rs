@@ -1,7 +1,7 @@
 //! From kill -9 at full load until ready again, page cache warm.
 //!
-//! Three cases. *Kept*: everything as the kill left it; the engine recovers from its own journal, the log is checked, and the groups the
-//! engine has not heard of are replayed. *Lost*: the engine has lost everything it held, as after a power cut that came before its first
+//! Three cases. *Kept*: everything as the kill left it; the log is checked, and the groups since the engine's last checkpoint are
+//! replayed. *Lost*: the engine has lost everything it held, as after a power cut that came before its first
 //! checkpoint, and all of the log is replayed. The log is as large as asked for, which no checkpoint cuts short meanwhile. *Older*: in
 //! front of what the kill left stand the segments that checkpoints had taken away.
 

@@ -65,6 +65,9 @@ impl Store {
         let store = engine.store().map_err(storage)?.expect("made when it was opened");
         let position = engine.position().map_err(storage)?;
         let (log, recovered) = open_log(settings, accept_loss, &position)?;
+        if recovered.lost.is_some() {
+            engine.fall_back().map_err(storage)?;
+        }
         if let Some((segment, offset)) = &recovered.torn {
             tracing::info!(segment, offset, "cut off an unfinished commit group that nobody was promised");
         }
@@ -75,16 +78,18 @@ impl Store {
         let hashes = Hashes::new(store.hash_key);
         let begun = Instant::now();
         let log_bytes = log.bytes();
-        let mut cold = Bare { engine: &engine, hashes, progress: &progress, failed: None };
+        let mut cold =
+            Bare { engine: &engine, hashes, progress: &progress, spill_bytes: settings.store.segment_bytes, failed: None };
         let how = store_settings(settings, posts.len(), clock);
         let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
         if let Some(error) = cold.failed {
             return Err(storage(error));
         }
         let sequencer = sequencer.map_err(|error| Fatal::new(Exit::LogCorrupt, error))?;
+        engine.catch_up();
         let groups = progress.projected() - position.group;
         tracing::info!(groups, took_ms = begun.elapsed().as_millis(), "replayed the log");
-        let checkpoints = Checkpoints { flush_bytes: settings.store.segment_bytes, sync_every: CHECKPOINT_EVERY };
+        let checkpoints = Checkpoints { flush_bytes: settings.store.segment_bytes };
         flush_what_piled_up(&engine, log_bytes, checkpoints.flush_bytes, &progress)?;
         progress.engine_holds(engine.cache_bytes(), engine.tables_bytes());
 
@@ -165,7 +170,7 @@ fn flush_what_piled_up(engine: &Engine, log_bytes: u64, flush_bytes: u64, progre
         return Ok(());
     }
     let begun = Instant::now();
-    let position = engine.checkpoint(true).map_err(storage)?;
+    let position = engine.checkpoint().map_err(storage)?;
     progress.checkpoint(position.group);
     tracing::info!(bytes, log_bytes, took_ms = begun.elapsed().as_millis(), "flushed rows that earlier runs had not");
     Ok(())
@@ -186,15 +191,16 @@ pub fn at_rest<T>(settings: &Settings, look: impl FnOnce(View<'_>) -> T) -> Resu
     let (log, recovered) = open_log(settings, false, &position)?;
     let progress = Arc::new(Progress::new(position.group));
     let hashes = Hashes::new(store.hash_key);
-    let mut cold = Bare { engine: &engine, hashes, progress: &progress, failed: None };
+    let mut cold = Bare { engine: &engine, hashes, progress: &progress, spill_bytes: settings.store.segment_bytes, failed: None };
     let how = store_settings(settings, 0, Clock::new());
     let sequencer = Sequencer::recover(log, &recovered, (&store, &position), how, progress.clone(), &mut cold);
     if let Some(error) = cold.failed {
         return Err(storage(error));
     }
     drop(sequencer.map_err(|error| Fatal::new(Exit::LogCorrupt, error))?);
+    engine.catch_up();
     let looked = look(engine.view());
-    engine.checkpoint(true).map_err(storage)?;
+    engine.checkpoint().map_err(storage)?;
     Ok(looked)
 }
 
@@ -239,6 +245,8 @@ struct Bare<'a> {
     engine: &'a Engine,
     hashes: Hashes,
     progress: &'a Progress,
+    /// A long replay puts rows into tables whenever it has four times as much in memory.
+    spill_bytes: u64,
     failed: Option<EngineError>,
 }
 
@@ -252,7 +260,9 @@ impl Cold for Bare<'_> {
     }
 
     fn project(&mut self, mut projection: Projection) {
-        match self.engine.write(&mut projection.batch) {
+        let is_much = self.engine.tables_bytes() > self.spill_bytes.saturating_mul(4);
+        let room = if is_much { self.engine.spill() } else { Ok(()) };
+        match room.and_then(|()| self.engine.write(&mut projection.batch)) {
             Ok(()) => {
                 self.progress.handed_over(0);
                 self.progress.written(projection.number, 0);
@@ -332,7 +342,7 @@ fn spawn_store(
 fn storage(error: EngineError) -> Fatal {
     let exit = match error {
         EngineError::Locked => Exit::DataDirLocked,
-        EngineError::Failed { .. } => Exit::StorageFailed,
+        EngineError::Older | EngineError::Failed { .. } => Exit::StorageFailed,
     };
     Fatal::new(exit, error)
 }
@@ -386,7 +396,5 @@ const PROJECT_LANE_MAX: usize = 4_096;
 /// Segments of the log that there are at most while checkpoints come to their end: the one being written, those a checkpoint under way
 /// is for, and those filled meanwhile.
 const LOG_SEGMENTS_USUAL: u64 = 5;
-/// The engine's journal is synced at least so often.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 /// How long the store may take to finish.
 const FINISH_PATIENCE: Duration = Duration::from_secs(30);

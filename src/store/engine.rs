@@ -1,38 +1,51 @@
-//! The engine: everything the log has said so far, in tables that can be searched.                                    [fjall]
+//! The engine: everything the log has said so far, in tables that can be searched.                                 [lsm-tree]
 //!
-//! A projection and nothing more: the log is the truth. What the engine has not synced is replayed from the log after a crash, so
-//! batches are written without a sync, each atomically with the number of the group it stems from. A *checkpoint* flushes the
-//! tables, syncs, and reads the position back; only then may the log forget what lies before it.
+//! A projection and nothing more: the log is the truth, and the only journal. Rows are in memory until a *checkpoint* writes them to
+//! tables, the row with the position last; only then may the log forget what lies before it. What a crash takes is replayed.
+//!
+//! # What a crash in the middle of a checkpoint leaves
+//!
+//! Some trees have rows of groups that the position does not speak of yet. Each batch has a number of its own in all trees, so the rows
+//! up to the position can still be told from those: views see no others ([`Engine::catch_up`]) until the log has been replayed, which
+//! writes the others anew. Two rules keep that true. Nothing is merged before the position over it is on disk, because merging forgets
+//! replaced rows; and no checkpoint begins before the log has been replayed to its end.
+
+mod flusher;
+mod views;
 
 use std::fmt;
+use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Slice};
+use lsm_tree::{
+    AbstractTree, AnyTree, Cache, CompressionType, Config, DescriptorTable, Guard, KvSeparationOptions, SeqNo,
+    SequenceNumberCounter, Slice,
+};
 
+use self::flusher::{Flusher, Job};
+use self::views::Views;
 use super::record::{self, Position, Value};
 use super::rows::{Row, Rows};
 use super::schema::{Batch, Change, Keyspace, META_POSITION, META_STORE};
-use crate::limits::ENGINE_FILES_MAX;
+use crate::limits::{ENGINE_FILES_MAX, REPLAY_BATCH_BYTES};
 
 /// The open engine. Clones share it.
 #[derive(Clone)]
-pub struct Engine {
-    database: Database,
-    tables: [fjall::Keyspace; Keyspace::ALL.len()],
-    /// What each table has in memory.
-    memory: Arc<[Memory; Keyspace::ALL.len()]>,
-}
+pub struct Engine(Arc<Shared>);
 
-/// The memory of one table, which is set aside by whoever writes, and then flushed by the engine's worker, the oldest first.
-#[derive(Debug, Default)]
-struct Memory {
-    /// Bytes of rows written since it was last set aside.
-    bytes: AtomicU64,
-    /// How often it was set aside.
-    turns: AtomicU64,
+/// Dropped in this order: the thread first, the lock last.
+struct Shared {
+    flusher: Flusher,
+    /// In the order of [`Keyspace::ALL`].
+    trees: Vec<AnyTree>,
+    cache: Arc<Cache>,
+    /// Number of the next batch, and of the next change of a tree's list of tables.
+    next: SequenceNumberCounter,
+    views: Arc<Views>,
+    /// Nobody else has the directory open.
+    _lock: File,
 }
 
 /// A checkpoint under way: see [`Engine::begin_checkpoint`].
@@ -40,7 +53,7 @@ struct Memory {
 pub struct Checkpoint {
     begun: Instant,
     position: Position,
-    turns: [u64; Keyspace::ALL.len()],
+    number: u64,
 }
 
 /// Why the engine cannot be used, naming operation and remedy.
@@ -48,6 +61,8 @@ pub struct Checkpoint {
 pub enum EngineError {
     /// Another process has it open.
     Locked,
+    /// It is of a release before this one.
+    Older,
     /// Anything else of the engine's.
     Failed {
         /// What was being done.
@@ -61,6 +76,10 @@ impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Locked => f.write_str("the data directory is in use by another process; stop it or choose another data_dir"),
+            Self::Older => f.write_str(
+                "the engine in the data directory was written by an older release: make a backup with that one (tidegate backup) and \
+                 restore it with this one into an empty data directory (tidegate restore)",
+            ),
             Self::Failed { operation, reason } => write!(
                 f,
                 "{operation} the engine: {reason}. It is a projection of the log: if the log still begins with group 1, removing the \
@@ -78,26 +97,46 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Self, EngineError> {
-        let database = Database::builder(path)
-            .cache_size(cache_bytes)
-            .manual_journal_persist(true)
-            .max_journaling_size(JOURNAL_BYTES_MAX)
-            .max_cached_files(Some(ENGINE_FILES_MAX))
-            .worker_threads(WORKERS)
-            .open()
-            .map_err(|error| match error {
-                fjall::Error::Locked => EngineError::Locked,
-                other => failed("opening")(other),
-            })?;
-        // Set aside by `write`: the engine asks its worker anew at every write beyond the size, and a worker that is busy for long
-        // finds its queue full of that and waits for itself.
-        let options = || KeyspaceCreateOptions::default().manual_journal_persist(true).max_memtable_size(u64::MAX);
-        let mut tables = Vec::with_capacity(Keyspace::ALL.len());
-        for keyspace in Keyspace::ALL {
-            tables.push(database.keyspace(keyspace.name(), options).map_err(failed("opening"))?);
+        if path.join(OLDER).exists() {
+            return Err(EngineError::Older);
         }
-        let tables = tables.try_into().unwrap_or_else(|_| unreachable!("one table per keyspace"));
-        Ok(Self { database, tables, memory: Arc::default() })
+        fs::create_dir_all(path).map_err(failed("making"))?;
+        let lock = File::create(path.join("lock")).map_err(failed("locking"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => EngineError::Locked,
+            TryLockError::Error(error) => failed("locking")(error),
+        })?;
+        // The last one is made last, so where it stands all have been made.
+        let [.., meta] = Keyspace::ALL;
+        let is_new = !path.join(meta.name()).join(TREE).exists();
+        if let Some(missing) = Keyspace::ALL.iter().find(|it| !is_new && !path.join(it.name()).join(TREE).exists()) {
+            return Err(EngineError::Failed { operation: "opening", reason: format!("{} is missing", missing.name()) });
+        }
+        let cache = Arc::new(Cache::with_capacity_bytes(cache_bytes));
+        let files = Arc::new(DescriptorTable::new(ENGINE_FILES_MAX));
+        // A view of state 0 would see nothing, so numbers begin with 1.
+        let next = SequenceNumberCounter::new(1);
+        let mut trees = Vec::with_capacity(Keyspace::ALL.len());
+        for keyspace in Keyspace::ALL {
+            let config = Config::new(path.join(keyspace.name()), next.clone(), SequenceNumberCounter::default());
+            let config = config.use_cache(cache.clone()).use_descriptor_table(Some(files.clone()));
+            // Bodies are written once, and not again with each merge of the rows that point to them.
+            let apart = KvSeparationOptions::default().separation_threshold(VALUE_BYTES_APART).compression(CompressionType::None);
+            let config = config.with_kv_separation((keyspace == Keyspace::Msg).then_some(apart));
+            trees.push(config.open().map_err(failed("opening"))?);
+        }
+        if is_new {
+            let sync = |path: &Path| File::open(path).and_then(|dir| dir.sync_all());
+            sync(path).and_then(|()| path.parent().map_or(Ok(()), sync)).map_err(failed("making"))?;
+        }
+        let highest = trees.iter().filter_map(AbstractTree::get_highest_persisted_seqno).max();
+        next.fetch_max(highest.map_or(1, |highest| highest + 1));
+        let stands = trees[meta.index()].get_internal_entry(META_POSITION, SeqNo::MAX).map_err(failed("reading"))?;
+        let stands = stands.map(|row| row.key.seqno);
+        let behind = stands.filter(|stands| highest.is_some_and(|highest| highest > *stands)).map(|stands| stands + 1);
+        let views = Arc::new(Views::new(next.get(), behind));
+        let flusher = Flusher::start(trees.clone(), views.clone()).map_err(failed("starting a thread of"))?;
+        Ok(Self(Arc::new(Shared { flusher, trees, cache, next, views, _lock: lock })))
     }
 
     /// What was decided at creation, `None` in a new engine.
@@ -117,7 +156,7 @@ impl Engine {
         batch.push(Keyspace::Meta, Change::Put, META_STORE, |out| store.encode(out));
         batch.push(Keyspace::Meta, Change::Put, META_POSITION, |out| position.encode(out));
         self.write(&mut batch)?;
-        self.database.persist(PersistMode::SyncAll).map_err(failed("syncing"))
+        self.checkpoint().map(drop)
     }
 
     /// What the rows say: the last group, the last stamp, the epoch.
@@ -128,48 +167,35 @@ impl Engine {
         Ok(self.meta(META_POSITION, |bytes| Position::decode(bytes))?.unwrap_or_default())
     }
 
-    /// Writes the rows of one group in one atomic batch, unsynced. Sorts the batch: half the CPU of inserting unsorted.
+    /// Writes the rows of one group in one atomic batch, into memory. Sorts the batch: half the CPU of inserting unsorted. Only one
+    /// thread writes. What empties a keyspace is on disk at once, and not only with the next checkpoint: nobody asks any more for what
+    /// it held, and replay empties it again.
     ///
     /// # Errors
     /// [`EngineError`].
     pub fn write(&self, batch: &mut Batch) -> Result<(), EngineError> {
         batch.sort();
         for &keyspace in batch.clears() {
-            self.table(keyspace).clear().map_err(failed("writing"))?;
+            self.tree(keyspace).clear().map_err(failed("writing"))?;
         }
-        let rows = batch.rows();
-        let mut writes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), rows.len());
-        let mut bytes = [0; Keyspace::ALL.len()];
-        for row in rows {
-            bytes[row.keyspace.index()] += (row.key.len() + row.value.len()) as u64;
-            let table = self.table(row.keyspace);
+        let seqno = self.0.next.next();
+        for row in batch.rows() {
+            let tree = self.tree(row.keyspace);
             match row.change {
-                Change::Delete => writes.remove(table, row.key),
-                Change::Max if self.holds_higher(table, row.key, row.value)? => {}
-                Change::Put | Change::Max => writes.insert(table, row.key, row.value),
+                Change::Delete => drop(tree.remove(row.key, seqno)),
+                Change::Max if holds_higher(tree, row.key, row.value)? => {}
+                Change::Put | Change::Max => drop(tree.insert(row.key, row.value, seqno)),
             }
         }
-        writes.commit().map_err(failed("writing"))?;
-        for (index, more) in bytes.into_iter().enumerate() {
-            let held = self.memory[index].bytes.fetch_add(more, Ordering::Relaxed) + more;
-            // Not the position: it goes to disk after the rows it speaks for, in a checkpoint.
-            if held >= MEMTABLE_BYTES_MAX && index != Keyspace::Meta.index() {
-                self.set_aside(index)?;
-            }
-        }
+        self.0.views.publish(seqno);
         Ok(())
     }
 
-    /// Syncs everything. With `tables`, what is in memory goes to tables first, so that nothing rests on the engine's journal, and
-    /// this waits for it. Returns the position read back afterwards.
+    /// What is in memory goes to tables, and this waits for it. Returns the position that is on disk.
     ///
     /// # Errors
     /// [`EngineError`].
-    pub fn checkpoint(&self, tables: bool) -> Result<Position, EngineError> {
-        if !tables {
-            let position = self.position()?;
-            return self.sync(position);
-        }
+    pub fn checkpoint(&self) -> Result<Position, EngineError> {
         let checkpoint = self.begin_checkpoint()?;
         loop {
             if let Some(position) = self.finish_checkpoint(&checkpoint)? {
@@ -179,98 +205,135 @@ impl Engine {
         }
     }
 
-    /// Sets the memory of all tables aside, to be flushed while writing goes on. Nobody may write meanwhile.
-    ///
-    /// `meta` is the last table to be written: whatever becomes of the journal, the tables never hold a position that is ahead of
-    /// their rows.
+    /// Sets the memory of all tables aside, to be flushed while writing goes on. Nobody may write meanwhile. Waits for an earlier
+    /// checkpoint: what is set aside in one tree and not yet in another must not reach the disk under the older position.
     ///
     /// # Errors
     /// [`EngineError`].
+    ///
+    /// # Panics
+    /// If the log has not been replayed: see [`Engine::catch_up`].
     pub fn begin_checkpoint(&self) -> Result<Checkpoint, EngineError> {
         const { assert!(matches!(Keyspace::ALL[Keyspace::ALL.len() - 1], Keyspace::Meta)) };
+        assert!(self.0.views.behind().is_none(), "the log is replayed before the first checkpoint");
+        self.wait_for_flusher()?;
         let position = self.position()?;
-        for index in 0..self.tables.len() {
-            self.set_aside(index)?;
-        }
-        Ok(Checkpoint {
-            begun: Instant::now(),
-            position,
-            turns: std::array::from_fn(|index| self.memory[index].turns.load(Ordering::Relaxed)),
-        })
+        self.0.trees.iter().for_each(|tree| drop(tree.rotate_memtable()));
+        Ok(Checkpoint { begun: Instant::now(), position, number: self.0.flusher.ask(Job::Checkpoint) })
     }
 
-    /// `None` while something of what was set aside is not in a table yet. Then syncs, and returns the position that no longer rests on
-    /// the engine's journal.
+    /// `None` while something of what was set aside is not in a table yet. Then returns the position that is on disk. For the thread
+    /// that writes.
     ///
     /// # Errors
     /// [`EngineError`], also when the tables are not there after a minute.
     pub fn finish_checkpoint(&self, checkpoint: &Checkpoint) -> Result<Option<Position>, EngineError> {
-        let is_flushed = self.tables.iter().zip(&*self.memory).zip(checkpoint.turns).all(|((table, memory), turns)| {
-            let since = memory.turns.load(Ordering::Relaxed) - turns;
-            table.sealed_memtable_count() as u64 <= since
-        });
-        if is_flushed {
-            return self.sync(checkpoint.position).map(Some);
+        if self.0.flusher.has_done(checkpoint.number).map_err(failed("flushing"))? {
+            self.let_go()?;
+            return Ok(Some(checkpoint.position));
         }
         if checkpoint.begun.elapsed() > FLUSH_MAX {
-            return Err(EngineError::Failed {
-                operation: "flushing",
-                reason: "a table was not written within a minute".to_owned(),
-            });
+            return Err(failed("flushing")("a table was not written within a minute"));
         }
         Ok(None)
     }
 
-    fn set_aside(&self, index: usize) -> Result<(), EngineError> {
-        self.memory[index].bytes.store(0, Ordering::Relaxed);
-        if self.tables[index].rotate_memtable().map_err(failed("flushing"))? {
-            self.memory[index].turns.fetch_add(1, Ordering::Relaxed);
+    /// What is in memory goes to tables without the position: room for the rest of a long replay.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn spill(&self) -> Result<(), EngineError> {
+        self.wait_for_flusher()?;
+        let rows = &self.0.trees[..Keyspace::Meta.index()];
+        rows.iter().for_each(|tree| drop(tree.rotate_memtable()));
+        self.0.flusher.ask(Job::Spill);
+        self.wait_for_flusher()?;
+        self.let_go()
+    }
+
+    /// The log has been replayed to its end: views see everything from here on. Until then they see the rows up to the position that
+    /// was found, if a crash has left others beside them.
+    pub fn catch_up(&self) {
+        self.0.views.catch_up();
+    }
+
+    /// Takes out the rows beyond the position that was found, because the log does not have their groups any more. Looks at every row.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn fall_back(&self) -> Result<(), EngineError> {
+        let Some((then, now)) = self.0.views.behind() else { return Ok(()) };
+        for keyspace in Keyspace::ALL {
+            let tree = self.tree(keyspace);
+            let mut batch = Batch::default();
+            for (from, to) in [(now, then), (then, now)] {
+                for row in tree.iter(from, None) {
+                    let (key, value) = row.into_inner().map_err(failed("reading"))?;
+                    let other = tree.get(&key, to).map_err(failed("reading"))?;
+                    let is_ahead = from == now;
+                    match other {
+                        Some(other) if is_ahead && other != value => {
+                            batch.push(keyspace, Change::Put, &key, |out| out.extend_from_slice(&other));
+                        }
+                        None if is_ahead => batch.push(keyspace, Change::Delete, &key, |_| {}),
+                        None => batch.push(keyspace, Change::Put, &key, |out| out.extend_from_slice(&value)),
+                        Some(_) => {}
+                    }
+                    if batch.len_bytes() >= REPLAY_BATCH_BYTES {
+                        self.write(&mut batch)?;
+                        batch = Batch::default();
+                    }
+                }
+            }
+            self.write(&mut batch)?;
         }
+        self.catch_up();
         Ok(())
     }
 
-    fn sync(&self, position: Position) -> Result<Position, EngineError> {
-        self.database.persist(PersistMode::SyncAll).map_err(failed("syncing"))?;
-        let stands = self.position()?;
-        if stands.group < position.group {
-            let reason = format!("the position read back is {}, it was {}", stands.group, position.group);
-            return Err(EngineError::Failed { operation: "syncing", reason });
+    /// Frees the memory that has been flushed. The list of tables before the flush names it, for views that began with that list; the
+    /// next ones begin with the new one.
+    fn let_go(&self) -> Result<(), EngineError> {
+        self.0.views.publish(self.0.next.next());
+        let unseen = self.0.views.unseen_below();
+        self.0.trees.iter().try_for_each(|tree| {
+            let lists = tree.get_version_history_lock().maintenance(&tree.tree_config().path, unseen);
+            lists.map_err(failed("freeing memory of"))
+        })
+    }
+
+    fn wait_for_flusher(&self) -> Result<(), EngineError> {
+        while !self.0.flusher.is_idle().map_err(failed("flushing"))? {
+            std::thread::sleep(FLUSH_WAIT);
         }
-        Ok(position)
+        Ok(())
     }
 
     /// Memory for blocks read from disk.
     #[must_use]
     pub fn cache_bytes(&self) -> u64 {
-        self.database.cache_size()
+        self.0.cache.size()
     }
 
     /// Rows in memory that are not yet in tables on disk.
     #[must_use]
     pub fn tables_bytes(&self) -> u64 {
-        self.database.write_buffer_size()
+        self.0.trees.iter().map(AbstractTree::version_memtable_size_sum).sum()
     }
 
     /// The engine as it stands now, however long the view lives.
     #[must_use]
     pub fn view(&self) -> View<'_> {
-        View { engine: self, snapshot: self.database.snapshot() }
+        View { engine: self, instant: self.0.views.open() }
     }
 
-    fn holds_higher(&self, table: &fjall::Keyspace, key: &[u8], value: &[u8]) -> Result<bool, EngineError> {
-        let Some(old) = table.get(key).map_err(failed("reading"))? else { return Ok(false) };
-        let seq = |bytes: &[u8]| record::Cursor::decode(bytes).map(|cursor| cursor.seq).unwrap_or(0);
-        Ok(seq(&old) >= seq(value))
-    }
-
-    fn table(&self, keyspace: Keyspace) -> &fjall::Keyspace {
-        &self.tables[keyspace.index()]
+    fn tree(&self, keyspace: Keyspace) -> &AnyTree {
+        &self.0.trees[keyspace.index()]
     }
 
     fn meta<T>(&self, key: &[u8], decode: impl Fn(&[u8]) -> Result<T, record::BadValue>) -> Result<Option<T>, EngineError> {
-        let Some(bytes) = self.table(Keyspace::Meta).get(key).map_err(failed("reading"))? else { return Ok(None) };
-        let value = decode(&bytes).map_err(|error| EngineError::Failed { operation: "reading", reason: error.to_string() })?;
-        Ok(Some(value))
+        let Some(bytes) = self.tree(Keyspace::Meta).get(key, SeqNo::MAX).map_err(failed("reading"))? else { return Ok(None) };
+        decode(&bytes).map(Some).map_err(failed("reading"))
     }
 }
 
@@ -280,44 +343,55 @@ impl fmt::Debug for Engine {
     }
 }
 
-/// One snapshot of the engine.
+/// One state of the engine, however long it is looked at.
 pub struct View<'e> {
     engine: &'e Engine,
-    snapshot: fjall::Snapshot,
+    instant: SeqNo,
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        self.engine.0.views.close(self.instant);
+    }
 }
 
 impl Rows for View<'_> {
     type Bytes = Slice;
 
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Slice>, EngineError> {
-        self.snapshot.get(self.engine.table(keyspace), key).map_err(failed("reading"))
+        self.engine.tree(keyspace).get(key, self.instant).map_err(failed("reading"))
     }
 
     fn prefix(&self, keyspace: Keyspace, prefix: &[u8]) -> impl Iterator<Item = Row<Slice>> {
-        let rows = self.snapshot.prefix(self.engine.table(keyspace), prefix);
+        let rows = self.engine.tree(keyspace).prefix(prefix, self.instant, None);
         rows.map(|row| row.into_inner().map_err(failed("reading")))
     }
 
     fn range(&self, keyspace: Keyspace, first: &[u8], last: &[u8]) -> impl DoubleEndedIterator<Item = Row<Slice>> {
-        let rows = self.snapshot.range(self.engine.table(keyspace), first.to_vec()..=last.to_vec());
+        let rows = self.engine.tree(keyspace).range(first.to_vec()..=last.to_vec(), self.instant, None);
         rows.map(|row| row.into_inner().map_err(failed("reading")))
     }
 }
 
-fn failed(operation: &'static str) -> impl Fn(fjall::Error) -> EngineError {
+fn holds_higher(tree: &AnyTree, key: &[u8], value: &[u8]) -> Result<bool, EngineError> {
+    let Some(old) = tree.get(key, SeqNo::MAX).map_err(failed("reading"))? else { return Ok(false) };
+    let seq = |bytes: &[u8]| record::Cursor::decode(bytes).map(|cursor| cursor.seq).unwrap_or(0);
+    Ok(seq(&old) >= seq(value))
+}
+
+fn failed<E: fmt::Display>(operation: &'static str) -> impl Fn(E) -> EngineError {
     move |error| EngineError::Failed { operation, reason: error.to_string() }
 }
 
-/// Memory of one table before it goes to disk.
-const MEMTABLE_BYTES_MAX: u64 = 16 << 20;
-/// The engine's own journal. With the log's segment it bounds the worst restart.
-const JOURNAL_BYTES_MAX: u64 = 128 << 20;
 /// How long the tables of a checkpoint may take to reach the disk.
 const FLUSH_MAX: Duration = Duration::from_secs(60);
 const FLUSH_WAIT: Duration = Duration::from_millis(10);
-/// Threads for flushing and compaction. The first of several hands every compaction back to the queue while another is busy with one,
-/// so that two of them cost a core as long as a compaction takes.
-const WORKERS: usize = 1;
+/// Values of `msg` from this size on stand in files of their own.
+const VALUE_BYTES_APART: u32 = 128;
+/// In the folder of a tree: which list of tables is in force. Made last.
+const TREE: &str = "current";
+/// What older releases kept their trees in.
+const OLDER: &str = "keyspaces";
 
 #[cfg(test)]
 mod tests {
@@ -372,17 +446,161 @@ mod tests {
         assert_eq!(engine.position().unwrap().group, 3);
     }
 
-    /// What was checkpointed is there after opening again, with the position that belongs to it; a second opener is told why not.
+    /// What was checkpointed is there after opening again, with the position that belongs to it, and nothing that was not; a second
+    /// opener is told why not.
     #[test]
     fn a_checkpoint_survives_and_the_directory_is_ours_alone() {
         let dir = model::Dir::new("engine");
         let engine = Engine::open(dir.path(), 1 << 20).unwrap();
         engine.write(&mut batch(7, &[(Keyspace::Cursor, Change::Max, b"a", 5)])).unwrap();
-        assert_eq!(engine.checkpoint(true).unwrap().group, 7);
+        assert!(engine.tables_bytes() > 0);
+        assert_eq!(engine.checkpoint().unwrap().group, 7);
+        assert_eq!(engine.tables_bytes(), 0, "what was flushed is not held");
+        engine.write(&mut batch(8, &[(Keyspace::Cursor, Change::Max, b"b", 5)])).unwrap();
         assert!(matches!(Engine::open(dir.path(), 1 << 20), Err(EngineError::Locked)));
         drop(engine);
         let engine = Engine::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!(engine.tables_bytes(), 0);
         assert_eq!(engine.position().unwrap(), Position { group: 7, changed: 7, epoch: 1, epoch_changed: 0 });
         assert!(engine.view().get(Keyspace::Cursor, b"a").unwrap().is_some());
+        assert!(engine.view().get(Keyspace::Cursor, b"b").unwrap().is_none());
+    }
+
+    /// An engine of an older release, and one of which a tree is missing, are refused with what to do.
+    #[test]
+    fn what_is_no_engine_of_ours_is_refused() {
+        let dir = model::Dir::new("engine");
+        drop(Engine::open(dir.path(), 1 << 20).unwrap());
+        fs::rename(dir.path().join("msg"), dir.path().join("gone")).unwrap();
+        let error = Engine::open(dir.path(), 1 << 20).err().unwrap().to_string();
+        assert!(error.contains("msg is missing") && error.contains("restore a backup"), "{error}");
+        fs::create_dir(dir.path().join(OLDER)).unwrap();
+        let error = Engine::open(dir.path(), 1 << 20).err().unwrap().to_string();
+        assert!(error.contains("older release") && error.contains("tidegate restore"), "{error}");
+    }
+
+    /// Traffic of a few keys, group after group: everything that a batch can hold, and values that stand apart.
+    fn traffic(group: u64) -> Batch {
+        let mut batch = Batch::default();
+        if group.is_multiple_of(7) {
+            batch.clear_keyspace(Keyspace::Dedup0);
+        }
+        let low = |number: u64| u8::try_from(number % 256).unwrap();
+        let key = [b'a' + low(group % 5)];
+        let long = |out: &mut Vec<u8>| out.resize(out.len() + 100 + usize::from(low(group % 90)), key[0] ^ low(group));
+        batch.push(Keyspace::Msg, Change::Put, &[key[0], low(group)], long);
+        batch.push(Keyspace::Msg, Change::Delete, &[key[0], low(group - group.min(20))], |_| {});
+        batch.push(Keyspace::Dedup0, Change::Put, &key, long);
+        batch.push(Keyspace::Read, Change::Put, &key, |out| record::Read { seq: group, changed: group }.encode(out));
+        batch.push(Keyspace::Cursor, Change::Max, &key, |out| record::Cursor { seq: group ^ 3 }.encode(out));
+        batch.push(Keyspace::Meta, Change::Put, &[&b"ban."[..], &key].concat(), long);
+        batch.push(Keyspace::Meta, Change::Put, META_POSITION, |out| {
+            Position { group, changed: group, epoch: 1, epoch_changed: 0 }.encode(out)
+        });
+        batch
+    }
+
+    /// Without the keyspace that is emptied now and then: that is on disk at once, and replay empties it again.
+    fn lasting(mut rows: model::Engine) -> model::Engine {
+        rows.rows.retain(|(keyspace, _), _| *keyspace != Keyspace::Dedup0);
+        rows
+    }
+
+    fn rows(engine: &Engine) -> model::Engine {
+        let mut found = model::Engine::default();
+        let view = engine.view();
+        for keyspace in Keyspace::ALL {
+            for row in view.prefix(keyspace, b"") {
+                let (key, value) = row.unwrap();
+                found.rows.insert((keyspace, key.to_vec()), value.to_vec());
+            }
+        }
+        found
+    }
+
+    /// Rows as of a group.
+    fn expected(group: u64) -> model::Engine {
+        let mut model = model::Engine::default();
+        (1..=group).for_each(|group| model.write(traffic(group)));
+        model
+    }
+
+    /// A crash while a checkpoint has written some of the trees, whichever, and one after the other: what is seen is what the position
+    /// says; replay makes the rest anew, or, where the log has lost it, it is taken out.
+    #[test]
+    fn what_a_crash_leaves_of_a_checkpoint_is_not_seen() {
+        let dir = model::Dir::new("engine");
+        let (mut group, mut durable) = (0, 0);
+        for round in 0..40 {
+            let engine = Engine::open(dir.path(), 1 << 20).unwrap();
+            assert_eq!(engine.position().unwrap().group, durable);
+            assert!(lasting(rows(&engine)) == lasting(expected(durable)), "round {round}");
+            if round % 5 == 4 {
+                engine.fall_back().unwrap();
+                assert!(lasting(rows(&engine)) == lasting(expected(durable)), "round {round}");
+                group = durable;
+            }
+            for replayed in durable + 1..=group {
+                engine.write(&mut traffic(replayed)).unwrap();
+                if replayed % 8 == 3 {
+                    engine.spill().unwrap();
+                }
+                if round % 6 == 5 && replayed == durable + 2 {
+                    break;
+                }
+            }
+            if round % 6 == 5 {
+                continue;
+            }
+            engine.catch_up();
+            let whole = if round % 5 == 4 { lasting } else { |rows| rows };
+            assert!(whole(rows(&engine)) == whole(expected(group)), "round {round}");
+            for _ in 0..3 + round % 4 {
+                group += 1;
+                engine.write(&mut traffic(group)).unwrap();
+                if group.is_multiple_of(3) {
+                    durable = engine.checkpoint().unwrap().group;
+                }
+            }
+            assert!(whole(rows(&engine)) == whole(expected(group)), "round {round}");
+            // A checkpoint that comes as far as this; the thread has merged what it merges when it has done one thing more.
+            engine.0.flusher.ask(Job::Spill);
+            engine.wait_for_flusher().unwrap();
+            engine.0.trees.iter().for_each(|tree| drop(tree.rotate_memtable()));
+            flusher::flush(&engine.0.trees[..round % Keyspace::ALL.len()], &engine.0.views).unwrap();
+        }
+    }
+
+    /// No checkpoint speaks of rows that replay has not made anew.
+    #[test]
+    #[should_panic(expected = "the log is replayed before the first checkpoint")]
+    fn no_checkpoint_before_the_log_is_replayed() {
+        let dir = model::Dir::new("engine");
+        let engine = Engine::open(dir.path(), 1 << 20).unwrap();
+        engine.write(&mut traffic(1)).unwrap();
+        engine.checkpoint().unwrap();
+        engine.write(&mut traffic(2)).unwrap();
+        engine.spill().unwrap();
+        drop(engine);
+        let _ = Engine::open(dir.path(), 1 << 20).unwrap().checkpoint();
+    }
+
+    /// A view shows the same rows whatever is written, flushed and merged meanwhile.
+    #[test]
+    fn a_view_stays_as_it_is() {
+        let dir = model::Dir::new("engine");
+        let engine = Engine::open(dir.path(), 1 << 20).unwrap();
+        (1..=30).for_each(|group| engine.write(&mut traffic(group)).unwrap());
+        let view = engine.view();
+        for group in 31..=70 {
+            engine.write(&mut traffic(group)).unwrap();
+            engine.checkpoint().unwrap();
+        }
+        assert!(rows(&engine) == expected(70));
+        for ((keyspace, key), value) in expected(30).rows {
+            assert_eq!(view.get(keyspace, &key).unwrap().as_deref(), Some(&value[..]), "{keyspace:?}");
+        }
+        let count: usize = Keyspace::ALL.iter().map(|&keyspace| view.prefix(keyspace, b"").count()).sum();
+        assert_eq!(count, expected(30).rows.len());
     }
 }

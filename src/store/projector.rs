@@ -16,8 +16,6 @@ use crate::mailbox::{LaneReceiver, NoMail, SpareSender};
 pub struct Checkpoints {
     /// After so many bytes of rows the tables are flushed, and the log may forget: about one segment.
     pub flush_bytes: u64,
-    /// After so long the journal is synced, if anything was written.
-    pub sync_every: Duration,
 }
 
 /// Writes groups until every sender of the lane is gone, then makes a last checkpoint. Written batches go back through `spares`.
@@ -33,8 +31,6 @@ pub fn run(
 ) -> Result<(), EngineError> {
     // What an earlier run left unflushed counts as well: lives may be too short to write as much.
     let mut written_bytes = engine.tables_bytes();
-    let mut unsynced = false;
-    let mut synced_at = Instant::now();
     let mut looked_at: Option<Instant> = None;
     let mut under_way: Option<Checkpoint> = None;
     loop {
@@ -51,33 +47,35 @@ pub fn run(
                     spares.give(spare);
                 }
                 written_bytes += bytes;
-                unsynced = true;
             }
             Err(NoMail::Yet) => {}
             Err(NoMail::Ever) => {
-                let position = engine.checkpoint(true)?;
+                let position = engine.checkpoint()?;
                 progress.checkpoint(position.group);
                 return Ok(());
             }
         }
-        if let Some(checkpoint) = &under_way {
+        while let Some(checkpoint) = &under_way {
             if let Some(position) = engine.finish_checkpoint(checkpoint)? {
                 progress.checkpoint(position.group);
                 under_way = None;
+            } else if written_bytes < checkpoints.flush_bytes {
+                break;
+            } else {
+                // As much again is in memory: the groups wait in their lane.
+                std::thread::sleep(PATIENCE_FULL);
             }
-        } else if written_bytes >= checkpoints.flush_bytes {
+        }
+        if under_way.is_none() && written_bytes >= checkpoints.flush_bytes {
             under_way = Some(engine.begin_checkpoint()?);
             written_bytes = 0;
-            (unsynced, synced_at) = (false, Instant::now());
-        }
-        if unsynced && synced_at.elapsed() >= checkpoints.sync_every {
-            engine.checkpoint(false)?;
-            (unsynced, synced_at) = (false, Instant::now());
         }
     }
 }
 
 /// How long a wait for groups lasts before the clock is looked at.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How often it is asked whether there is room.
+const PATIENCE_FULL: Duration = Duration::from_millis(5);
 /// How often the engine's memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -58,7 +58,7 @@ fn fill(from: impl Read, dir: &Path, segment_bytes: u64, now_ms: u64) -> Result<
         engine.write(&mut batch)?;
         batch = batch.emptied().unwrap_or_default();
         if engine.tables_bytes() > MEMORY_BYTES_MAX {
-            engine.checkpoint(true)?;
+            engine.checkpoint()?;
         }
     }
     let extent = reader.extent().ok_or(BackupError::Incomplete)?;
@@ -84,7 +84,7 @@ fn fill(from: impl Read, dir: &Path, segment_bytes: u64, now_ms: u64) -> Result<
     log.sync().map_err(log_failed)?;
     state.finish(number, &mut batch);
     engine.write(&mut batch)?;
-    engine.checkpoint(true)?;
+    engine.checkpoint()?;
     Ok(Restored { extent, epoch: state.epoch() })
 }
 
