@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate_client::Settings;
@@ -331,27 +332,45 @@ impl Run<'_> {
         Ok(good)
     }
 
-    /// Kills and restarts the gateway under a steady rate.
+    /// Kills and restarts the gateway under a steady rate, `kills` times or until `stop` is set.
     ///
     /// # Errors
     /// It does not come back, or nothing is acknowledged any more.
-    pub fn crash(&mut self, gateway: &mut Started, rate_per_s: f64, kills: u64) -> Result<(), String> {
+    pub fn crash(&mut self, gateway: &mut Started, rate_per_s: f64, kills: u64, stop: &AtomicBool) -> Result<(), String> {
+        let is_stopped = || stop.load(Ordering::Relaxed);
         let mut random = Random::new(self.shared.load.seed ^ 0x6b69_6c6c);
         self.shared.begin(Schedule::steady(rate_per_s, self.shared.now_ns()), Window::default());
         let (mut ready_ms, mut back_ms) = (Vec::new(), Vec::new());
         let mut killed_at: Option<Instant> = None;
-        for number in 0..kills {
+        let mut done = 0;
+        while done < kills {
             let before = self.board()?.stats.counts.acknowledged;
-            self.until(RECOVERY_WAIT, &format!("kill {} of {kills}", number + 1), |board| {
-                board.stats.counts.acknowledged >= before + PROGRESS_MIN
+            self.until(RECOVERY_WAIT, &format!("kill {} of {kills}", done + 1), |board| {
+                is_stopped() || board.stats.counts.acknowledged >= before + PROGRESS_MIN
             })?;
+            if is_stopped() {
+                break;
+            }
             back_ms.extend(killed_at.map(|at| at.elapsed().as_secs_f64() * 1e3));
             std::thread::sleep(Duration::from_micros(random.bits() % nanos(KILL_SPREAD).div_euclid(1000)));
-            gateway.kill()?;
+            match gateway.kill() {
+                Err(_) if is_stopped() => break,
+                killed => killed?,
+            }
+            done += 1;
             let at = Instant::now();
-            gateway.run_again()?;
+            match gateway.run_again() {
+                Err(_) if is_stopped() => break,
+                ready => ready?,
+            }
             ready_ms.push(at.elapsed().as_secs_f64() * 1e3);
             killed_at = Some(at);
+        }
+        if is_stopped() {
+            // A terminal sends its signal to the gateway too: what was acknowledged is asked of one that has not heard it.
+            drop(gateway.kill());
+            gateway.run_again()?;
+            self.report.warnings.push(format!("ended by a signal after {done} of {kills} kills"));
         }
         self.shared.stop_sending();
         let board = self.settle(self.bench.drain)?;
@@ -360,7 +379,7 @@ impl Run<'_> {
             values.get(values.len() / 2).copied().unwrap_or_default()
         };
         self.report.crash = Some(Crash {
-            kills,
+            kills: done,
             ready_ms_median: median(&mut ready_ms),
             ready_ms_max: ready_ms.last().copied().unwrap_or_default(),
             acknowledged_ms_median: median(&mut back_ms),

@@ -2,6 +2,12 @@
 
 mod support;
 
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::proxy::{self, Harm};
 use support::{Place, said};
 
@@ -80,6 +86,32 @@ fn kills_lose_nothing() {
     let (output, report) = place.loadgen("crash", &place.command(), place.port, &CRASH);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert_eq!(report["crash"]["kills"], 5);
+}
+
+/// A signal ends the campaign, and what was acknowledged until then is judged as ever: also when a terminal sends it to all.
+#[test]
+fn a_signal_ends_the_campaign_with_a_report() {
+    for (signal, to_all) in [(Signal::SIGTERM, false), (Signal::SIGINT, true)] {
+        let place = Place::new();
+        let begun = place.data.with_extension("begun");
+        let start = format!("sh -c 'echo once more >> {}; exec {}'", begun.display(), place.command());
+        let more: Vec<&str> = CRASH.into_iter().map(|word| if word == "5" { "100000" } else { word }).collect();
+        let mut line = place.line("crash", &start, place.port, &more);
+        let run = line.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the load generator runs");
+        while std::fs::read_to_string(&begun).is_ok_and(|text| text.lines().count() < 4) || !begun.exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let pid = i32::try_from(run.id()).expect("a pid");
+        kill(Pid::from_raw(if to_all { -pid } else { pid }), signal).expect("it runs");
+        let output = run.wait_with_output().expect("it ends");
+        let report = place.report();
+        drop(std::fs::remove_file(begun));
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        assert!(report["crash"]["kills"].as_u64().is_some_and(|kills| (2..100_000).contains(&kills)), "{report}");
+        assert!(report["warnings"][0].as_str().is_some_and(|text| text.contains("ended by a signal")), "{report}");
+        assert!(report["counts"]["acknowledged"].as_u64().is_some_and(|count| count >= 200), "{report}");
+        assert!(std::net::TcpStream::connect(("127.0.0.1", place.port)).is_err(), "the gateway has ended too");
+    }
 }
 
 /// The campaign can fail: a gateway that acknowledges before it writes is found out by the same checker.

@@ -8,10 +8,14 @@ mod show;
 mod verify;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use loadgen::report::Report;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 pub use self::file::arguments;
 use self::many::{EchoArgs, IdleArgs};
@@ -95,6 +99,10 @@ impl Line {
         {
             args.legs()?;
         }
+        let stop = Arc::new(AtomicBool::new(false));
+        if matches!(self.scenario, Scenario::Crash(_)) {
+            on_signal(&stop)?;
+        }
         let trust = common.aim.trust(common.connections)?;
         let devices = common.aim.devices(common.threads)?;
         let mut started = common.aim.start()?;
@@ -123,7 +131,7 @@ impl Line {
             }),
             Scenario::Crash(args) => {
                 let gateway = started.as_mut().ok_or("a crash campaign starts the gateway itself: give --start CMD")?;
-                bench.run(name, load, |run| run.crash(gateway, args.rate, args.kills))
+                bench.run(name, load, |run| run.crash(gateway, args.rate, args.kills, &stop))
             }
             Scenario::Storm(args) => bench.run(name, load, |run| {
                 run.stage(args.rate, seconds(1.0), seconds(5.0), seconds(common.drain))?;
@@ -152,4 +160,14 @@ impl Line {
         common.aim.keep(&mut report)?;
         Ok(report)
     }
+}
+
+/// SIGINT and SIGTERM set `stop`; a second one ends the program at once.
+fn on_signal(stop: &Arc<AtomicBool>) -> Result<(), String> {
+    for signal in [SIGINT, SIGTERM] {
+        let ended = flag::register_conditional_shutdown(signal, 128 + signal, stop.clone());
+        let asked = ended.and_then(|_| flag::register(signal, stop.clone()));
+        asked.map_err(|error| format!("signals: {error}"))?;
+    }
+    Ok(())
 }

@@ -38,9 +38,14 @@ impl Place {
 
     /// Runs the load generator, which starts the gateway, with connections going to `port`.
     pub fn loadgen(&self, scenario: &str, start: &str, port: u16, more: &[&str]) -> (Output, serde_json::Value) {
-        let json = self.data.with_extension("json");
-        let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-            .args([scenario, "--start", start])
+        let output = self.line(scenario, start, port, more).output().expect("the load generator runs");
+        (output, self.report())
+    }
+
+    /// The command line for that.
+    pub fn line(&self, scenario: &str, start: &str, port: u16, more: &[&str]) -> Command {
+        let mut line = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+        line.args([scenario, "--start", start])
             .args(if more.contains(&"--url") {
                 Vec::new()
             } else {
@@ -49,12 +54,15 @@ impl Place {
             .args(["--admin", &format!("127.0.0.1:{}", self.admin), "--data-dir"])
             .arg(&self.data)
             .arg("--json")
-            .arg(&json)
-            .args(more)
-            .output()
-            .expect("the load generator runs");
-        let report = std::fs::read_to_string(&json).ok().and_then(|text| serde_json::from_str(&text).ok());
-        (output, report.unwrap_or_default())
+            .arg(self.data.with_extension("json"))
+            .args(more);
+        line
+    }
+
+    /// What the run reported; null if nothing.
+    pub fn report(&self) -> serde_json::Value {
+        let report = std::fs::read_to_string(self.data.with_extension("json")).ok();
+        report.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
     }
 }
 
