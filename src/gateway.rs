@@ -218,6 +218,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         pressure: pressure.clone(),
         reactors: blocks.clone(),
         store: store.block.clone(),
+        short_since: None,
         credit: store.credit.clone(),
         credit_bytes: settings.limits.submit_bytes_max,
         fixed_bytes: 0,
@@ -261,7 +262,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         let occurrence = match events.recv_timeout(limits::PRESSURE_EVERY) {
             Ok(occurrence) => occurrence,
             Err(RecvTimeoutError::Timeout) => {
-                budget.judge();
+                budget.judge(Instant::now());
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => unreachable!("the signal thread holds a sender"),

@@ -264,6 +264,12 @@ const _: () =
     assert!(PRESSURE_RELIEF_PERCENT < PRESSURE_SIGNALS_PERCENT && PRESSURE_SIGNALS_PERCENT < PRESSURE_NEWCOMERS_PERCENT);
 const _: () = assert!(PRESSURE_NEWCOMERS_PERCENT < PRESSURE_READERS_PERCENT && PRESSURE_READERS_PERCENT <= 100);
 
+/// What `store.cache_bytes` is at most if it is not set, bytes.
+pub const CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// How long newcomers are refused for want of memory while there are slow readers. Over: the slowest are closed until there is room.
+pub const PRESSURE_NEWCOMERS_MAX: Duration = Duration::from_secs(10);
+
 /// How often main adds up what the process holds.
 pub const PRESSURE_EVERY: Duration = Duration::from_millis(25);
 

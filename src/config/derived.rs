@@ -3,15 +3,16 @@
 //! ```text
 //!  memory ─► limits.memory_bytes ─┬─► connections_max ◄── open files
 //!                                 ├─► handshakes_max, accept_per_s ─► accept_burst
-//!                                 └─► queue_bytes_max
+//!                                 ├─► queue_bytes_max
+//!                                 └─► store.cache_bytes
 //! ```
 //!
 //! What is set stays as it is, and is told where it does not fit.
 
 use super::settings::{LimitSettings, Settings};
 use crate::limits::{
-    ACCEPTS_PER_SECOND_MAX, ACCEPTS_PER_SECOND_MIN, CONNECTION_BYTES, CONNECTION_TLS_BYTES, HANDSHAKE_BYTES, HANDSHAKES_MAX,
-    HANDSHAKES_MIN, QUEUE_BYTES_MIN,
+    ACCEPTS_PER_SECOND_MAX, ACCEPTS_PER_SECOND_MIN, CACHE_BYTES_MAX, CONNECTION_BYTES, CONNECTION_TLS_BYTES, HANDSHAKE_BYTES,
+    HANDSHAKES_MAX, HANDSHAKES_MIN, QUEUE_BYTES_MIN,
 };
 
 /// What there is to share out.
@@ -94,6 +95,10 @@ pub fn fill(settings: &mut Settings, machine: Machine) -> (Vec<Derived>, Vec<Str
         let from = format!("1/{QUEUES_PART} of limits.memory_bytes, at least {}", mib(least));
         limits.queue_bytes_max = Some(fill("limits.queue_bytes_max", (budget / QUEUES_PART).max(least), from));
     }
+    if settings.store.cache_bytes.is_none() {
+        let from = format!("1/{CACHE_PART} of limits.memory_bytes, at most {}", mib(CACHE_BYTES_MAX));
+        settings.store.cache_bytes = Some(fill("store.cache_bytes", (budget / CACHE_PART).min(CACHE_BYTES_MAX), from));
+    }
     (filled, warnings)
 }
 
@@ -148,6 +153,8 @@ const CONNECTIONS_PER_HANDSHAKE: u64 = 4;
 const ACCEPTS_PER_BURST: u64 = 5;
 /// Queues and windows may take one in so many bytes of the budget, shared frames counted once per receiver.
 const QUEUES_PART: u64 = 4;
+/// Blocks read from disk may take one in so many bytes of the budget: nothing makes the cache smaller again.
+const CACHE_PART: u64 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -181,7 +188,7 @@ mod tests {
             assert_eq!(limits.connections_max, connections, "{memory} {files}");
             assert_eq!((limits.handshakes_max, limits.accept_per_s), (Some(handshakes), Some(accepts)), "{memory} {files}");
             assert_eq!((limits.accept_burst, limits.queue_bytes_max), (Some(burst), Some(queues * MIB)), "{memory} {files}");
-            assert_eq!((derived.len(), warnings.len()), (6, 0), "{derived:?} {warnings:?}");
+            assert_eq!((derived.len(), warnings.len()), (7, 0), "{derived:?} {warnings:?}");
         }
     }
 
@@ -209,7 +216,7 @@ mod tests {
         });
         assert_eq!((limits.memory_bytes, limits.handshakes_max, limits.accept_per_s), (Some(256 * MIB), Some(7), Some(0)));
         assert_eq!((limits.connections_max, limits.accept_burst, limits.queue_bytes_max), (10_922, Some(400), Some(64 * MIB)));
-        assert_eq!((derived.len(), warnings.len()), (3, 0), "{derived:?} {warnings:?}");
+        assert_eq!((derived.len(), warnings.len()), (4, 0), "{derived:?} {warnings:?}");
     }
 
     /// Each limit that is set and does not fit is named with what to do, and kept.

@@ -304,7 +304,7 @@ mod tests {
         let loaded = load(Layers { file: Some(("t", file)), environment: &environment, flags: &flags }).unwrap();
         let settings = loaded.settings;
         assert_eq!(settings.node, "f");
-        assert_eq!(settings.store.cache_bytes, 2_097_152);
+        assert_eq!(settings.store.cache_bytes, Some(2_097_152));
         assert_eq!(settings.store.readers, 4);
         assert_eq!(settings.store.free_percent_min, 30);
         assert_eq!(settings.store.level, 2);

@@ -364,8 +364,8 @@ settings! {
     free_percent_min: u8 = 0, Rule::Between(0, 90), Live;
     /// Threads that answer SYNC and FETCH.
     readers: u16 = 2, Rule::Between(1, 64), Start;
-    /// Memory for blocks read from disk, in bytes.
-    cache_bytes: u64 = 64 * MIB, Rule::Between(1 << 20, 1 << 40), Start;
+    /// Memory for blocks read from disk, in bytes. Absent: 64 MiB, but no more than an eighth of `limits.memory_bytes`.
+    cache_bytes: Option<u64> = None, Rule::Between(1 << 20, 1 << 40), Start;
 
     [retention: RetentionSettings, "How long messages are kept, by class of conversation. What is older or beyond the count goes, the oldest first."]
     /// Seconds a message is kept. 0: for ever.

@@ -1,8 +1,9 @@
 //! The budget of memory: main adds up what every thread publishes, and says what is given up.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::limits::{LOADED_CONVERSATION_BYTES, RECENT_CMID_BYTES, STORE_WORKING_BYTES};
+use crate::limits::{LOADED_CONVERSATION_BYTES, PRESSURE_NEWCOMERS_MAX, RECENT_CMID_BYTES, STORE_WORKING_BYTES};
 use crate::mailbox::Credit;
 use crate::observe::counters::{ReactorBlock, StoreBlock};
 use crate::observe::metrics::resident_bytes;
@@ -13,6 +14,8 @@ pub(super) struct Budget {
     pub(super) pressure: Arc<Pressure>,
     pub(super) reactors: Vec<Arc<ReactorBlock>>,
     pub(super) store: Arc<StoreBlock>,
+    /// Since when newcomers are refused.
+    pub(super) short_since: Option<Instant>,
     /// Of bodies on their way to the store, and how much it was full.
     pub(super) credit: Credit,
     pub(super) credit_bytes: u64,
@@ -31,7 +34,7 @@ impl Budget {
     }
 
     /// Adds up, sets the level, and asks the cores for what is too much.
-    pub(super) fn judge(&mut self) {
+    pub(super) fn judge(&mut self, now: Instant) {
         // A core that has not paid yet still shows what it is about to give up.
         if self.pressure.is_owed() {
             return;
@@ -39,7 +42,9 @@ impl Budget {
         let (used_bytes, budget_bytes) = (self.fixed_bytes + self.counted_bytes(), self.pressure.budget_bytes());
         let before = self.pressure.level();
         let level = self.pressure.judge(used_bytes);
-        if level == Level::Readers {
+        self.short_since = self.short_since.filter(|_| level >= Level::Newcomers).or((level >= Level::Newcomers).then_some(now));
+        let is_short_for_long = self.short_since.is_some_and(|since| now - since >= PRESSURE_NEWCOMERS_MAX);
+        if level == Level::Readers || is_short_for_long {
             self.ask(used_bytes.saturating_sub(relieved_bytes(budget_bytes)));
         }
         if level == before {
@@ -80,4 +85,48 @@ impl Budget {
 
 fn value(block: &ReactorBlock, name: &str) -> u64 {
     block.value(name).expect("a gauge of a reactor")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::observe::counters::{ReactorCounters, StoreCounters};
+
+    fn budget(reactor: ReactorCounters, store: StoreCounters) -> Budget {
+        let budget = Budget {
+            pressure: Arc::new(Pressure::new(1_000, 1)),
+            reactors: vec![Arc::default()],
+            store: Arc::default(),
+            short_since: None,
+            credit: Credit::new(1),
+            credit_bytes: 1,
+            fixed_bytes: 0,
+        };
+        budget.reactors[0].publish(&reactor);
+        budget.store.publish(&store);
+        budget
+    }
+
+    /// As long as memory is short but not at its end, newcomers are refused and readers left alone; but not for ever.
+    #[test]
+    fn newcomers_are_not_refused_for_ever() {
+        let reactor = ReactorCounters { memory_bytes: 920, held_bytes: 600, ..ReactorCounters::default() };
+        let mut budget = budget(reactor, StoreCounters::default());
+        let begun = Instant::now();
+        for seconds in [0, 1, 9] {
+            budget.judge(begun + Duration::from_secs(seconds));
+            assert_eq!((budget.pressure.level(), budget.pressure.is_owed()), (Level::Newcomers, false), "{seconds}");
+        }
+        budget.judge(begun + PRESSURE_NEWCOMERS_MAX);
+        assert_eq!(budget.pressure.owed(0), 80, "until newcomers have room again");
+        // It begins anew once there was room.
+        budget.pressure.paid(0);
+        for (memory_bytes, seconds) in [(840, 11), (920, 12), (920, 21)] {
+            budget.reactors[0].publish(&ReactorCounters { memory_bytes, held_bytes: 600, ..ReactorCounters::default() });
+            budget.judge(begun + Duration::from_secs(seconds));
+            assert!(!budget.pressure.is_owed(), "{seconds}");
+        }
+    }
 }

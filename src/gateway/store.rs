@@ -229,7 +229,8 @@ fn store_settings(settings: &Settings, cores: usize, clock: Clock) -> sequencer:
 /// Opens the engine; a new one gets its identity.
 fn open_engine(dir: &Path, settings: &Settings) -> Result<Engine, Fatal> {
     std::fs::create_dir_all(dir).map_err(|error| Fatal::new(Exit::Failed, format!("data_dir {}: {error}", dir.display())))?;
-    let engine = Engine::open(&dir.join("engine"), settings.store.cache_bytes).map_err(storage)?;
+    let engine =
+        Engine::open(&dir.join("engine"), settings.store.cache_bytes.unwrap_or(limits::CACHE_BYTES_MAX)).map_err(storage)?;
     if engine.store().map_err(storage)?.is_none() {
         let mut hash_key = [0; 16];
         getrandom::fill(&mut hash_key).map_err(|error| Fatal::new(Exit::Failed, format!("drawing random bytes: {error}")))?;
