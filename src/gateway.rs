@@ -130,9 +130,11 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let wakers = wakers.map_err(|error| Fatal::new(Exit::Failed, format!("making an eventfd per reactor: {error}")))?;
     let Share { connections: by_files, is_private, in_all } = share(&settings, cores)?;
     // Tables may need more reactors than there are cores; then newcomers come to as many of them as there are cores.
-    let taking = std::thread::available_parallelism().map_or(1, usize::from).min(cores);
-    let steering = (is_private && taking < cores).then(|| Arc::new(Steering::new(cores, taking)));
-    let taking = if steering.is_some() { taking } else { cores };
+    let (steering, taking) = if is_private {
+        Steering::begin(cores, std::thread::available_parallelism().map_or(1, usize::from), Listener::try_steering)
+    } else {
+        (None, cores)
+    };
     let machine =
         Machine { memory: available_memory(), reactors: cores as u64, taking: taking as u64, connections_by_files: in_all };
     let derived = work_out(&mut settings, machine);

@@ -179,8 +179,22 @@ impl Listener {
         Ok(listener)
     }
 
+    /// Whether the kernel takes what [`Listener::steer`] tells it, found out on a socket of its own.
+    ///
+    /// # Errors
+    /// As [`Listener::steer`].
+    pub fn try_steering() -> io::Result<()> {
+        Self::unbound(libc::AF_INET)?.steer(&[0])
+    }
+
     fn bound(address: SocketAddr) -> io::Result<Self> {
-        let domain = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let listener = Self::unbound(if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 })?;
+        bind(listener.socket.raw(), address)?;
+        Ok(listener)
+    }
+
+    /// A socket that may join a group.
+    fn unbound(domain: i32) -> io::Result<Self> {
         let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: socket takes three integers and no pointer.
         let fd = unsafe { libc::socket(domain, kind, 0) };
@@ -189,7 +203,6 @@ impl Listener {
         let socket = Socket::own(unsafe { OwnedFd::from_raw_fd(fd) });
         socket.set(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         socket.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
-        bind(socket.raw(), address)?;
         Ok(Self { socket })
     }
 
@@ -483,6 +496,8 @@ mod tests {
         assert_eq!(came(&[]), [true; 4]);
         assert_eq!(came(&[]), [true; 4]);
         assert_eq!(came(&[9]), [true; 4]);
+        // A socket without address finds out as well.
+        Listener::try_steering().unwrap();
     }
 
     /// An aborted connection reaches the peer as a reset, not as an end.

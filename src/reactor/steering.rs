@@ -11,11 +11,12 @@
 //! ```
 //!
 //! All reactors stay in the group of listeners: what waits in the queue of the one that filled up is accepted, not reset. When no table
-//! has room, or the kernel does not take the list, steering is over until the next start, and the kernel spreads newcomers by hash.
+//! has room, steering is over until the next start, and the kernel spreads newcomers by hash. Where the kernel takes no such list there is
+//! none from the start, and limits of one reactor on newcomers are worked out for all of them.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Shared by all reactors of the node. See the module text.
 #[derive(Debug)]
@@ -30,6 +31,25 @@ impl Steering {
     #[must_use]
     pub fn new(reactors: usize, width: usize) -> Self {
         Self { is_on: AtomicBool::new(false), choice: Mutex::new(Choice::new(reactors, width)) }
+    }
+
+    /// For `reactors` with tables of their own, on so many cores: `None` where they do not outnumber the cores, or where the kernel takes
+    /// no list, as `attempt` says. And how many reactors newcomers come to at a time.
+    #[must_use]
+    pub fn begin(reactors: usize, cores: usize, attempt: impl FnOnce() -> io::Result<()>) -> (Option<Arc<Self>>, usize) {
+        if reactors <= cores {
+            return (None, reactors);
+        }
+        match attempt() {
+            Ok(()) => {
+                tracing::info!("newcomers come to {cores} of {reactors} reactors at a time");
+                (Some(Arc::new(Self::new(reactors, cores))), cores)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the kernel does not let newcomers be steered; they come to all {reactors} reactors");
+                (None, reactors)
+            }
+        }
     }
 
     /// Whether newcomers go where [`Steering`] says.
@@ -133,6 +153,12 @@ mod tests {
         assert_eq!(report(0, false), Some(Vec::new()));
         assert!(!steering.is_on());
         assert_eq!(report(0, true), None, "the kernel spreads by hash until the next start");
+
+        let refused = || Err(io::ErrorKind::Unsupported.into());
+        for (reactors, refuses, is_steered, taking) in [(2, false, false, 2), (6, false, true, 2), (6, true, false, 6)] {
+            let (steering, count) = Steering::begin(reactors, 2, || if refuses { refused() } else { Ok(()) });
+            assert_eq!((steering.is_some(), count), (is_steered, taking), "{reactors}");
+        }
 
         let refused = Steering::new(2, 1);
         refused.listens(1, |_| Err(io::ErrorKind::Unsupported.into()));
