@@ -15,7 +15,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::admin::{self, Admin, Demo, Health};
 use crate::clock::Clock;
-use crate::config::derived::{self, Derived, Machine};
+use crate::config::derived::{self, Derived, InForce, Machine};
 use crate::config::value::{DriverChoice, PrivateFds};
 use crate::config::{Exit, Secret, Settings};
 use crate::ids::ReactorId;
@@ -53,8 +53,9 @@ use crate::store::schema::Hashes;
 use crate::wire::tls::Keys;
 
 use self::budget::Budget;
-pub use self::confined::{Confined, confine};
+pub use self::confined::{Confined, Files, confine};
 use self::judges::{Around, Judges};
+use self::live::Live;
 pub use self::store::at_rest;
 use self::store::{Store, levels};
 
@@ -62,6 +63,7 @@ mod budget;
 mod confined;
 mod doors;
 mod judges;
+mod live;
 mod store;
 mod tls;
 
@@ -77,9 +79,14 @@ pub struct Options {
     pub accept_loss: bool,
     /// What [`confine`] found.
     pub confined: Confined,
+    /// Reads the settings again.
+    pub reread: Reread,
     /// Called once, when clients and operators can connect.
     pub on_ready: Box<dyn FnOnce(&Ready) + Send>,
 }
+
+/// Reads the settings of all layers again; every mistake is a line of the error.
+pub type Reread = Box<dyn Fn() -> Result<Settings, String> + Send>;
 
 /// Where the gateway can be reached; ports that were 0 are the real ones.
 #[derive(Clone, Copy, Debug)]
@@ -225,6 +232,15 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         credit_bytes: settings.limits.submit_bytes_max,
         fixed_bytes: 0,
     };
+    let shown = Arc::new(RwLock::new(InForce { settings: configured.clone(), derived }));
+    let mut live = Live {
+        given: configured,
+        filled: settings.clone(),
+        machine,
+        reread: options.reread,
+        pressure: pressure.clone(),
+        shown: shown.clone(),
+    };
     let sources = admin::Sources {
         pressure,
         reactors: blocks,
@@ -235,8 +251,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         submit: store.submit.clone(),
         credit: store.credit.clone(),
         controls: posts.iter().map(|post| post.control.clone()).collect(),
-        settings: configured,
-        derived,
+        in_force: shown,
         drain: {
             let events = events_in.clone();
             Box::new(move || drop(events.send(Occurrence::Signal(Signal::Terminate))))
@@ -271,6 +286,15 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         };
         match occurrence {
             Occurrence::Reload(reply) => {
+                if reply.is_none() {
+                    match live.reload(&posts) {
+                        Ok(()) => budget.check(),
+                        Err(reason) => tracing::error!(reason, "settings stay as they were"),
+                    }
+                    if keys.is_none() {
+                        continue;
+                    }
+                }
                 let done = tls::reload(&settings, keys.as_mut(), &posts);
                 match &done {
                     Ok(()) => tracing::info!("certificates were read again"),
@@ -306,7 +330,7 @@ fn idle_layout(socket: usize) -> [(&'static str, usize); 6] {
 enum Occurrence {
     /// SIGTERM or SIGINT.
     Signal(Signal),
-    /// SIGHUP, or the admin listener, which wants an answer.
+    /// SIGHUP, or the admin listener, which wants the files of TLS alone read again, and an answer.
     Reload(Option<mpsc::SyncSender<Result<(), String>>>),
     /// A thread cannot go on.
     Fatal(Fatal),
@@ -645,6 +669,7 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|error| Fatal::new(Exit::Failed, format!("drawing random bytes: {error}")))?;
     assert!(key != hash_key);
+    let moving = live::bounds(settings, cores);
     Ok(Rules {
         node: settings.node.clone(),
         path: settings.path.clone(),
@@ -676,13 +701,10 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         resume_ms: protocol.resume_ms,
         queue_soft_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_soft },
         queue_hard_bytes: if echo { ECHO_QUEUE_BYTES } else { bounds.queue_bytes_hard },
-        queued_bytes_max: bounds.queue_bytes_max.unwrap_or(limits::QUEUE_BYTES_MAX) / cores as u64,
+        queued_bytes_max: moving.queued_bytes_max,
         stall_ms: bounds.write_stall_ms,
-        accept_rate: Rate {
-            per_second: bounds.accept_per_s.unwrap_or(limits::ACCEPTS_PER_SECOND_MAX),
-            burst: bounds.accept_burst.unwrap_or(limits::ACCEPTS_PER_SECOND_MAX),
-        },
-        handshakes_max: bounds.handshakes_max.unwrap_or(limits::HANDSHAKES_MAX),
+        accept_rate: Rate { per_second: moving.accept_per_s, burst: moving.accept_burst },
+        handshakes_max: moving.handshakes_max,
         tls_waiting_max: settings.tls.handshakes_waiting_max as usize,
         sampling: Sampling { every: settings.log.trace_every },
         drain_grace_ms: drain.window_ms.min(DRAIN_GRACE_MS),

@@ -14,7 +14,7 @@ use crate::limits::{SPARE_EVENTS_MAX, SPARE_TARGETS_MAX};
 use crate::wire::envelope::{Encoding, ErrorCode, Trace, send_flags};
 use crate::wire::message::{Body, Text};
 
-pub use self::control::{Control, Report, SessionSeen};
+pub use self::control::{Bounds, Control, Report, SessionSeen};
 pub use self::moving::{Carriage, Moved, Peer, Toll};
 pub use self::operator::{
     ConversationSeen, DeviceSeen, LookMail, LookReply, Looked, MemberChange, MemberDone, MemberMail, MemberRefusal, PostDone,

@@ -14,7 +14,7 @@ use tidegate::config::settings::DEFINITIONS;
 use tidegate::config::value::{Kind, LogFormat};
 use tidegate::config::{Exit, Secret, Settings, render};
 use tidegate::ctl::{self, CtlArgs};
-use tidegate::gateway::{self, Fatal, Options, Ready};
+use tidegate::gateway::{self, Fatal, Files, Options, Ready};
 use tidegate::keep::{self, BackupArgs, ExportArgs, RestoreArgs, VerifyArgs};
 use tidegate::observe::log::{Log, Shape};
 use tidegate::session::auth;
@@ -231,7 +231,7 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
     let Loaded { settings, warnings } = settings(args.config.as_deref(), &args.flags.0)?;
     let found = secret::needed(&settings).then(|| secret::find(&settings, Missing::Create)).transpose().map_err(usage)?;
     // Before the first thread, which is the log's.
-    let confined = gateway::confine(&settings, args.ready_file.as_deref());
+    let confined = gateway::confine(&settings, Files { config: args.config.as_deref(), ready_file: args.ready_file.as_deref() });
     let shape = match settings.log.format {
         LogFormat::Json => Shape::Json,
         LogFormat::Text => Shape::Text,
@@ -256,7 +256,10 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
         }
     };
     let (echo, accept_loss) = (args.echo, args.accept_loss);
-    let options = Options { secret, secret_is_ours, echo, accept_loss, confined, on_ready: Box::new(on_ready) };
+    let (config, flags) = (args.config, args.flags.0);
+    let reread = move || self::settings(config.as_deref(), &flags).map(|loaded| loaded.settings).map_err(|failure| failure.text);
+    let (on_ready, reread) = (Box::new(on_ready), Box::new(reread));
+    let options = Options { secret, secret_is_ours, echo, accept_loss, confined, on_ready, reread };
     let done = gateway::serve(settings, options);
     if let Err(fatal) = &done {
         tracing::error!(exit = fatal.exit.code(), reason = fatal.reason, "stopped");

@@ -277,6 +277,7 @@ impl<D: Driver> Reactor<D> {
                     let _ = reply.try_send(u32::try_from(closed).unwrap_or(u32::MAX));
                 }
                 Control::Keys(keys) => hands.shard.set_keys(keys),
+                Control::Bounds(bounds) => hands.shard.set_bounds(bounds),
                 Control::Snapshot => {}
             }
         }

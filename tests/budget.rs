@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::process::Command;
 use std::time::Duration;
 
 use support::eventually;
@@ -162,6 +163,49 @@ fn memory_is_shed_in_order_and_nothing_is_lost() {
         }
         assert_eq!(head, count, "{user}");
     }
+}
+
+/// The budget is changed in the file and taken over at SIGHUP, with the limits that follow from it; what was made to a size at the start
+/// stays. A file with mistakes changes nothing, and whatever else has changed is named.
+#[test]
+fn the_budget_changes_while_the_gateway_runs() {
+    let mut gateway = Gateway::start();
+    gateway.kill();
+    let file = gateway.dir().join("settings.toml");
+    let put = |text: &str| std::fs::write(&file, text).expect("a file");
+    let set = |bytes: u64| put(&format!("[limits]\nmemory_bytes = {bytes}\n"));
+    set(256 << 20);
+    gateway.run_with(&["--config", file.to_str().expect("UTF-8")]);
+    let hang_up = || {
+        let status = Command::new("kill").args(["-HUP", &gateway.pid().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()));
+    };
+    let config = |key: &str| -> u64 {
+        let (_, text) = gateway.admin("GET", "/v1/config", "");
+        let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        config[key]["value"].as_u64().unwrap_or_else(|| panic!("{key}: {config}"))
+    };
+    let in_force = |bytes: u64| {
+        hang_up();
+        eventually("the new budget", || (gateway.metric("tidegate_memory_budget_bytes") == bytes as f64).then_some(()));
+    };
+    let connections_max = config("limits.connections_max");
+    assert_eq!(config("limits.queue_bytes_max"), 64 << 20);
+    for mib in [1_024, 512] {
+        set(mib << 20);
+        in_force(mib << 20);
+        assert_eq!(config("limits.memory_bytes"), mib << 20);
+        assert_eq!((config("limits.queue_bytes_max"), config("limits.connections_max")), (mib << 18, connections_max));
+        let line = format!("limits.queue_bytes_max = {}: ", mib << 18);
+        eventually("a line", || gateway.log().contains(&line).then_some(()));
+    }
+    put("[limits]\nmemory_bytes = 1\n");
+    hang_up();
+    eventually("a line", || gateway.log().contains("settings stay as they were").then_some(()));
+    assert_eq!(config("limits.memory_bytes"), 512 << 20);
+    put("[limits]\nmemory_bytes = 268435456\n[store]\nreaders = 3\n");
+    in_force(256 << 20);
+    eventually("a line", || gateway.log().contains("not in force before the next start: store.readers").then_some(()));
 }
 
 /// Who reads nothing, the one who is sent most in front.

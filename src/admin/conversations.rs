@@ -132,7 +132,7 @@ pub async fn send(
     if !is_user(&user) {
         return Err(Refusal::BadName(user));
     }
-    if message.text.len() > shared.settings.protocol.max_payload_bytes as usize {
+    if message.text.len() > shared.in_force().settings.protocol.max_payload_bytes as usize {
         return Err(Refusal::TooLarge);
     }
     // A cmid of the caller's makes a repeat harmless; one of ours is new by construction.

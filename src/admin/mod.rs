@@ -36,7 +36,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -50,8 +50,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::Clock;
-use crate::config::Settings;
-use crate::config::derived::Derived;
+use crate::config::derived::InForce;
 use crate::ids::Cmid;
 use crate::limits;
 use crate::mail::{Control, Submit};
@@ -92,10 +91,8 @@ pub struct Sources {
     pub credit: Credit,
     /// The lanes to the reactors, by number.
     pub controls: Vec<LaneSender<Control>>,
-    /// The settings as they were given.
-    pub settings: Settings,
-    /// Limits that were worked out because they were not set.
-    pub derived: Vec<Derived>,
+    /// The settings, and what was worked out.
+    pub in_force: Arc<RwLock<InForce>>,
     /// Begins a drain, as SIGTERM does.
     pub drain: Drain,
     /// Reads the files of TLS again, as SIGHUP does.
@@ -164,8 +161,7 @@ struct Shared {
     submit: LaneSender<Submit>,
     credit: Credit,
     controls: Vec<LaneSender<Control>>,
-    settings: Settings,
-    derived: Vec<Derived>,
+    in_force: Arc<RwLock<InForce>>,
     pressure: Arc<Pressure>,
     reactors: Vec<Arc<ReactorBlock>>,
     /// Taken by the first who uses it.
@@ -188,6 +184,10 @@ impl Shared {
         Cmid(cmid.try_into().expect("twice eight bytes"))
     }
 
+    fn in_force(&self) -> RwLockReadGuard<'_, InForce> {
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn reasons(&self) -> Vec<String> {
         self.health.reasons(self.store.value("read_only") == Some(1))
     }
@@ -195,8 +195,8 @@ impl Shared {
 
 async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
-    let Sources { reactors, store, histograms, auth, health, submit, credit, controls, settings, drain, clock, .. } = sources;
-    let Sources { derived, pressure, reload, idle_session_bytes, version, demo, .. } = sources;
+    let Sources { reactors, store, histograms, auth, health, submit, credit, controls, in_force, drain, clock, .. } = sources;
+    let Sources { pressure, reload, idle_session_bytes, version, demo, .. } = sources;
     let (blocks, of_store, facts) = (reactors.clone(), Arc::clone(&store), (auth, Arc::clone(&pressure)));
     let metrics = Metrics::new(version, clock.now(), idle_session_bytes, blocks, of_store, histograms, facts);
     let changes = Arc::new(Semaphore::new(limits::ADMIN_CHANGES_MAX));
@@ -208,8 +208,7 @@ async fn serve(listener: TcpListener, addr: SocketAddr, sources: Sources, stoppe
         submit,
         credit,
         controls,
-        settings,
-        derived,
+        in_force,
         pressure,
         reactors: reactors.clone(),
         drain: Mutex::new(Some(drain)),

@@ -20,7 +20,7 @@ use crate::mail::{Looked, Question, ShedReader};
 /// `GET /v1/version`.
 pub async fn version(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(json!({
-        "version": shared.version, "protocols": ["tidegate.v1", "tidegate.v1.json"], "node": shared.settings.node,
+        "version": shared.version, "protocols": ["tidegate.v1", "tidegate.v1.json"], "node": shared.in_force().settings.node,
         "pid": std::process::id(), "reactors": shared.controls.len(),
     }))
 }
@@ -29,16 +29,17 @@ pub async fn version(State(shared): State<Arc<Shared>>) -> Json<Value> {
 /// follows from the machine. A secret reads as `"***"`.
 pub async fn config(State(shared): State<Arc<Shared>>) -> Json<Value> {
     let defaults = Settings::default();
+    let in_force = shared.in_force();
     let settings: Map<String, Value> = DEFINITIONS
         .iter()
         .map(|definition| {
-            let raw = (definition.value)(&shared.settings);
+            let raw = (definition.value)(&in_force.settings);
             let changed = raw != (definition.value)(&defaults);
-            let derived = shared.derived.iter().find(|derived| derived.key == definition.key);
+            let derived = in_force.derived.iter().find(|derived| derived.key == definition.key);
             let entry = match definition.kind {
                 _ if let Some(Derived { value, from, .. }) = derived => json!({ "value": value, "changed": false, "from": from }),
                 // Its row reads as absent whatever it holds.
-                Kind::Secret if shared.settings.auth.secret.is_some() => json!({ "value": "***", "changed": true }),
+                Kind::Secret if in_force.settings.auth.secret.is_some() => json!({ "value": "***", "changed": true }),
                 _ => json!({ "value": value(raw), "changed": changed }),
             };
             (definition.key.to_owned(), entry)
@@ -84,7 +85,7 @@ pub async fn drain(State(shared): State<Arc<Shared>>) -> Result<(StatusCode, Jso
     }
     tracing::info!("told to drain by the admin listener");
     drain();
-    Ok((StatusCode::ACCEPTED, Json(json!({ "draining": true, "window_ms": shared.settings.drain.window_ms }))))
+    Ok((StatusCode::ACCEPTED, Json(json!({ "draining": true, "window_ms": shared.in_force().settings.drain.window_ms }))))
 }
 
 /// `POST /v1/tls/reload`: 200 when the files of TLS were read again, as by SIGHUP; refused, with the file, when one is no good.

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use super::*;
+use crate::config::Settings;
 use crate::io::wake::Waker;
 use crate::mail::{MemberChange, MemberDone, MemberMail, MemberRefusal};
 use crate::mailbox::{LaneReceiver, lane};
@@ -34,8 +35,7 @@ fn node(submit_bound: usize) -> Node {
         submit,
         credit: Credit::new(1 << 20),
         controls: Vec::new(),
-        settings: Settings::default(),
-        derived: Vec::new(),
+        in_force: Arc::new(RwLock::new(InForce { settings: Settings::default(), derived: Vec::new() })),
         pressure: Arc::new(Pressure::new(1_000, 1)),
         drain: Box::new(|| {}),
         reload: Box::new(|reply| drop(reply.try_send(Err("there is no listener for TLS".to_owned())))),

@@ -39,6 +39,15 @@ pub struct Derived {
     pub from: String,
 }
 
+/// What an operator is shown.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// The settings as they were given.
+    pub settings: Settings,
+    /// Limits that were worked out because they were not set.
+    pub derived: Vec<Derived>,
+}
+
 /// Gives every limit of `settings` that is not set a value. Returns those, and a sentence for each that is set and does not fit.
 pub fn fill(settings: &mut Settings, machine: Machine) -> (Vec<Derived>, Vec<String>) {
     let has_tls = settings.tls.listen.is_some();

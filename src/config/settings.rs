@@ -280,8 +280,9 @@ settings! {
 
     [limits: LimitSettings, "What one gateway may hold in memory. Full never means silence: the newcomer is refused, or the slowest is closed."]
     /// Bytes of memory that this process may hold. Absent: half of the memory of the machine, or of its control group if that is less;
-    /// the kernel needs as much again for sockets and files.
-    memory_bytes: Option<u64> = None, Rule::Between(32 * MIB as i64, 1 << 50), Start;
+    /// the kernel needs as much again for sockets and files. A change is taken over at SIGHUP, with what follows from it but the number of
+    /// connections and `store.cache_bytes`.
+    memory_bytes: Option<u64> = None, Rule::Between(32 * MIB as i64, 1 << 50), Live;
     /// Connections of this gateway. 0: as many as the limit of open files and half of `limits.memory_bytes` allow.
     connections_max: u32 = 0, Rule::Between(0, 10_000_000), Start;
     /// Connections accepted per second by one reactor. 0: no limit. Beyond it newcomers wait in the kernel. Absent: 200 to 2,000, by

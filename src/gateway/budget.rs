@@ -27,6 +27,11 @@ impl Budget {
     /// Takes what is resident and not accounted for as what it always holds. To be called before clients come.
     pub(super) fn begin(&mut self) {
         self.fixed_bytes = resident_bytes().saturating_sub(self.counted_bytes()) + STORE_WORKING_BYTES;
+        self.check();
+    }
+
+    /// Warns of a budget that leaves little to clients.
+    pub(super) fn check(&self) {
         let (budget_bytes, fixed_bytes) = (self.pressure.budget_bytes(), self.fixed_bytes);
         if fixed_bytes > budget_bytes / 2 {
             tracing::warn!(fixed_bytes, budget_bytes, "the gateway alone takes more than half of limits.memory_bytes: raise it");

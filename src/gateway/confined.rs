@@ -26,11 +26,20 @@ pub struct Confined {
     pub(super) uring: Option<Result<(), String>>,
 }
 
+/// Files that no setting names.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    /// With the settings, to be read again.
+    pub config: Option<&'a Path>,
+    /// To be written once ready.
+    pub ready_file: Option<&'a Path>,
+}
+
 /// Gives up what a gateway with these settings will not need: new privileges, capabilities, huge pages; with `confine` all files but
 /// those it keeps or was named, all ports but its own, connections, and running programs. Makes the data directory if there is none.
 ///
 /// Holds for the calling thread and those it makes later, so it belongs before the first of them, which is the log's.
-pub fn confine(settings: &Settings, ready_file: Option<&Path>) -> Confined {
+pub fn confine(settings: &Settings, files: Files<'_>) -> Confined {
     let mut kept = Vec::new();
     let mut tell = |what: &str, done: std::io::Result<()>| {
         if let Err(error) = done {
@@ -45,7 +54,7 @@ pub fn confine(settings: &Settings, ready_file: Option<&Path>) -> Confined {
     let landlock = settings.confine.then(|| {
         // Whoever opens it later reports what is wrong with it.
         drop(std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&settings.data_dir));
-        confine::enter(&grants(settings, ready_file))
+        confine::enter(&grants(settings, files))
     });
     Confined { landlock, is_open: std::fs::read_dir("/").is_ok(), kept, is_root: confine::is_root(), uring }
 }
@@ -77,7 +86,7 @@ impl Confined {
 }
 
 /// What a gateway with these settings needs after its start.
-fn grants(settings: &Settings, ready_file: Option<&Path>) -> Grants {
+fn grants(settings: &Settings, Files { config, ready_file }: Files<'_>) -> Grants {
     let beside = |file: &Path| match file.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -91,8 +100,9 @@ fn grants(settings: &Settings, ready_file: Option<&Path>) -> Grants {
     // Either may be a link to another disk.
     let mut write = vec![data.clone(), data.join("log"), data.join("engine")];
     write.extend(ready_file.map(beside));
-    // Files that settings name may be read again. A directory, not the file, because whoever changes a file puts another in its place.
-    let (mut read, mut ports, mut is_chosen) = (Vec::new(), Vec::new(), false);
+    // The settings, and files that they name, may be read again. A directory, not the file, because whoever changes a file puts another in its place.
+    let (mut ports, mut is_chosen) = (Vec::new(), false);
+    let mut read = config.map_or_else(Vec::new, around);
     for definition in DEFINITIONS.iter().filter(|definition| definition.key != "data_dir") {
         match ((definition.value)(settings), definition.kind) {
             (Raw::Text(path), Kind::Path) => read.extend(around(Path::new(&path))),
@@ -146,12 +156,13 @@ mod tests {
     fn grants_follow_the_settings() {
         let mut settings = Settings::default();
         settings.auth.secret_file = Some("key".into());
-        let of = |settings: &Settings| grants(settings, Some(Path::new("/run/t/ready")));
+        let files = Files { config: Some(Path::new("/etc/t/t.toml")), ready_file: Some(Path::new("/run/t/ready")) };
+        let of = |settings: &Settings| grants(settings, files);
         let Grants { write, read, listen, connect } = of(&settings);
         assert!(connect.is_empty());
         assert_eq!(write, ["./tidegate-data", "./tidegate-data/log", "./tidegate-data/engine", "/run/t"].map(PathBuf::from));
-        assert_eq!(read[..3], [".", "/proc", "/sys/fs/cgroup"].map(PathBuf::from));
-        assert_eq!(read.len(), 6, "and random bytes, and the binary: {read:?}");
+        assert_eq!(read[..4], ["/etc/t", ".", "/proc", "/sys/fs/cgroup"].map(PathBuf::from));
+        assert_eq!(read.len(), 7, "and random bytes, and the binary: {read:?}");
         assert_eq!(listen, Some(vec![8080, 8081]));
         settings.auth.jwks_url = Some("http://127.0.0.1:7000/jwks.json".to_owned());
         settings.auth.webhook_url = Some("http://[::1]:7001/".to_owned());

@@ -30,8 +30,20 @@ pub enum Control {
     },
     /// Certificates for the handshakes that begin from now on.
     Keys(Keys),
+    /// Limits from now on.
+    Bounds(Bounds),
     /// Send back a copy of the histograms.
     Snapshot,
+}
+
+/// Limits of one reactor that may change while it runs; named as the configuration keys they come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "see above")]
+pub struct Bounds {
+    pub accept_per_s: u32,
+    pub accept_burst: u32,
+    pub handshakes_max: u32,
+    pub queued_bytes_max: u64,
 }
 
 /// A connected session, for the operator's side.

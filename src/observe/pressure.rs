@@ -53,7 +53,7 @@ pub fn relieved_bytes(budget_bytes: u64) -> u64 {
 /// Shared by main, which writes it, and all cores.
 #[derive(Debug)]
 pub struct Pressure {
-    budget_bytes: u64,
+    budget_bytes: AtomicU64,
     used_bytes: AtomicU64,
     level: AtomicU8,
     owed: Vec<Owed>,
@@ -69,13 +69,18 @@ impl Pressure {
     #[must_use]
     pub fn new(budget_bytes: u64, cores: usize) -> Self {
         let owed = (0..cores).map(|_| Owed::default()).collect();
-        Self { budget_bytes, used_bytes: AtomicU64::new(0), level: AtomicU8::new(0), owed }
+        Self { budget_bytes: AtomicU64::new(budget_bytes), used_bytes: AtomicU64::new(0), level: AtomicU8::new(0), owed }
     }
 
     /// Bytes the process may hold.
     #[must_use]
     pub fn budget_bytes(&self) -> u64 {
-        self.budget_bytes
+        self.budget_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Another budget from now on. Called by main alone.
+    pub fn set_budget(&self, budget_bytes: u64) {
+        self.budget_bytes.store(budget_bytes, Ordering::Relaxed);
     }
 
     /// Bytes it was last seen to hold.
@@ -92,7 +97,7 @@ impl Pressure {
 
     /// Sets the level for so many bytes in use; returns it. Called by main alone.
     pub fn judge(&self, used_bytes: u64) -> Level {
-        let level = self.level().next(used_bytes, self.budget_bytes);
+        let level = self.level().next(used_bytes, self.budget_bytes());
         self.used_bytes.store(used_bytes, Ordering::Relaxed);
         self.level.store(level as u8, Ordering::Relaxed);
         level
@@ -147,6 +152,9 @@ mod tests {
         }
         assert_eq!((relieved_bytes(1_000), Level::Readers.next(840, 1_000)), (840, Level::Signals), "newcomers come in again");
         assert_eq!(Level::Calm.next(1, 0), Level::Readers, "no budget at all");
+        pressure.judge(920);
+        pressure.set_budget(2_000);
+        assert_eq!((pressure.judge(920), pressure.budget_bytes()), (Level::Calm, 2_000), "it was raised");
     }
 
     /// What a core is asked for stays until it has paid.

@@ -4,10 +4,13 @@
 //! short, are newcomers taken from it and answered at once with a canned 503, at a rate of its own. Whoever comes while the node drains or is
 //! full is upgraded and told by GOAWAY and 4503, because a browser sees nothing of a 503; when memory is short it is 503 after all.
 
-use super::{Shard, State, flags};
+use std::sync::Arc;
+
+use super::{Rules, Shard, State, flags};
 use crate::clock::Moment;
 use crate::conn::send_queue::Wrap;
 use crate::ids::ConnectionId;
+use crate::mail::Bounds;
 use crate::observe::counters::{CloseCause, Shed};
 use crate::observe::pressure::Level;
 use crate::session::rate::Rate;
@@ -15,6 +18,13 @@ use crate::wire::envelope::ServerFrame;
 use crate::wire::upgrade::{Refusal, Request};
 
 impl Shard {
+    /// Limits that hold from now on. What is beyond a lower one goes as it would at that limit.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        let mut rules = (*self.rules).clone();
+        rules.keep_to(bounds);
+        self.rules = Arc::new(rules);
+    }
+
     /// Whether the driver may accept another connection.
     #[must_use]
     pub fn admits(&self, now: Moment) -> bool {
@@ -94,6 +104,15 @@ impl Shard {
             connection.flags &= !flags::HANDSHAKE;
             self.handshakes_open -= 1;
         }
+    }
+}
+
+impl Rules {
+    /// Takes over limits that may change while a reactor runs.
+    pub fn keep_to(&mut self, bounds: Bounds) {
+        self.accept_rate = Rate { per_second: bounds.accept_per_s, burst: bounds.accept_burst };
+        self.handshakes_max = bounds.handshakes_max;
+        self.queued_bytes_max = bounds.queued_bytes_max;
     }
 }
 
