@@ -66,7 +66,8 @@ impl Live {
         self.filled = filled;
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         shown.settings = self.given.clone();
-        shown.derived.retain(|one| !MOVING.contains(&one.key));
+        let is_new = |key: &str| MOVING.contains(&key);
+        shown.derived.retain(|one| !is_new(one.key));
         shown.derived.extend(derived);
         Ok(())
     }

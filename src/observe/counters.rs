@@ -144,7 +144,7 @@ counters! {
     users_limited_count: Counter = "Commands refused with 4001 because all devices of the user together were too fast.",
     proxy_headers_count: Counter = "PROXY headers taken from balancers.",
     upgrades_turned_away_count: Counter = "Upgrade requests answered with GOAWAY and 4503 because the node was full or draining.",
-    hellos_limited_count: Counter = "HELLOs refused because the device tried too often.",
+    hellos_limited_count: Counter = "HELLOs refused because the device tried too often, or its user had just been cut off for its rate.",
     tokens_asked_count: Counter = "Tokens given to the threads that judge those of public keys.",
     tokens_unjudged_count: Counter = "Tokens that nobody could judge, because too many wait or nobody answers; told to try again.",
     upgrades_accepted_count: Counter = "Upgrade requests answered with 101.",

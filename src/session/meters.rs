@@ -75,6 +75,22 @@ impl Meters {
         Ok(())
     }
 
+    /// Takes all that there is for `key` at the moment, however little.
+    pub fn drain(&self, key: u64, rate: Rate, now_ns: u64) {
+        for _ in 0..rate.burst {
+            if self.take(key, rate, now_ns, 0).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Milliseconds until `key` has paid for all that it took; 0: it owes nothing.
+    #[must_use]
+    pub fn owed_ms(&self, key: u64, now_ns: u64) -> u32 {
+        let (_, _, ahead) = self.find(key, key >> DUE_BITS, now_ns / UNIT_NS);
+        u32::try_from((ahead * UNIT_NS).div_ceil(1_000_000)).unwrap_or(u32::MAX)
+    }
+
     /// Puts back what was taken for something that cost nothing.
     pub fn give_back(&self, key: u64, rate: Rate, now_ns: u64) {
         let Some(step) = step(rate) else { return };
@@ -237,6 +253,19 @@ mod tests {
         }
         let unlimited = Rate { per_second: 0, burst: 0 };
         assert!((0..1000).all(|_| meters.take(9, unlimited, 1, 0).is_ok()));
+    }
+
+    /// What a key owes is what it took, gets less with time, and is its own.
+    #[test]
+    fn a_key_owes_what_it_took() {
+        let meters = Meters::new(64);
+        let rate = Rate { per_second: 1, burst: 10 };
+        assert_eq!(meters.owed_ms(7, LATE), 0);
+        meters.drain(7, rate, LATE);
+        assert_eq!((meters.owed_ms(7, LATE), meters.owed_ms(8, LATE)), (10_000, 0));
+        meters.drain(7, rate, LATE + 4 * SECOND);
+        assert_eq!(meters.owed_ms(7, LATE + 4 * SECOND), 10_000, "not more than a burst");
+        assert_eq!((meters.owed_ms(7, LATE + 13 * SECOND), meters.owed_ms(7, LATE + 14 * SECOND)), (1_000, 0));
     }
 
     /// However long it rests, over every wrap of its 40 bits, a key has no more than its burst and no less.

@@ -108,6 +108,13 @@ impl Shard {
         self.close(id, 4503, CloseCause::Overloaded);
     }
 
+    /// A HELLO that comes too soon: 4001 and 4429.
+    pub(super) fn refuse_hello(&mut self, id: ConnectionId, retry_ms: u32, detail: &str) {
+        self.counters.hellos_limited_count += 1;
+        self.push_error(id, 0, ErrorCode::RateLimited, retry_ms, page_flags::ERROR_CLOSING, detail);
+        self.close(id, 4429, CloseCause::RateLimited);
+    }
+
     /// The token of a HELLO is judged: the store is asked for a place in the roster.
     fn greet(&mut self, id: ConnectionId, greeting: Greeting, verdict: Result<Identity, AuthError>, outlet: &mut impl Outlet) {
         let identity = match verdict.and_then(|identity| identity.shown_by(|device| device == greeting.device.as_str())) {
@@ -120,11 +127,16 @@ impl Shard {
             return self.turn_away(id);
         }
         let user = identity.user;
+        let user_hash = self.rules.hashes.user(&user).0;
+        let cut_off_ms = self.cut_off_ms(user_hash);
+        if cut_off_ms > 0 {
+            return self.refuse_hello(id, cut_off_ms, "this user was too fast");
+        }
         let window = if greeting.window == 0 { self.rules.window_default } else { greeting.window };
         let connection = self.connections.get(id).expect("looked up by the caller");
         let encoding = connection.encoding.expect("set by the upgrade");
         let session = Session {
-            user_hash: self.rules.hashes.user(&user).0,
+            user_hash,
             device_hash: self.device_hash(&greeting.device),
             pos: 0,
             connection: id,

@@ -46,11 +46,7 @@ impl Shard {
                 self.connections.get_mut(id).expect("named by the session").session = 0;
                 match code {
                     ErrorCode::StoreOverloaded => self.turn_away(id),
-                    ErrorCode::RateLimited => {
-                        self.counters.hellos_limited_count += 1;
-                        self.push_error(id, 0, *code, RETRY_HELLO_MS, page_flags::ERROR_CLOSING, "this device tries too often");
-                        self.close(id, 4429, CloseCause::RateLimited);
-                    }
+                    ErrorCode::RateLimited => self.refuse_hello(id, RETRY_HELLO_MS, "this device tries too often"),
                     ErrorCode::TokenInvalid => self.fail(id, 0, *code, "token missing or invalid"),
                     _ => self.fail(id, 0, *code, "this user or device may not connect"),
                 }

@@ -58,6 +58,8 @@ pub(super) enum Class {
     Read,
     /// SIGNAL.
     Signal,
+    /// None: having been closed for going on regardless.
+    CutOff,
 }
 
 impl Shard {
@@ -80,6 +82,18 @@ impl Shard {
         self.rules.quotas.tables.users.give_back(key, rate, now_ns);
     }
 
+    /// Notes that a user was cut off for its rate: its next HELLOs are refused for [`CUT_OFF`].
+    pub(super) fn note_cut_off(&mut self, id: ConnectionId) {
+        let now_ns = self.now.mono_ns;
+        let Some(user_hash) = self.session_mut(id).map(|session| session.user_hash) else { return };
+        self.rules.quotas.tables.users.drain(key_of(user_hash, Class::CutOff), CUT_OFF, now_ns);
+    }
+
+    /// Milliseconds until a user that was cut off may come back; 0: it may.
+    pub(super) fn cut_off_ms(&self, user_hash: u64) -> u32 {
+        self.rules.quotas.tables.users.owed_ms(key_of(user_hash, Class::CutOff), self.now.mono_ns)
+    }
+
     /// Takes one read of this connection and of its user.
     ///
     /// # Errors
@@ -96,6 +110,7 @@ impl Shard {
             Class::Send => self.rules.send_rate,
             Class::Read => self.rules.read_rate,
             Class::Signal => self.rules.signal_rate,
+            Class::CutOff => return CUT_OFF,
         };
         let times = u32::from(self.rules.quotas.user_connections);
         Rate { per_second: rate.per_second.saturating_mul(times), burst: rate.burst.saturating_mul(times) }
@@ -156,6 +171,9 @@ impl Shard {
         wait_ms.saturating_add(more)
     }
 }
+
+/// Whoever was cut off stays away for a burst of this: 10 s.
+const CUT_OFF: Rate = Rate { per_second: 1, burst: 10 };
 
 /// Each class of a user has a meter of its own.
 fn key_of(user_hash: u64, class: Class) -> u64 {

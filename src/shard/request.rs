@@ -259,6 +259,7 @@ impl Shard {
         cold.abuse_count += 1;
         let is_too_much = cold.abuse_count >= ABUSE_MAX;
         if is_too_much {
+            self.note_cut_off(id);
             self.close(id, 4429, CloseCause::RateLimited);
         }
         is_too_much
