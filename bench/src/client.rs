@@ -72,8 +72,8 @@ pub fn message(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     bytes
 }
 
-/// Upgrades a stream, says HELLO, and reads what is answered. Whether that is WELCOME says the gateway's own count of sessions.
-pub fn greet(stream: &mut (impl Read + Write + ?Sized), host: &str, token: &str) -> io::Result<()> {
+/// Upgrades a stream, says HELLO, and reads what is answered. Whether that is WELCOME.
+pub fn greet(stream: &mut (impl Read + Write + ?Sized), host: &str, token: &str) -> io::Result<bool> {
     stream.write_all(upgrade_request(host, "/ws", Some("tidegate.v1")).as_bytes())?;
     let mut answer = Vec::new();
     let mut chunk = [0; 1024];
@@ -84,7 +84,16 @@ pub fn greet(stream: &mut (impl Read + Write + ?Sized), host: &str, token: &str)
         }
     }
     stream.write_all(&message(|bytes| encode_client(Encoding::Binary, &ClientFrame::Hello(hello(token)), bytes)))?;
-    stream.read(&mut chunk).map(drop)
+    let count = stream.read(&mut chunk)?;
+    Ok(is_welcome(&chunk[..count]))
+}
+
+/// Whether a message from the gateway, as it comes on the wire, begins with WELCOME.
+fn is_welcome(bytes: &[u8]) -> bool {
+    let [_, length, rest @ ..] = bytes else { return false };
+    // A length of 126 says that it follows, in two bytes (RFC 6455 5.2).
+    let payload = if *length == 126 { rest.get(2..).unwrap_or_default() } else { rest };
+    matches!(ServerFrames::new(Encoding::Binary, payload).next_frame(), Ok(Some(ServerFrame::Welcome(_))))
 }
 
 /// Lets a socket end by reset when it is closed, so that it does not linger in the kernel.

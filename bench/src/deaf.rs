@@ -40,7 +40,7 @@ pub fn run(common: &Common) -> Result<Run, String> {
     run.add("deliver_us_p99_everybody_reads", all.number(p99)?);
     run.add("deliver_us_p99", beside.number(p99)?);
     run.add("deliver_p99_ratio", beside.number(p99)? / all.number(p99)?);
-    run.add("readers_shed_count", metric_sum(&metrics, "tidegate_shed_total{what=\"reader\"}"));
+    run.add("readers_shed_count", metric_sum(&metrics, "tidegate_shed_total{kind=\"reader\"}"));
     run.add("received_in_the_end_count", beside.number("/counts/received")?);
     Ok(run)
 }

@@ -67,11 +67,6 @@ impl Report {
         self.0.pointer(pointer).and_then(Value::as_f64).ok_or_else(|| format!("loadgen reports no {pointer}"))
     }
 
-    /// The stage measured last.
-    pub fn last_stage(&self) -> &Value {
-        self.0["stages"].as_array().and_then(|stages| stages.last()).unwrap_or(&Value::Null)
-    }
-
     /// What it did once a second.
     pub fn samples(&self) -> &[Value] {
         self.0["samples"].as_array().map_or(&[], Vec::as_slice)

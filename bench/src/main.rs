@@ -50,6 +50,7 @@ mod rows;
 mod rush;
 mod send;
 mod server;
+mod share;
 mod slowloris;
 mod stretch;
 mod sync;
@@ -67,6 +68,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::floor::Duty;
+use crate::overload::OverloadOptions;
 use crate::paired::Options;
 use crate::redeliver::RedeliverOptions;
 use crate::reopen::ReopenOptions;
@@ -92,7 +94,9 @@ fn run(subject: &Subject) -> Result<(), String> {
             results::report("slowloris", common, &runs)
         }
         Subject::Deaf(common) => results::report("deaf", common, &repeat(common, || deaf::run(common))?),
-        Subject::Overload(common) => results::report("overload", common, &repeat(common, || overload::run(common))?),
+        Subject::Overload(options) => {
+            results::report("overload", &options.common, &repeat(&options.common, || overload::run(options))?)
+        }
         Subject::Abuser(common) => results::report("abuser", common, &repeat(common, || abuser::run(common))?),
         Subject::Send(options) => results::report("send", &options.common, &repeat(&options.common, || send::run(options))?),
         Subject::Reopen(options) => {
@@ -174,8 +178,9 @@ enum Subject {
     Slowloris(Common),
     /// Half of the clients read nothing: the memory bound, honest clients, and what is lost.
     Deaf(Common),
-    /// Twice the peak is offered, then half: what is acknowledged meanwhile, and how long until nothing waits.
-    Overload(Common),
+    /// Twice the peak of a gateway on a share of a core is offered, then half: what is acknowledged meanwhile, and how long until nothing
+    /// waits.
+    Overload(OverloadOptions),
     /// Somebody sends without end: how long until that one is cut off, and what others notice.
     Abuser(Common),
     /// Durable messages: rate, latency of SENT and DELIVER, CPU per message.

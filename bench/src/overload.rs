@@ -1,19 +1,41 @@
-//! Overload: the peak is found first, then held, then twice as much is offered, then half. What is acknowledged meanwhile, and how long
-//! afterwards nothing waits any more.
+//! Overload: the gateway has a share of one core, so that the generator can offer twice what it carries. More and more is offered until no
+//! more is acknowledged: that is the peak. Then the peak is offered, then twice as much, then half. What is acknowledged meanwhile, and how
+//! long afterwards nothing waits any more.
 //!
-//! A client of `loadgen` has a bounded outbox; what finds no room in it is given up and counted, as an application would.
+//! A client has as many messages under way as the gateway allows one connection; what is due beyond them is given up and counted, as an
+//! application would.
+
+use clap::Args;
+use serde_json::Value;
 
 use crate::Common;
 use crate::gateway::Gateway;
-use crate::load;
+use crate::load::{self, Report};
 use crate::results::Run;
+use crate::share::Share;
+
+#[derive(Clone, Debug, Args)]
+pub struct OverloadOptions {
+    #[command(flatten)]
+    pub common: Common,
+    /// Percent of one core that the gateway may use: so few that the generator, which has a core, can offer twice what it carries. Needs
+    /// root and the controller `cpu` of cgroup v1.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(10..=100))]
+    share: u32,
+    /// Messages of one client that may be under way.
+    #[arg(long, default_value_t = 64)]
+    outbox: usize,
+}
 
 /// One measurement.
-pub fn run(common: &Common) -> Result<Run, String> {
+pub fn run(options: &OverloadOptions) -> Result<Run, String> {
+    let common = &options.common;
+    // Outlives the gateway, which is in it.
+    let share = Share::new(options.share)?;
     let gateway = Gateway::start_apart(common)?;
-    let clients = format!("-n {} --outbox {OUTBOX}", common.connections);
-    let found = load::run(&gateway, &format!("peak {clients} --from 4000 --seconds 3 --p99 100 --parts 1"))?;
-    let peak = found.last_stage()["rate_wanted_per_s"].as_f64().ok_or("loadgen found no peak")?.round();
+    share.hold(gateway.pid())?;
+    let clients = format!("-n {} --outbox {}", common.connections, options.outbox);
+    let peak = peak(&gateway, &clients)?.round();
     let (twice, half) = (2.0 * peak, peak / 2.0);
     let seconds = common.seconds;
     let steps = format!(
@@ -21,32 +43,79 @@ pub fn run(common: &Common) -> Result<Run, String> {
     );
     let report = load::run(&gateway, &format!("chat {clients} {steps}"))?;
     // Stages of no seconds are not reported.
-    let acknowledged = |stage: usize| report.number(&format!("/stages/{stage}/acknowledged_per_s"));
-    let (at_peak, at_twice, at_half) = (acknowledged(1)?, acknowledged(2)?, acknowledged(3)?);
+    let [at_peak, at_twice, at_half] = [1, 2, 3].map(|stage| Stage { report: &report, stage });
+    let late_us = at_twice.number("pacing_us/p99")?;
+    if late_us > LATE_US_MAX {
+        return Err(format!("the generator is the limit: p99 of its own lateness {late_us:.0} µs; take a smaller --share"));
+    }
     let mut run = Run::default();
     run.add("connections_count", common.connections as f64);
+    run.add("under_way_max", options.outbox as f64);
+    run.add("gateway_share_percent", f64::from(options.share));
     run.add("peak_per_s", peak);
-    run.add("goodput_at_peak_per_s", at_peak);
-    run.add("goodput_at_twice_per_s", at_twice);
-    run.add("goodput_ratio", at_twice / at_peak);
-    run.add("goodput_at_half_per_s", at_half);
-    run.add("sent_at_twice_us_p99", report.number("/stages/2/sent_us/p99")?);
-    run.add("sent_at_half_us_p99", report.number("/stages/3/sent_us/p99")?);
-    let dropped_s = report.number("/measured_s/0")? + 2.0 + 2.0 * seconds;
-    let calm = half * CALM_S;
-    let waits = |sample: &&serde_json::Value| sample["unsent"].as_f64().is_some_and(|unsent| unsent > calm);
-    let after = report.samples().iter().filter(|sample| sample["at_s"].as_f64().is_some_and(|at_s| at_s > dropped_s));
-    let last_s = after.filter(waits).filter_map(|sample| sample["at_s"].as_f64()).fold(dropped_s, f64::max);
-    run.add("recovery_s", last_s - dropped_s);
-    run.add("refused_5002_count", report.number("/errors/5002").unwrap_or(0.0));
+    run.add("goodput_at_peak_per_s", at_peak.number("acknowledged_per_s")?);
+    run.add("offered_at_twice_per_s", at_twice.number("rate_wanted_per_s")?);
+    run.add("goodput_at_twice_per_s", at_twice.number("acknowledged_per_s")?);
+    run.add("goodput_ratio", at_twice.number("acknowledged_per_s")? / peak);
+    run.add("goodput_at_half_per_s", at_half.number("acknowledged_per_s")?);
+    run.add("sent_at_peak_us_p99", at_peak.number("sent_us/p99")?);
+    run.add("sent_at_twice_us_p99", at_twice.number("sent_us/p99")?);
+    run.add("sent_at_half_us_p99", at_half.number("sent_us/p99")?);
+    run.add("recovery_s", recovery_s(&report, report.number("/measured_s/0")? + 2.0 + 2.0 * seconds, half));
+    for code in ["4001", "4002", "5002"] {
+        run.add(format!("refused_{code}_count"), report.number(&format!("/errors/{code}")).unwrap_or(0.0));
+    }
     run.add("given_up_by_clients_count", report.number("/counts/given_up")?);
-    run.add("generator_late_us_p99_at_twice", report.number("/stages/2/pacing_us/p99")?);
-    run.add("generator_cpu_percent_at_twice", report.number("/stages/2/generator_cpu_percent")?);
-    run.add("gateway_cpu_percent_at_twice", report.number("/stages/2/gateway_cpu_percent")?);
+    run.add("generator_late_us_p99_at_twice", late_us);
+    run.add("generator_cpu_percent_at_twice", at_twice.number("generator_cpu_percent")?);
+    run.add("gateway_cpu_percent_at_twice", at_twice.number("gateway_cpu_percent")?);
     Ok(run)
 }
 
-/// Messages of one client that may wait.
-const OUTBOX: usize = 16;
+/// The most that is acknowledged per second, whatever is offered: more is offered, step by step, until two steps have not helped.
+fn peak(gateway: &Gateway, clients: &str) -> Result<f64, String> {
+    let (mut most, mut rate, mut steps_lost) = (0.0, FIRST_PER_S, 0);
+    for _ in 0..STEPS_MAX {
+        let report = load::run(gateway, &format!("chat {clients} --stage 1s:{rate} --stage {STEP_S}s:{rate}"))?;
+        let goodput = Stage { report: &report, stage: 1 }.number("acknowledged_per_s")?;
+        steps_lost = if goodput > most * WORTH { 0 } else { steps_lost + 1 };
+        most = goodput.max(most);
+        if steps_lost == 2 {
+            return Ok(most);
+        }
+        rate = (rate * STEP).round();
+    }
+    Err(format!("no peak up to {rate} per second: the generator cannot offer enough; take a smaller --share"))
+}
+
+/// Seconds from the drop of the load at `dropped_s` until no more messages wait than come within [`CALM_S`], `per_s` each second.
+fn recovery_s(report: &Report, dropped_s: f64, per_s: f64) -> f64 {
+    let of = |sample: &Value, name: &str| sample[name].as_f64().unwrap_or_default();
+    let after = report.samples().iter().filter(|sample| of(sample, "at_s") > dropped_s);
+    let waits = after.filter(|sample| of(sample, "unsent") > per_s * CALM_S);
+    waits.map(|sample| of(sample, "at_s")).fold(dropped_s, f64::max) - dropped_s
+}
+
+/// One stage of a run.
+struct Stage<'a> {
+    report: &'a Report,
+    stage: usize,
+}
+
+impl Stage<'_> {
+    fn number(&self, name: &str) -> Result<f64, String> {
+        self.report.number(&format!("/stages/{}/{name}", self.stage))
+    }
+}
+
+/// What is offered first when the peak is looked for, and how much more with each step.
+const FIRST_PER_S: f64 = 3_000.0;
+const STEP: f64 = 1.3;
+const STEP_S: f64 = 3.0;
+const STEPS_MAX: usize = 14;
+/// A step that brings less than this is lost.
+const WORTH: f64 = 1.03;
 /// Calm again: no more messages wait than come in so many seconds.
 const CALM_S: f64 = 0.1;
+/// A generator that is later than this offers less than it says.
+const LATE_US_MAX: f64 = 20_000.0;
