@@ -571,6 +571,25 @@ mod tests {
         }
     }
 
+    /// A long replay puts rows into tables many times before it comes to its end. Cut off by a crash, it has changed nothing that is seen.
+    #[test]
+    fn a_long_replay_that_is_cut_off_changes_nothing() {
+        let dir = model::Dir::new("engine");
+        let engine = Engine::open(dir.path(), 1 << 20).unwrap();
+        (1..=10).for_each(|group| engine.write(&mut traffic(group)).unwrap());
+        engine.checkpoint().unwrap();
+        for group in 11..=40 {
+            engine.write(&mut traffic(group)).unwrap();
+            engine.spill().unwrap();
+        }
+        drop(engine);
+        let engine = Engine::open(dir.path(), 1 << 20).unwrap();
+        assert!(lasting(rows(&engine)) == lasting(expected(10)));
+        (11..=40).for_each(|group| engine.write(&mut traffic(group)).unwrap());
+        engine.catch_up();
+        assert!(rows(&engine) == expected(40));
+    }
+
     /// No checkpoint speaks of rows that replay has not made anew.
     #[test]
     #[should_panic(expected = "the log is replayed before the first checkpoint")]
