@@ -38,10 +38,13 @@ impl Live {
             .filter(|definition| (definition.value)(&fresh) != (definition.value)(&self.given))
             .map(|definition| definition.key)
             .collect();
+        let is_same = fresh.limits.memory_bytes == self.given.limits.memory_bytes;
         if !waiting.is_empty() {
             tracing::warn!("changed, and not in force before the next start: {}", waiting.join(", "));
+        } else if is_same {
+            tracing::info!("settings were read again: nothing has changed");
         }
-        if fresh.limits.memory_bytes == self.given.limits.memory_bytes {
+        if is_same {
             return Ok(());
         }
         let mut filled = self.filled.clone();
