@@ -188,6 +188,15 @@ impl Swarm {
         Ok(())
     }
 
+    /// Handles what comes for so long.
+    pub fn turn_for(&mut self, duration: Duration, script: &mut (impl Script + ?Sized)) -> Result<(), String> {
+        let started = Instant::now();
+        while started.elapsed() < duration {
+            self.turn(Duration::from_millis(50), script)?;
+        }
+        Ok(())
+    }
+
     /// Sends one message on a connection.
     pub fn send(&mut self, index: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), String> {
         self.say(index, |out| out.message(write))

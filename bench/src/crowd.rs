@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -64,10 +64,7 @@ fn measure(contender: Contender, options: &Options) -> Result<(f64, f64), String
     let (mut swarm, mut script) = nobody_yet(contender, &server, 0..CONNECTIONS)?;
     let (bytes, cpu) = (probe.user_bytes()?, probe.cpu()?);
     swarm.grow(CONNECTIONS, &mut *script)?;
-    let started = Instant::now();
-    while started.elapsed() < REST {
-        swarm.turn(Duration::from_millis(100), &mut *script)?;
-    }
+    swarm.turn_for(REST, &mut *script)?;
     let each = |after: f64, before: f64| (after - before) / CONNECTIONS as f64;
     let found = (each(probe.user_bytes()?, bytes), each(probe.cpu()?, cpu) * 1e6);
     swarm.reset()?;

@@ -2,7 +2,7 @@
 //! apart.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tidegate::wire::envelope::{ClientFrame, Encoding, Hello, ServerFrame, encode_client};
 
@@ -22,14 +22,14 @@ pub fn run(common: &Common) -> Result<Run, String> {
     let slab_empty = slab_bytes()?;
     let first_count = common.connections / 10;
     swarm.grow(first_count, &mut script)?;
-    rest(&mut swarm, &mut script, common.warm_up())?;
+    swarm.turn_for(common.warm_up(), &mut script)?;
     let first = gateway.memory()?;
     let started = Instant::now();
     swarm.grow(common.connections, &mut script)?;
     let opened = started.elapsed();
-    rest(&mut swarm, &mut script, common.warm_up())?;
+    swarm.turn_for(common.warm_up(), &mut script)?;
     let cpu_before = gateway.cpu_total()?;
-    rest(&mut swarm, &mut script, common.duration())?;
+    swarm.turn_for(common.duration(), &mut script)?;
     let cpu_after = gateway.cpu_total()?;
     let full = gateway.memory()?;
     let slab_full = slab_bytes()?;
@@ -49,14 +49,6 @@ pub fn run(common: &Common) -> Result<Run, String> {
     run.add("opened_per_s", added as f64 / opened.as_secs_f64());
     run.add("cpu_idle_percent", 100.0 * (cpu_after - cpu_before) / common.seconds);
     Ok(run)
-}
-
-fn rest(swarm: &mut Swarm, script: &mut impl Script, duration: Duration) -> Result<(), String> {
-    let started = Instant::now();
-    while started.elapsed() < duration {
-        swarm.turn(Duration::from_millis(100), script)?;
-    }
-    Ok(())
 }
 
 /// Says HELLO and waits for WELCOME.

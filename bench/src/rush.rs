@@ -69,9 +69,9 @@ fn measure(contender: Contender, options: &Options) -> Result<Vec<(&'static str,
     let stayers = Stayers::start(swarm, script)?;
     let (mut swarm, mut script) = nobody_yet(contender, &server, STAYERS..STAYERS + GUESTS)?;
     swarm.grow(GUESTS, &mut *script)?;
-    turn_for(&mut swarm, &mut *script, REST)?;
+    swarm.turn_for(REST, &mut *script)?;
     stayers.take()?;
-    turn_for(&mut swarm, &mut *script, CALM)?;
+    swarm.turn_for(CALM, &mut *script)?;
     let calm = stayers.take()?;
     probe.forget_peak()?;
     let (resident, cpu) = (probe.resident_peak()?, probe.cpu()?);
@@ -97,14 +97,6 @@ fn measure(contender: Contender, options: &Options) -> Result<Vec<(&'static str,
     stayers.end()?;
     back.reset()?;
     Ok(figures)
-}
-
-fn turn_for(swarm: &mut Swarm, script: &mut dyn Script, duration: Duration) -> Result<(), String> {
-    let started = Instant::now();
-    while started.elapsed() < duration {
-        swarm.turn(Duration::from_millis(50), script)?;
-    }
-    Ok(())
 }
 
 /// Who stays, on a thread of its own.

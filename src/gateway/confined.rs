@@ -100,7 +100,8 @@ fn grants(settings: &Settings, Files { config, ready_file }: Files<'_>) -> Grant
     // Either may be a link to another disk.
     let mut write = vec![data.clone(), data.join("log"), data.join("engine")];
     write.extend(ready_file.map(beside));
-    // The settings, and files that they name, may be read again. A directory, not the file, because whoever changes a file puts another in its place.
+    // The settings, and files that they name, may be read again. A directory, not the file, because whoever changes a file puts another
+    // in its place.
     let (mut ports, mut is_chosen) = (Vec::new(), false);
     let mut read = config.map_or_else(Vec::new, around);
     for definition in DEFINITIONS.iter().filter(|definition| definition.key != "data_dir") {

@@ -412,6 +412,12 @@ impl<D: Disk> Sequencer<D> {
             && self.parking.count() + self.aside.count() == 0
     }
 
+    /// Whether messages are refused for want of space, and the free bytes of the disk when it was last looked at.
+    #[must_use]
+    pub fn space(&self) -> (bool, u64) {
+        (self.is_read_only, self.counters.free_bytes)
+    }
+
     /// What is counted, with the gauges of this moment.
     pub fn counters(&mut self) -> &mut StoreCounters {
         self.counters.log_bytes = self.log.bytes();

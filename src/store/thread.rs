@@ -18,7 +18,7 @@ use crate::io::wake::Waker;
 use crate::limits::COMMIT_EVERY;
 use crate::mail::{Group, ShedReader, Submit};
 use crate::mailbox::{Credit, LaneReceiver, LaneSender, SpareReceiver};
-use crate::observe::counters::{StoreBlock, StoreCounters};
+use crate::observe::counters::StoreBlock;
 use crate::observe::histogram::StoreHistograms;
 use crate::observe::trace;
 
@@ -85,7 +85,7 @@ fn run<D: Disk>(sequencer: &mut Sequencer<D>, lanes: Lanes) -> Result<(), LogErr
         let begun = doors.lanes.clock.now();
         let turn = sequencer.turn(&mut doors)?;
         doors.lanes.publish(sequencer);
-        was_read_only = tell_space(sequencer.counters(), was_read_only);
+        was_read_only = tell_space(sequencer.space(), was_read_only);
         if turn.has_committed {
             // Whoever comes meanwhile shares the next group.
             std::thread::sleep(COMMIT_EVERY.saturating_sub(doors.lanes.clock.now().since(begun)));
@@ -101,9 +101,7 @@ fn run<D: Disk>(sequencer: &mut Sequencer<D>, lanes: Lanes) -> Result<(), LogErr
 }
 
 /// Logs that messages are refused for want of space, or are taken again; whether they are refused.
-fn tell_space(counters: &StoreCounters, was_read_only: bool) -> bool {
-    let is_read_only = counters.read_only == 1;
-    let free_bytes = counters.free_bytes;
+fn tell_space((is_read_only, free_bytes): (bool, u64), was_read_only: bool) -> bool {
     if is_read_only && !was_read_only {
         tracing::error!(
             free_bytes,
