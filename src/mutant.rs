@@ -39,6 +39,8 @@ mutants! {
     LogForgetsTooMuch,
     /// Nobody looks whether the log reaches as far as the watermark says.
     WatermarkIgnored,
+    /// Retention takes rows before the floor above them is on disk.
+    RowsBeforeFloor,
 
     // Once in effect.
     /// A RETRY that memory does not know is taken for new.

@@ -399,3 +399,44 @@ const PROJECT_LANE_MAX: usize = 4_096;
 const LOG_SEGMENTS_USUAL: u64 = 5;
 /// How long the store may take to finish.
 const FINISH_PATIENCE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The settings of each class reach that class and no other; one that is absent is as the common one.
+    #[test]
+    fn each_class_has_the_bounds_that_are_set_for_it() {
+        let mut settings = Settings::default();
+        let retention = &mut settings.retention;
+        (retention.age_s, retention.count, retention.every_s) = (1, 2, 3);
+        let common = Bounds { age_s: 1, count: 2 };
+        let same = keep(&settings);
+        assert_eq!([same.direct, same.group, same.channel, same.system], [common; 4]);
+        assert_eq!(same.every, Duration::from_secs(3));
+        let retention = &mut settings.retention;
+        (retention.age_s_direct, retention.count_direct) = (Some(10), Some(11));
+        (retention.age_s_group, retention.count_group) = (Some(20), Some(21));
+        (retention.age_s_channel, retention.count_channel) = (Some(30), Some(31));
+        (retention.age_s_system, retention.count_system) = (Some(0), Some(41));
+        let keep = keep(&settings);
+        for (conv, age_s, count) in [("d:al:bo", 10, 11), ("g:x", 20, 21), ("c:x", 30, 31), ("s:al", 0, 41)] {
+            assert_eq!(keep.of(conv), Bounds { age_s, count }, "{conv}");
+        }
+    }
+
+    /// Each class of platform that is named has the bit of its number in HELLO.
+    #[test]
+    fn each_class_of_platform_has_its_own_bit() {
+        let bits = |names: &[&str]| {
+            let mut settings = Settings::default();
+            settings.login.one_per_class = names.iter().map(|&name| name.to_owned()).collect();
+            policy(&settings).one_per_class
+        };
+        let named = ["other", "web", "desktop", "phone", "tablet", "bot"];
+        for (number, name) in named.into_iter().enumerate() {
+            assert_eq!(bits(&[name]), 1 << number, "{name}");
+        }
+        assert_eq!((bits(&[]), bits(&named)), (0, 0b11_1111));
+    }
+}

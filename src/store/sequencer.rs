@@ -204,9 +204,6 @@ pub struct Sequencer<D: Disk> {
     steps: Steps,
     /// Breaks the promise on purpose, so that tests can prove that they would see it.
     acknowledge_before_sync: bool,
-    /// As above: rows go before their floor is on disk.
-    #[cfg(debug_assertions)]
-    retire_before_floor: bool,
     /// With the fault above: how long the write comes late, so that a kill finds the gap.
     #[cfg(debug_assertions)]
     write_delay: Option<Duration>,
@@ -308,8 +305,6 @@ impl<D: Disk> Sequencer<D> {
             steps: Steps::default(),
             acknowledge_before_sync: false,
             #[cfg(debug_assertions)]
-            retire_before_floor: false,
-            #[cfg(debug_assertions)]
             write_delay: None,
         };
         if recovered.lost.is_some() || recovered.unsafe_end {
@@ -396,12 +391,6 @@ impl<D: Disk> Sequencer<D> {
     /// Parks no more than `max` submissions, instead of [`PARKED_MAX`]: for tests that must meet the bound.
     pub fn limit_parking(&mut self, max: usize) {
         self.parking.set_max(max);
-    }
-
-    /// Breaks another promise: retention takes rows before the floor above them is on disk. As above.
-    #[cfg(debug_assertions)]
-    pub fn plant_retirement_before_floor(&mut self) {
-        self.retire_before_floor = true;
     }
 
     /// Whether everything has been handed over.

@@ -2,10 +2,12 @@
 
 use super::{Conv, Moment, Ports, Sequencer};
 use crate::limits::PROJECT_BYTES_MAX;
+use crate::mutant::{self, Mutant};
 use crate::store::disk::Disk;
-use crate::store::job::{Job, JobFault};
+use crate::store::job::{Job, JobFault, Projection};
 use crate::store::park::Work;
 use crate::store::retention::{Raise, Swept};
+use crate::store::schema::{self, Batch, Change, Keyspace};
 
 impl<D: Disk> Sequencer<D> {
     /// Has a reader look for what need not be kept any more, when it is time and the projector is not busy. It goes on while the disk
@@ -31,8 +33,7 @@ impl<D: Disk> Sequencer<D> {
     pub(super) fn swept(&mut self, result: Result<Swept, JobFault>, now: Moment, ports: &mut impl Ports) {
         // What cannot be read now is looked for with the next sweep.
         let Swept { raises, next } = result.unwrap_or_default();
-        #[cfg(debug_assertions)]
-        if self.retire_before_floor {
+        if mutant::on(Mutant::RowsBeforeFloor) {
             self.retire_at_once(&raises, ports);
         }
         for raise in raises {
@@ -56,11 +57,8 @@ impl<D: Disk> Sequencer<D> {
         self.counters.messages_retired_count += raise.floor - before;
     }
 
-    /// The fault that [`Sequencer::plant_retirement_before_floor`] plants.
-    #[cfg(debug_assertions)]
+    /// What [`Mutant::RowsBeforeFloor`] does.
     fn retire_at_once(&mut self, raises: &[Raise], ports: &mut impl Ports) {
-        use crate::store::job::Projection;
-        use crate::store::schema::{self, Batch, Change, Keyspace};
         let mut batch = Batch::default();
         for raise in raises {
             let conv = self.state.hashes().conv(&raise.conv);
