@@ -448,4 +448,33 @@ mod tests {
         presence.watch(id, one, 3, 10, &[], Vec::new()).unwrap();
         assert_eq!(presence.subscriptions_count(), 0);
     }
+
+    /// As many pairs are watched as a node may hold, strangers counted, and not one more (ERROR 4004). Who is refused has lost its old
+    /// set; room comes back when a set is replaced, when its device goes, and when its time is over.
+    #[test]
+    fn pairs_are_bounded_and_come_back() {
+        let mut presence = Presence::default();
+        let watch = |presence: &mut Presence, watcher: u32, users: u64, strangers: usize, ends_ns: u64| {
+            let wishes: Vec<_> = (0..users).map(|user| wish(user, true)).collect();
+            let strangers = vec![Text::from("stranger"); strangers];
+            presence.watch(RosterId(watcher), session(watcher), 1, ends_ns, &wishes, strangers)
+        };
+        assert_eq!(watch(&mut presence, 1, 2, PRESENCE_SUBSCRIPTIONS_MAX - 5, u64::MAX), Ok(()));
+        assert_eq!(watch(&mut presence, 2, 2, 1, 10), Ok(()));
+        assert_eq!(presence.subscriptions_count(), PRESENCE_SUBSCRIPTIONS_MAX);
+        for (users, strangers) in [(1, 0), (0, 1)] {
+            assert_eq!(watch(&mut presence, 3, users, strangers, u64::MAX), Err(TooMany));
+        }
+        assert_eq!(presence.subscriptions_count(), PRESENCE_SUBSCRIPTIONS_MAX, "a refusal takes no room");
+        // Its own old set makes room for the new one, if that is no larger.
+        assert_eq!(watch(&mut presence, 2, 1, 2, 10), Ok(()));
+        assert_eq!(watch(&mut presence, 2, 1, 3, 10), Err(TooMany));
+        assert_eq!(presence.subscriptions_count(), PRESENCE_SUBSCRIPTIONS_MAX - 3);
+        assert_eq!(watch(&mut presence, 2, 3, 0, 10), Ok(()));
+        presence.expire(10);
+        assert_eq!(presence.subscriptions_count(), PRESENCE_SUBSCRIPTIONS_MAX - 3);
+        presence.forget(RosterId(1));
+        assert_eq!(presence.subscriptions_count(), 0);
+        assert_eq!(watch(&mut presence, 3, 2, PRESENCE_SUBSCRIPTIONS_MAX - 2, u64::MAX), Ok(()));
+    }
 }

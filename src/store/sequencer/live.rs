@@ -17,7 +17,7 @@ use crate::wire::message::Text;
 #[derive(Debug, Default)]
 pub(super) struct Live {
     receipts: Receipts,
-    presence: Presence,
+    pub(super) presence: Presence,
     /// Devices that want receipts: while there are none, nothing is worked out.
     receipt_devices: usize,
     /// Counts WATCHes, so that answers of readers do not overtake.

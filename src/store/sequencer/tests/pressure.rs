@@ -1,8 +1,8 @@
 //! Bounds: a full disk, an engine that is behind, a core that takes nothing.
 
 use super::*;
-use crate::limits::{GROUP_MEMBERS_MAX, NOTICE_MEMBERS_PER_TURN_MAX};
-use crate::mail::{MemberChange, MemberMail};
+use crate::limits::{GROUP_MEMBERS_MAX, NOTICE_MEMBERS_PER_TURN_MAX, PRESENCE_SUBSCRIPTIONS_MAX};
+use crate::mail::{MemberChange, MemberMail, WatchMail};
 use crate::store::disk_memory::Faults;
 
 /// The projector falls behind by more than its bound: SEND is refused until half of it is written.
@@ -151,4 +151,27 @@ fn a_channel_of_100_000_members_stalls_nobody() {
     }
     assert_eq!(heard, expected);
     assert_eq!(usize::from(turns), GROUP_MEMBERS_MAX.div_ceil(NOTICE_MEMBERS_PER_TURN_MAX));
+}
+
+/// When the node watches as many pairs as it may, a WATCH is refused with 4004, and one that fits is taken; the gauge says how many there
+/// are, and none when everybody has left.
+#[test]
+fn a_watch_beyond_the_bound_is_refused() {
+    let (_, mut world, mut sequencer) = started();
+    let strangers = vec![Text::from("dee"); PRESENCE_SUBSCRIPTIONS_MAX - 1];
+    sequencer.live.presence.watch(RosterId(1), session(1), 0, u64::MAX, &[], strangers).unwrap();
+    let watch = |rid: u32, users: &[&str]| {
+        Submit::Watch(WatchMail { from: sender(0, rid), users: users.iter().map(|&user| user.into()).collect(), ttl_s: 0 })
+    };
+    world.submits.extend([watch(7, &["bo", "cy"]), watch(8, &["bo"])]);
+    settle(&mut sequencer, &mut world);
+    let told = world.told();
+    assert!(told.contains(&"0 failed 7 4004".to_owned()) && told.contains(&"0 ok 8 1".to_owned()), "{told:?}");
+    world.pass(1);
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(sequencer.counters().subscriptions_open, PRESENCE_SUBSCRIPTIONS_MAX as u64);
+    world.submits.extend([0, 1].map(|index| Submit::Leave { session: session(index), roster: RosterId(index) }));
+    settle(&mut sequencer, &mut world);
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(sequencer.counters().subscriptions_open, 0);
 }
