@@ -85,13 +85,19 @@ impl Core {
 
     /// What leaves to a client.
     pub(super) fn said(&mut self, id: ConnectionId) -> String {
-        let mut batch = Batch::default();
         let mut said = Vec::new();
-        while self.shard.gather(id, &mut batch) {
-            (0..batch.segments.len()).for_each(|index| said.extend_from_slice(self.shard.piece(&batch, index).bytes()));
-            self.shard.handle_taken(id, batch.bytes());
+        while let Some(bytes) = self.laid_out(id) {
+            self.shard.handle_taken(id, bytes.len());
+            said.extend(bytes);
         }
         String::from_utf8_lossy(&said).into_owned()
+    }
+
+    /// The next write to a client, of which nothing is taken yet.
+    pub(super) fn laid_out(&mut self, id: ConnectionId) -> Option<Vec<u8>> {
+        let mut batch = Batch::default();
+        let is_some = self.shard.gather(id, &mut batch);
+        is_some.then(|| (0..batch.segments.len()).flat_map(|index| self.shard.piece(&batch, index).bytes().to_vec()).collect())
     }
 
     pub(super) fn judged(&mut self, id: ConnectionId, rid: u32, verdict: Result<Identity, AuthError>) {

@@ -80,9 +80,10 @@ const LOST_MS: u32 = 2_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::SessionRef;
-    use crate::mail::{Event, Group};
+    use crate::ids::{Cmid, Mid, SessionRef};
+    use crate::mail::{Delivery, Event, Group};
     use crate::shard::alone_tests::Core;
+    use crate::wire::envelope::{caps, deliver_flags};
 
     fn tell(core: &mut Core, session: SessionRef, event: impl Fn(u32, u32) -> Event) {
         let target = Target { index: session.index, generation: session.generation, own: false };
@@ -152,5 +153,61 @@ mod tests {
         core.shard.set_pressure(Level::Calm);
         core.pass(6);
         assert_eq!(reported(&mut core), [session]);
+    }
+
+    fn message(flags: u8) -> Delivery {
+        Delivery {
+            seq: if flags & deliver_flags::TRANSIENT == 0 { 1 } else { 0 },
+            mid: Mid(1),
+            flags,
+            kind: 1,
+            exp_s: 0,
+            cmid: Cmid([1; 16]),
+            trace: None,
+            conv: "d:al:bo".into(),
+            from: "bo".into(),
+            payload: crate::wire::message::Body::copy_from(b"x"),
+        }
+    }
+
+    /// At the first level of memory RECEIPT and TRANSIENT are dropped and counted, and WATCH is refused with 5002 before the store hears
+    /// of it, each time with another delay; what is stored goes out all the same. With memory back everything passes.
+    #[test]
+    fn what_is_said_at_most_once_is_dropped_at_the_first_level() {
+        let mut core = Core::new();
+        let (id, session) = core.active(1_764_100_000);
+        core.shard.session_mut(id).unwrap().caps = u8::try_from(caps::PRESENCE).unwrap();
+        let all = |core: &mut Core| {
+            tell(core, session, |first, count| Event::Receipt {
+                conv: "d:al:bo".into(),
+                user: "bo".into(),
+                recv: 1,
+                read: 1,
+                first,
+                count,
+            });
+            for flags in [deliver_flags::TRANSIENT, 0] {
+                tell(core, session, |first, count| Event::Deliver { message: message(flags), first, count });
+            }
+            (0..8).for_each(|rid| core.text(id, &format!(r#"{{"t":"watch","rid":{},"users":["bo"]}}"#, rid + 1)));
+            let watches = std::mem::take(&mut core.port.submitted);
+            let said = core.said(id);
+            let count = |part: &str| said.matches(part).count();
+            let counts = (count(r#""t":"receipt""#), count(r#""t":"deliver""#), count(r#""code":5002"#));
+            (counts, watches.iter().filter(|it| matches!(it, Submit::Watch(_))).count(), said)
+        };
+        core.shard.set_pressure(Level::Signals);
+        let (counts, watches, said) = all(&mut core);
+        assert_eq!((counts, watches), ((0, 1, 8), 0), "{said}");
+        assert_eq!(core.shard.counters.shed_count[Shed::Transient as usize], 2);
+        assert_eq!(core.shard.counters.shed_count[Shed::Presence as usize], 8);
+        let delays =
+            said.split(r#""retry_ms":"#).skip(1).map(|rest| rest.split([',', '}']).next().unwrap().parse::<u32>().unwrap());
+        let delays: Vec<_> = delays.collect();
+        assert!(delays.iter().all(|delay| (250..=313).contains(delay)), "{delays:?}");
+        assert!(delays.iter().collect::<std::collections::BTreeSet<_>>().len() > 4, "they would come back together: {delays:?}");
+        core.shard.set_pressure(Level::Calm);
+        let (counts, watches, said) = all(&mut core);
+        assert_eq!((counts, watches), ((1, 2, 0), 8), "{said}");
     }
 }

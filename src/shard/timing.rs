@@ -227,3 +227,34 @@ impl Shard {
 
 /// How often rates that say nothing any more are looked for.
 const SIGNALS_SWEEP_MS: u64 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::alone_tests::Core;
+
+    /// A peer that says nothing is asked for a sign of life within `ping_ms`, is still there after 2.4 times as long, and is gone after
+    /// 2.5 times; any bytes begin it anew.
+    #[test]
+    fn a_silent_peer_is_gone_after_two_and_a_half_intervals() {
+        let mut core = Core::new();
+        let ping_ms = u64::from(core.shard.rules.ping_ms);
+        let (id, _) = core.active(1_764_100_000);
+        for spoke in [false, true] {
+            if spoke {
+                core.text(id, r#"{"t":"ping"}"#);
+            }
+            for tick in 1..=ping_ms * 24 / 1_000 {
+                core.pass_ms(100);
+                assert_eq!(core.cause(id), None, "silent for {tick} ticks");
+            }
+        }
+        assert!(core.said(id).contains("\u{0}"), "a ping");
+        assert_eq!(core.shard.counters.pings_sent_count, 2);
+        for tick in 1..=ping_ms / 1_000 {
+            assert_eq!(core.cause(id), None, "tick {tick} beyond 2.4 intervals");
+            core.pass_ms(100);
+        }
+        assert_eq!(core.cause(id), Some(CloseCause::LivenessTimeout));
+    }
+}

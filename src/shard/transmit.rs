@@ -109,3 +109,51 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ids::ConnectionId;
+    use crate::observe::counters::CloseCause;
+    use crate::shard::alone_tests::Core;
+
+    /// Gives a PONG to the kernel, which has not said yet how much of it it takes. Returns the bytes.
+    fn outstanding(core: &mut Core, id: ConnectionId) -> Vec<u8> {
+        core.said(id);
+        core.text(id, r#"{"t":"ping"}"#);
+        let bytes = core.laid_out(id).unwrap();
+        core.shard.handle_waiting(id);
+        assert_eq!(core.laid_out(id), None, "one write at a time");
+        bytes
+    }
+
+    /// A ping that is due while the kernel holds data stands behind that data: what the kernel then takes, however much it is, is of that
+    /// data.
+    #[test]
+    fn a_ping_stands_behind_what_the_kernel_holds() {
+        for left in 0..5 {
+            let mut core = Core::new();
+            let (id, _) = core.active(1_764_100_000);
+            let held = outstanding(&mut core, id);
+            core.pass_ms(u64::from(core.shard.rules.ping_ms));
+            assert_eq!(core.shard.counters.pings_sent_count, 1);
+            let taken = held.len() - left;
+            core.shard.handle_taken(id, taken);
+            assert_eq!(core.laid_out(id).unwrap(), [&held[taken..], &[0x89, 0]].concat());
+        }
+    }
+
+    /// A connection ends while the kernel holds bytes of it: its queue goes at once, and what the kernel says afterwards changes nothing.
+    #[test]
+    fn the_last_word_about_a_dropped_queue_changes_nothing() {
+        let mut core = Core::new();
+        let [(id, _), (other, _)] = [core.active(1_764_100_000), core.active(1_764_100_000)];
+        let held = outstanding(&mut core, id);
+        core.shard.abort(id, CloseCause::Shed);
+        let sent_bytes = core.shard.counters.bytes_sent_count;
+        core.shard.handle_taken(id, held.len());
+        assert_eq!(core.shard.counters.bytes_sent_count, sent_bytes);
+        core.said(other);
+        core.text(other, r#"{"t":"ping"}"#);
+        assert!(core.said(other).contains("pong"));
+    }
+}
