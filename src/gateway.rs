@@ -307,7 +307,10 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
                 health.drain();
                 break drain(&settings, signal, &posts, &reports, &events);
             }
-            Occurrence::Fatal(fatal) => break Err(fatal),
+            Occurrence::Fatal(fatal) => {
+                health.fail();
+                break Err(fatal);
+            }
         }
     };
     // A store that failed has nothing to finish, and its thread is gone.

@@ -9,12 +9,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use support::disk::FaultyDisk;
 use support::eventually;
 use support::gate::{self, End};
-use support::gateway::Gateway;
+use support::gateway::{Gateway, Readiness};
 use support::raw::{ENCODINGS, Next, Raw, cmid};
 use tidegate::wire::envelope::{ClientFrame, Encoding, ServerFrame, send_flags};
 
@@ -22,6 +22,13 @@ const DIRECT: &str = "d:al:bo";
 
 /// Power cuts of the gate; `TIDEGATE_POWER_CUTS` asks for more. Fifty take about a minute.
 const POWER_CUTS: usize = 50;
+
+/// How soon a failed sync makes the node not ready, and of how many times the best is judged.
+const NOT_READY_WITHIN: Duration = Duration::from_millis(100);
+const FAILED_SYNCS: usize = 6;
+
+/// How soon a disk that has space again makes the store take messages.
+const SERVICE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the devices may take to have everything in the end.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -46,43 +53,58 @@ fn power_cuts_lose_nothing() {
     assert_eq!(report.holes, [] as [String; 0]);
 }
 
-/// A sync of the log fails: nothing that came after is acknowledged, the process ends with the code for it, and the next start finds
-/// everything that had been acknowledged, whatever the kernel dropped of the rest.
+/// A sync of the log fails, several times: see [`fail_a_sync`]. Of how soon the gateway says so the best is judged, since the machine may
+/// have let it wait: within 100 ms it is not ready.
 #[test]
 fn a_failed_sync_acknowledges_nothing() {
-    for encoding in ENCODINGS {
-        let (mut gateway, disk) = FaultyDisk::under("/data/log/", &[]);
-        let mut al = Raw::connect(&gateway, encoding, "al", "1");
-        let kept: Vec<u64> = (0..5).map(|number| al.say(DIRECT, &format!("kept {number}")).seq).collect();
-        disk.fail_syncs();
-        let failed = Instant::now();
-        for number in 0..5 {
-            al.put_send(DIRECT, cmid(), 0, format!("never {number}").as_bytes());
-        }
-        eventually("that it is not ready", || (!gateway.is_ready()).then_some(()));
-        println!("not ready {} ms after the failure", failed.elapsed().as_millis());
-        loop {
-            match al.next() {
-                Next::Closed(_) => break,
-                Next::Frame(ServerFrame::Sent { seq, .. }) => panic!("seq {seq} was acknowledged"),
-                Next::Frame(_) => {}
-            }
-        }
-        assert_eq!(gateway.wait().code(), Some(3), "{}", gateway.log());
-        assert!(gateway.log().contains("syncing the log"), "{}", gateway.log());
-        disk.settle();
-        gateway.run();
-        let mut al = Raw::connect(&gateway, encoding, "al", "1");
-        let page = al.fetch(DIRECT, 1, 0, 0, 0);
-        let stored: Vec<_> = page.messages.iter().map(|message| (message.seq, &*message.payload)).collect();
-        for (number, seq) in (0..).zip(kept) {
-            assert!(stored.contains(&(seq, format!("kept {number}").as_bytes())), "{stored:?}");
-        }
-        al.say(DIRECT, "and it goes on");
-    }
+    let took = (0..FAILED_SYNCS).map(|number| fail_a_sync(ENCODINGS[number % ENCODINGS.len()]));
+    let best = took.min().expect("some");
+    println!("not ready {best:?} after the failed sync, at best of {FAILED_SYNCS}");
+    assert!(best < NOT_READY_WITHIN, "{best:?}");
 }
 
-/// No room: SEND is refused with 5003, and what stores nothing goes on, as does reading; with room again it is taken again.
+/// A sync of the log fails: nothing that came after is acknowledged, the node is not ready from then on, the process ends with the code
+/// for it, and the next start finds everything that had been acknowledged, whatever the kernel dropped of the rest. Returns the time from
+/// the failed sync until `/readyz` said no, or nobody answered any more.
+fn fail_a_sync(encoding: Encoding) -> Duration {
+    let (mut gateway, disk) = FaultyDisk::under("/data/log/", &[]);
+    let mut al = Raw::connect(&gateway, encoding, "al", "1");
+    let kept: Vec<u64> = (0..5).map(|number| al.say(DIRECT, &format!("kept {number}")).seq).collect();
+    assert_eq!(gateway.readiness(), Readiness::Ready);
+    disk.fail_syncs();
+    for number in 0..5 {
+        al.put_send(DIRECT, cmid(), 0, format!("never {number}").as_bytes());
+    }
+    let told = eventually("that it is not ready", || Some(gateway.readiness()).filter(|told| *told != Readiness::Ready));
+    let took = SystemTime::now().duration_since(disk.failed_at()).expect("ready until the sync failed");
+    println!("{took:?} after the failed sync: {told:?}");
+    eventually("the end of the gateway", || {
+        assert_ne!(gateway.readiness(), Readiness::Ready, "ready again");
+        (!gateway.is_running()).then_some(())
+    });
+    loop {
+        match al.next() {
+            Next::Closed(_) => break,
+            Next::Frame(ServerFrame::Sent { seq, .. }) => panic!("seq {seq} was acknowledged"),
+            Next::Frame(_) => {}
+        }
+    }
+    assert_eq!(gateway.wait().code(), Some(3), "{}", gateway.log());
+    assert!(gateway.log().contains("syncing the log"), "{}", gateway.log());
+    disk.settle();
+    gateway.run();
+    let mut al = Raw::connect(&gateway, encoding, "al", "1");
+    let page = al.fetch(DIRECT, 1, 0, 0, 0);
+    let stored: Vec<_> = page.messages.iter().map(|message| (message.seq, &*message.payload)).collect();
+    for (number, seq) in (0..).zip(kept) {
+        assert!(stored.contains(&(seq, format!("kept {number}").as_bytes())), "{stored:?}");
+    }
+    al.say(DIRECT, "and it goes on");
+    took
+}
+
+/// No room: SEND is refused with 5003, and what stores nothing goes on, as does reading; with room again it is taken again, within 5 s: the
+/// store looks every second. Of two rounds the better is judged.
 #[test]
 fn a_full_disk_refuses_and_comes_back() {
     let gateway = on_a_small_disk(&[
@@ -95,11 +117,16 @@ fn a_full_disk_refuses_and_comes_back() {
     let ballast = PathBuf::from(format!("/proc/{}/root{}/data/ballast", gateway.pid(), gateway.dir().display()));
     let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
     let mut bo = Raw::connect(&gateway, Encoding::Json, "bo", "1");
+    let mut best = Duration::MAX;
     for round in 0..2 {
         let head = al.say(DIRECT, "kept").seq;
         assert_eq!(bo.deliver().seq, head);
         fs::write(&ballast, vec![1; free_bytes(ballast.parent().expect("a directory")) - LEFT_BYTES]).expect("it fits");
-        eventually("that it is not ready", || (!gateway.is_ready()).then_some(()));
+        let reasons = eventually("that it is not ready", || match gateway.readiness() {
+            Readiness::Ready => None,
+            told => Some(told),
+        });
+        assert!(matches!(&reasons, Readiness::NotReady(reasons) if reasons.contains("disk is full")), "{reasons:?}");
         assert_eq!(gateway.log().matches("messages are refused with 5003").count(), round + 1, "{}", gateway.log());
         let rid = al.put_send(DIRECT, cmid(), 0, b"no room");
         let error = al.error();
@@ -131,11 +158,14 @@ fn a_full_disk_refuses_and_comes_back() {
                 _ => None,
             })
         });
-        println!("service returned {} ms after space had", freed.elapsed().as_millis());
+        best = best.min(freed.elapsed());
         assert_eq!(next, head + 1);
         assert_eq!(bo.deliver().seq, next);
         assert_eq!(gateway.log().matches("messages are taken").count(), round + 1, "{}", gateway.log());
+        assert!(gateway.is_ready());
     }
+    println!("service returned {best:?} after space had, at best of 2");
+    assert!(best < SERVICE_WITHIN, "{best:?}");
 }
 
 /// Each class of conversations has its level, and each is exactly what it says: level 2 survives whatever happens; level 1 survives a

@@ -14,6 +14,7 @@ pub struct Health {
     is_store_open: AtomicBool,
     awaits_keys: AtomicBool,
     is_draining: AtomicBool,
+    has_failed: AtomicBool,
     turns: Mutex<Vec<Turns>>,
 }
 
@@ -35,6 +36,7 @@ impl Health {
             is_store_open: AtomicBool::new(false),
             awaits_keys: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
             turns: Mutex::new(Vec::new()),
         }
     }
@@ -70,6 +72,11 @@ impl Health {
         self.is_draining.load(Ordering::Relaxed)
     }
 
+    /// A thread cannot go on, and the process ends; there is no way back.
+    pub fn fail(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
+    }
+
     /// Every reason why clients should not come; none: ready.
     #[must_use]
     pub fn reasons(&self, is_read_only: bool) -> Vec<String> {
@@ -86,6 +93,9 @@ impl Health {
         }
         if self.is_draining.load(Ordering::Relaxed) {
             reasons.push("the node is draining".to_owned());
+        }
+        if self.has_failed.load(Ordering::Relaxed) {
+            reasons.push("the node has failed, and ends; the log says why".to_owned());
         }
         if is_read_only {
             reasons.push("the store refuses messages because the disk is full or failed; free space on it".to_owned());
@@ -137,6 +147,8 @@ mod tests {
         health.keys_came();
         health.drain();
         assert_eq!(health.reasons(false), ["the node is draining"]);
+        health.fail();
+        assert_eq!(health.reasons(false), ["the node is draining", "the node has failed, and ends; the log says why"]);
     }
 
     /// A reactor whose turns stand still for more than two seconds is named, and forgiven when it turns again.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::eventually;
 use super::gateway::Gateway;
@@ -30,6 +31,12 @@ impl FaultyDisk {
     /// From now on every sync fails; the next life of the gateway finds a disk that works.
     pub fn fail_syncs(&self) {
         fs::write(self.control.join("fail"), b"").expect("a file of the test");
+    }
+
+    /// When the first sync failed, after [`Self::fail_syncs`].
+    pub fn failed_at(&self) -> SystemTime {
+        let told = fs::read_to_string(self.control.join("failed")).expect("a sync has failed");
+        UNIX_EPOCH + Duration::from_nanos(told.trim().parse().expect("nanoseconds"))
     }
 
     /// After a failure: waits until what the kernel dropped is gone from the files.

@@ -7,6 +7,7 @@
  * becomes PROGRAM, under the same process id, watched by a child. What it does to files that have PART in their path counts:
  *
  *   CONTROL/fail exists   every fdatasync and fsync fails with EIO, and when the program has ended its unsynced writes are lost
+ *                         the first failure notes its time in CONTROL/failed, nanoseconds since 1970
  *   CONTROL/cut exists    the power is cut: the program is killed, and its unsynced writes are lost; then CONTROL/cut is removed
  *
  * Lost means: of each 512-byte sector written since the last sync of its file a coin decides whether it stands or is as before. The
@@ -29,6 +30,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { SECTOR = 512 };
@@ -43,7 +45,7 @@ struct pending {
 };
 
 static struct pending *newest;
-static char fail_path[512], cut_path[512];
+static char fail_path[512], failed_path[512], cut_path[512];
 static const char *part;
 
 static void die(const char *what) {
@@ -144,6 +146,15 @@ static void lose(void) {
     fprintf(stderr, "unsynced: %lu of %lu sectors lost\n", lost, sectors);
 }
 
+static void note_failure(void) {
+    struct timespec now;
+    int note = open(failed_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    if (note < 0) return; /* It was not the first. */
+    clock_gettime(CLOCK_REALTIME, &now);
+    dprintf(note, "%lld%09ld\n", (long long)now.tv_sec, now.tv_nsec);
+    close(note);
+}
+
 static void cut(pid_t pid, int gone) {
     kill(pid, SIGKILL);
     struct pollfd wait = { .fd = gone, .events = POLLIN };
@@ -179,6 +190,7 @@ static void watch(pid_t pid, int notices) {
             case SYS_write: remember(path, position(pid, fd, path), notice.data.args[2]); break;
             default:
                 if (access(fail_path, F_OK) == 0) {
+                    note_failure();
                     answer.flags = 0;
                     answer.error = -EIO;
                 } else {
@@ -193,6 +205,7 @@ static void watch(pid_t pid, int notices) {
 int main(int count, char **arguments) {
     if (count < 4) return 125;
     snprintf(fail_path, sizeof fail_path, "%s/fail", arguments[1]);
+    snprintf(failed_path, sizeof failed_path, "%s/failed", arguments[1]);
     snprintf(cut_path, sizeof cut_path, "%s/cut", arguments[1]);
     part = arguments[2];
     struct sock_filter rules[] = {

@@ -32,6 +32,16 @@ pub struct Gateway {
     within: Vec<String>,
 }
 
+/// Whether a gateway takes clients.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Readiness {
+    Ready,
+    /// And why not.
+    NotReady(String),
+    /// Nobody answers: the process ends, or has ended.
+    Gone,
+}
+
 impl Gateway {
     /// Starts a gateway with the defaults and two reactors.
     pub fn start() -> Self {
@@ -238,9 +248,21 @@ impl Gateway {
         self.ask_admin(method, path, body).expect("the admin listener answers")
     }
 
-    /// Whether `/readyz` says so. A process that is gone says nothing.
+    /// What `/readyz` says.
+    pub fn readiness(&self) -> Readiness {
+        match self.ask_admin("GET", "/readyz", "") {
+            Ok((200, _)) => Readiness::Ready,
+            Ok((503, reasons)) => Readiness::NotReady(reasons),
+            Ok((status, text)) => panic!("/readyz: {status} {text}"),
+            Err(_) => Readiness::Gone,
+        }
+    }
+
+    /// Whether `/readyz` of a process that lives says so.
     pub fn is_ready(&self) -> bool {
-        self.ask_admin("GET", "/readyz", "").is_ok_and(|(status, _)| status == 200)
+        let told = self.readiness();
+        assert_ne!(told, Readiness::Gone);
+        told == Readiness::Ready
     }
 
     fn ask_admin(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
