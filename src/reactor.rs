@@ -8,10 +8,14 @@
 //! A `catch_unwind` stands here, around the handling of one connection's bytes: that connection is closed with 1011, a crash record is
 //! logged, the others go on. The other one of the product stands around one token in `auth`. A panic in any other phase ends the process.
 
+#[cfg(debug_assertions)]
+use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+#[cfg(debug_assertions)]
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::address::Shown;
@@ -625,8 +629,8 @@ impl<D: Driver> Sink<D> for Hands {
         let lent = self.lends_count.is_multiple_of(PARSE_SAMPLED_EVERY).then(|| self.clock.now());
         let messages_count = self.shard.counters.messages_received_count;
         let handled = self.guarded(id, |shard, now, stashes, outbox| {
-            #[cfg(test)]
-            tests::panic_if_asked(bytes);
+            #[cfg(debug_assertions)]
+            panic_over_defect(bytes);
             shard.handle_bytes(now, id, bytes, stashes, outbox)
         });
         if let Some(lent) = lent.filter(|_| self.shard.counters.messages_received_count > messages_count) {
@@ -720,6 +724,18 @@ const TURN_STALLED: Duration = Duration::from_millis(50);
 const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(60);
 /// As many panics within a minute end the process.
 const PANICS_PER_MINUTE_MAX: u32 = 10;
+
+/// The defect that a build with debug assertions has if its environment names the bytes, so that tests see what follows a panic.
+#[cfg(debug_assertions)]
+fn panic_over_defect(bytes: &[u8]) {
+    static DEFECT: LazyLock<Vec<u8>> =
+        LazyLock::new(|| std::env::var_os("FAULT_PANIC_OVER").map_or(DEFECT_OF_TESTS.to_vec(), OsString::into_encoded_bytes));
+    assert!(bytes.is_empty() || bytes != *DEFECT, "a defect was planted");
+}
+
+/// Those of the unit tests; no bytes: there is no defect.
+#[cfg(debug_assertions)]
+const DEFECT_OF_TESTS: &[u8] = if cfg!(test) { b"the bytes of a defect" } else { b"" };
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! Every way to end a connection, provoked through the real binary: exactly its cause moves, and the client sees the code that
-//! `docs/metrics.md` names. `internal_error` cannot be provoked from outside; a test of the reactor does it.
+//! `docs/metrics.md` names. `internal_error` needs a defect, which is planted.
 
 mod support;
 
@@ -86,12 +86,35 @@ fn every_close_has_its_cause() {
         }
         drop(left);
     }
-    // A defect is provoked in `reactor.rs`, TLS where there are certificates, in `tls.rs`, and want of memory in `budget.rs`.
+    // A defect is provoked below, TLS where there are certificates, in `tls.rs`, and want of memory in `budget.rs`.
     let elsewhere = ["internal_error", "tls_failed", "shed"];
     let mut provoked: Vec<&str> = WAYS.iter().map(|way| way.cause).chain(elsewhere).collect();
     provoked.sort_unstable();
     assert!(provoked.iter().eq(documented.keys()), "a documented cause is not provoked, or the other way round");
 }
+
+/// A defect that the bytes of one client set off, on either driver: that connection ends with 1011, the log has a crash record that says
+/// where and on which way, and whoever shares the core goes on.
+#[test]
+fn a_defect_ends_one_connection_and_leaves_a_crash_record() {
+    let gateway = Gateway::within(&["env", &format!("FAULT_PANIC_OVER={DEFECT}")], &[("reactors", "1")]);
+    let [mut victim, mut neighbour] = ["al", "bo"].map(|user| connect(&gateway, user, "1"));
+    victim.socket.get_mut().write_all(DEFECT.as_bytes()).expect("a socket");
+    assert_eq!(victim.closed(), documented()["internal_error"]);
+    let moved = eventually("the count", || Some(closes(&gateway)).filter(|moved| !moved.is_empty()));
+    assert_eq!(moved, BTreeMap::from([("internal_error".to_owned(), 1)]));
+    assert_eq!(gateway.metric("tidegate_panics_total"), 1.0);
+    neighbour.say(DIRECT, "still here");
+    let record = eventually("the crash record", || {
+        gateway.log().lines().find(|line| line.contains("panicked: a defect was planted")).map(str::to_owned)
+    });
+    for part in [r#""level":"ERROR""#, r#""thread":"reactor-0""#, r#""place":"src/reactor.rs:"#, "panic_over_defect"] {
+        assert!(record.contains(part), "{part}: {record}");
+    }
+}
+
+/// Bytes that no parser would stumble over.
+const DEFECT: &str = "the bytes of a defect";
 
 /// Causes and codes of the table in the documentation.
 fn documented() -> BTreeMap<&'static str, Option<u16>> {

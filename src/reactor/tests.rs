@@ -114,13 +114,6 @@ fn made_of(listener: Option<Listener>, rules: Rules) -> Made {
     Made { reactor, post, block, _others: (submitted, reported) }
 }
 
-/// The defect of the test below: bytes that no parser would stumble over.
-pub fn panic_if_asked(bytes: &[u8]) {
-    assert!(bytes != DEFECT, "a defect of the test");
-}
-
-const DEFECT: &[u8] = b"the bytes of a defect";
-
 /// A panic while the bytes of one connection are handled closes that connection with 1011, is counted, and leaves its neighbour on the
 /// same core alone.
 #[test]
@@ -165,7 +158,7 @@ fn a_panic_leaves_the_others_alone() {
         assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
     }
     let [victim, neighbour] = &mut streams;
-    victim.write_all(DEFECT).unwrap();
+    victim.write_all(DEFECT_OF_TESTS).unwrap();
     let (end, panics) = read_until(victim, &|_| false);
     assert_eq!((end.first(), end.get(2..4), panics), (Some(&0x88), Some(&1011_u16.to_be_bytes()[..]), 1), "{end:x?}");
     // A ping, masked with zeros.
