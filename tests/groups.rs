@@ -242,6 +242,27 @@ fn devices_are_limited() {
     assert!(tablet.ping().is_empty() && newer.ping().is_empty());
 }
 
+/// Of each class of platform that is named a user has one device, `other` included, and of the rest as many as come.
+#[test]
+fn a_user_has_one_device_of_each_named_class() {
+    for (named, replaced) in [("other,tablet", [0, 4].as_slice()), ("web,desktop,phone,bot", &[1, 2, 3, 5])] {
+        let gateway = Gateway::with(&[("login.one_per_class", named)]);
+        for platform in 0..6 {
+            let user = format!("u{platform}");
+            let [mut old, mut new] = ["1", "2"].map(|device| {
+                let mut raw = login(&gateway, &user, device, platform);
+                raw.welcome();
+                raw
+            });
+            match replaced.contains(&platform) {
+                true => assert_eq!(old.closed(), Some(4409), "{named}: {platform}"),
+                false => assert!(old.ping().is_empty(), "{named}: {platform}"),
+            }
+            assert!(new.ping().is_empty());
+        }
+    }
+}
+
 /// Kicked is closed and may come back; banned is told, and stays out over a restart until the ban ends.
 #[test]
 fn bans_outlive_the_process() {

@@ -142,6 +142,14 @@ fn unsafe_stands_in_io_alone() {
     }
 }
 
+/// The unbuffered interface of rustls, which its next version changes, is named in one file.
+#[test]
+fn one_file_knows_the_unbuffered_interface() {
+    let knows = |text: &str| words(text).any(|(_, word)| word == "unbuffered" || word.starts_with("Unbuffered"));
+    let found: Vec<_> = sources().into_iter().filter(|(_, text)| knows(text)).map(|(module, _)| module).collect();
+    assert_eq!(found, ["wire/tls"]);
+}
+
 /// The rules do find what they forbid, in every spelling of an import, and leave comments and tests alone.
 #[test]
 fn the_rules_find_what_they_forbid() {

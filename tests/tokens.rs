@@ -1,21 +1,36 @@
 //! Tokens stay with their owners: whatever is sent where, no log line, metric or answer shows one.
 
 mod support;
+#[path = "support/tokens.rs"]
+mod tokens;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 
 use support::eventually;
-use support::gateway::Gateway;
+use support::gateway::unix_s;
 use support::peer::{Peer, status, upgrade};
 use support::raw::{ENCODINGS, Raw};
+use support::secure::{self, Authority, BOTH};
 use tidegate::wire::envelope::{ClientFrame, Encoding, ServerFrame};
+use tokens::{AUDIENCE, Signer, good_claims, key_file};
 
-/// A run at level trace in which tokens, good and bad, come everywhere they could: not one of them, nor a part of one, is found in what the
-/// gateway wrote or shows.
+/// A run at level trace in which tokens, good and bad, of the secret and of a public key, come everywhere they could, with TLS and without:
+/// not one of them, nor a part of one, is found in what the gateway wrote or shows.
 #[test]
 fn no_token_is_written_anywhere() {
-    let gateway = Gateway::with(&[("log.level", "trace"), ("log.trace_every", "1")]);
+    let authority = Authority::new();
+    authority.issue("a", &["a.example"]);
+    let key = key_file("ed.pem");
+    let settings = [("log.level", "trace"), ("log.trace_every", "1"), ("auth.keys", &*key), ("auth.audience", AUDIENCE)];
+    let (gateway, secure) = secure::start(&authority, &["a"], &settings);
+    let mut foreign = Vec::new();
+    let mut fresh_of_key = |seconds: i64| {
+        let token = Signer::Ed.token(Signer::Ed.header(), &good_claims(unix_s().saturating_add_signed(seconds)));
+        foreign.push(token.clone());
+        token
+    };
     let mut tokens = Vec::new();
     let mut fresh = |user: &str, seconds: i64| {
         let token = gateway.token_for(user, None, seconds);
@@ -37,6 +52,28 @@ fn no_token_is_written_anywhere() {
         let mut bent = Raw::open(&gateway, encoding);
         bent.hello(&fresh("al", 3600).replace('.', "\u{1}"), "1");
         assert_eq!(bent.closed(), Some(4401));
+        // Tokens of a key are judged elsewhere.
+        let mut al = Raw::open(&gateway, encoding);
+        al.hello(&fresh_of_key(3600), "1");
+        al.welcome();
+        al.put(&ClientFrame::Auth { rid: 7, token: fresh_of_key(7200).into() });
+        al.wait("OK", |frame| matches!(frame, ServerFrame::Ok { rid: 7, .. }).then_some(()));
+        let cut = fresh_of_key(3600);
+        for token in [&*fresh_of_key(-60), &cut[..cut.len() - 4]] {
+            let mut bad = Raw::open(&gateway, encoding);
+            bad.hello(token, "1");
+            assert_eq!(bad.closed(), Some(4401));
+        }
+    }
+    for (token, expected) in
+        [(fresh("al", 3600), "welcome"), (fresh_of_key(3600), "welcome"), (fresh("al", -60), "2002"), (fresh_of_key(-60), "2002")]
+    {
+        let config = Arc::new(authority.client(&BOTH, None));
+        let mut al = secure::upgraded(secure::connect(secure, &config, "a.example").expect("a connection"));
+        let hello = serde_json::json!({ "t": "hello", "device": "tls", "token": token }).to_string();
+        al.send(tungstenite::Message::text(hello)).expect("it takes a HELLO");
+        let answer = al.read().expect("an answer");
+        assert!(answer.to_text().expect("text").contains(expected), "{answer:?}");
     }
     // In the header; then HELLO names none.
     let bearer = format!("Bearer {}", fresh("cy", 3600));
@@ -79,8 +116,8 @@ fn no_token_is_written_anywhere() {
     for level in ["DEBUG", "INFO"] {
         assert!(log.contains(level), "a run at level trace: {log}");
     }
-    assert!(answers.contains("tidegate_connections_open") && tokens.len() == 17);
-    for part in tokens.iter().flat_map(|token| token.split('.').skip(1).chain([token.as_str()])) {
+    assert!(answers.contains("tidegate_connections_open") && tokens.len() == 19 && foreign.len() == 10);
+    for part in tokens.iter().chain(&foreign).flat_map(|token| token.split('.').skip(1).chain([token.as_str()])) {
         assert!(!log.contains(part), "a token in the log: {part}");
         assert!(!answers.contains(part), "a token in an answer: {part}");
     }
