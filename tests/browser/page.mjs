@@ -41,14 +41,14 @@ async function freePort() {
   return port;
 }
 
-async function start() {
+async function start(...more) {
   const ready = path.join(room, "ready");
   fs.rmSync(ready, { force: true });
   const log = fs.openSync(path.join(room, "log"), "a");
   const out = fs.openSync(path.join(room, "out"), "w");
   gateway = spawn(binary, [
     "serve", "--listen", `127.0.0.1:${listen}`, "--admin-listen", `127.0.0.1:${admin}`, "--data-dir", path.join(room, "data"),
-    "--drain-window-ms", "500", "--ready-file", ready, "--store-free-bytes-min", "0", "--store-free-percent-min", "0",
+    "--drain-window-ms", "500", "--ready-file", ready, "--store-free-bytes-min", "0", "--store-free-percent-min", "0", ...more,
   ], { stdio: ["ignore", out, log] });
   for (let tries = 0; !fs.existsSync(ready); tries += 1) {
     assert(tries < 400 && gateway.exitCode === null, "the gateway did not become ready");
@@ -297,6 +297,30 @@ async function run() {
     for (const id of ["list", "scroll", "text", "say"]) assert(await ann.$(`#${id}[role], #${id}[aria-label]`), id);
     const nameless = await ann.$$eval("button", all => all.filter(it => it.checkVisibility() && !it.textContent.trim() && !it.getAttribute("aria-label")).length);
     assert.equal(nameless, 0);
+  });
+
+  await check("a tab that sleeps for eight intervals of heartbeats stays connected", async () => {
+    await end("SIGTERM");
+    await start("--protocol-ping-ms", "1000");
+    await connected(ann);
+    await connected(bo);
+    await bo.evaluate(() => { window.ticks = 0; setInterval(() => { window.ticks += 1; }, 100); });
+    const since = await bo.evaluate(() => tidegate.link.since);
+    const tools = await bosBrowser.newCDPSession(bo);
+    // Headless tabs are always visible, and only hidden ones can be frozen: the debugger stops its script instead.
+    await tools.send("Debugger.enable");
+    await tools.send("Debugger.pause");
+    await write(ann, "Are you asleep?");
+    said.push("Are you asleep?");
+    await new Promise(done => setTimeout(done, 8000));
+    await tools.send("Debugger.resume");
+    assert(await bo.evaluate(() => window.ticks) < 40, "it did sleep");
+    await has(bo, said.length);
+    assert.deepEqual(await texts(bo), said);
+    assert.equal(await bo.evaluate(() => tidegate.link.since), since, "on the same connection");
+    const metrics = await (await fetch(`http://127.0.0.1:${admin}/metrics`)).text();
+    const closes = metrics.split("\n").filter(line => /^tidegate_closes_total.* [1-9]/.test(line));
+    assert.deepEqual(closes, []);
   });
 
   await check("no request left this machine, no error, nothing against the policy", () => {
