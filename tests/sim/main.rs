@@ -68,6 +68,7 @@ const FOUND: &[(u64, &str)] = &[
     (10_944, "a PRESENCE that was dropped for want of room was never told again"),
     (13_440, "unread was asked for while a message was on its way (the checker)"),
     (15_459, "unread was asked for while a message was on its way (the checker)"),
+    (15_755, "one piece of the last page was on its way for seconds, in the calm as well (the simulation)"),
     (18_422, "a connection that was reset waited for a send that the silence of its link held (the simulation)"),
     (19_849, "a redelivery that trouble had made late counted as lost (the checker)"),
 ];

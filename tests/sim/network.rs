@@ -13,7 +13,10 @@ use crate::{MS, SECOND, US};
 /// What the network is like at the moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
+    /// Mean time on the way.
     pub latency_ns: u64,
+    /// No piece is longer on its way than that.
+    pub latency_max_ns: u64,
     /// Of a million pieces so many are followed by a reset.
     pub reset_ppm: u64,
     /// Of a million pieces so many begin a silence in their direction.
@@ -21,6 +24,13 @@ pub struct Weather {
     pub silence_ns: u64,
     /// Of a million pieces so many begin a time in which the client does not read.
     pub pause_ppm: u64,
+}
+
+impl Weather {
+    /// How long something is on its way.
+    pub fn latency(&self, random: &mut Random) -> u64 {
+        random.spread(self.latency_ns).min(self.latency_max_ns)
+    }
 }
 
 /// How one direction ends.
@@ -53,7 +63,7 @@ impl Way {
             if random.chance(weather.silence_ppm) {
                 self.silent_until = self.silent_until.max(now + random.spread(weather.silence_ns));
             }
-            let at = (now + random.spread(weather.latency_ns)).max(self.last).max(self.silent_until);
+            let at = (now + weather.latency(random)).max(self.last).max(self.silent_until);
             self.last = at;
             self.pieces.push_back((at, piece));
             arrivals.push(at);
@@ -64,8 +74,8 @@ impl Way {
         }
     }
 
-    fn finish(&mut self, now: u64, end: End, latency_ns: u64, random: &mut Random) -> u64 {
-        let mut at = now + random.spread(latency_ns);
+    fn finish(&mut self, arrives: u64, end: End) -> u64 {
+        let mut at = arrives;
         match end {
             End::Fin => at = at.max(self.last),
             End::Reset => self.pieces.retain(|(arrival, _)| *arrival <= at),
@@ -180,7 +190,7 @@ impl Link {
     }
 
     pub fn client_ends(&mut self, now: u64, end: End, weather: &Weather, due: &mut Due) {
-        due.core.push(self.up.finish(now, end, weather.latency_ns, &mut self.random));
+        due.core.push(self.up.finish(now + weather.latency(&mut self.random), end));
         if end == End::Reset {
             self.client_gone = true;
         }
@@ -258,7 +268,7 @@ impl Link {
             return;
         }
         let end = if how == Close::Graceful { End::Fin } else { End::Reset };
-        due.device.push(self.down.finish(now, end, weather.latency_ns, &mut self.random));
+        due.device.push(self.down.finish(now + weather.latency(&mut self.random), end));
         let lingers = how == Close::Graceful && self.up.ended(now).is_none();
         let after = if lingers { self.random.spread(500 * MS).min(2 * SECOND) } else { self.random.below(2 * MS) };
         // The kernel returns a send it holds before the last word; a reset has it return at once.
@@ -322,7 +332,7 @@ impl Link {
     /// The process at the other end is gone.
     pub fn process_died(&mut self, now: u64, after_ns: u64, due: &mut Due) {
         self.is_over = true;
-        due.device.push(self.down.finish(now + after_ns, End::Reset, MS, &mut self.random));
+        due.device.push(self.down.finish(now + after_ns + self.random.spread(MS), End::Reset));
     }
 
     /// The weather clears: nothing is silent or paused any more.

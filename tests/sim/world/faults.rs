@@ -248,8 +248,14 @@ impl World {
     /// No fault from here on, and those that last are over.
     pub(super) fn clear(&mut self) {
         self.is_troubled = false;
-        self.weather =
-            Weather { latency_ns: self.plan.weather.latency_ns, reset_ppm: 0, silence_ppm: 0, silence_ns: 0, pause_ppm: 0 };
+        self.weather = Weather {
+            latency_ns: self.plan.weather.latency_ns,
+            latency_max_ns: CALM_LATENCY_MAX_NS,
+            reset_ppm: 0,
+            silence_ppm: 0,
+            silence_ns: 0,
+            pause_ppm: 0,
+        };
         // Whoever comes or renews from now on stays.
         self.ledger.tokens.life_s = 0;
         // Overload is over too: what it made small is as large as it is.
@@ -273,3 +279,7 @@ impl World {
         }
     }
 }
+
+/// In the calm nothing is longer on its way than that: one piece late by seconds, the last of a long exchange, would be taken for a client
+/// that does not get what it should.
+const CALM_LATENCY_MAX_NS: u64 = 400 * MS;

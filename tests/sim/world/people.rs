@@ -53,7 +53,7 @@ impl World {
         }
         if wishes.connect {
             let core = self.random.index(self.plan.cores);
-            let at = now + self.random.spread(self.weather.latency_ns);
+            let at = now + self.weather.latency(&mut self.random);
             self.push(at, Happening::Opened { device, core });
         }
         let who = &self.devices[device];
@@ -104,7 +104,7 @@ impl World {
             Some(link) => self.rude_writes(link, wishes),
             None => {
                 let core = self.random.index(self.plan.cores);
-                let at = self.now + self.random.spread(self.weather.latency_ns);
+                let at = self.now + self.weather.latency(&mut self.random);
                 self.push(at, Happening::Opened { device: RUDE + number, core });
             }
         }
