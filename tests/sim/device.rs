@@ -1,5 +1,6 @@
 //! A client: the reference client's machine over simulated links, and the person who uses it.
 
+mod cursors;
 mod showing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::ids::Cmid;
-use tidegate::wire::envelope::{ClientFrame, Encoding, Frames, ServerFrame, ServerFrames, Users, deliver_flags, encode_client};
+use tidegate::wire::envelope::{
+    ClientFrame, Encoding, Frames, ServerFrame, ServerFrames, Users, deliver_flags, encode_client, page_flags,
+};
 use tidegate_client::{Closed, Event, Machine, Outgoing, SendError, Settings, State, Ticket};
 
 use crate::ledger::{Conv, Finding, Ledger, Said, payload};
@@ -15,6 +18,8 @@ use crate::random::Random;
 use crate::renewals::Renewals;
 use crate::socket::{self, Arrival, Incoming};
 use crate::tokens::Token;
+
+use cursors::Cursors;
 
 pub struct Device {
     pub number: usize,
@@ -48,6 +53,7 @@ pub struct Device {
     /// The window WELCOME granted, and the highest `pos` this device has acknowledged by what it wrote.
     granted: u16,
     acknowledged: u64,
+    pub cursors: Cursors,
     /// Whom WATCH shall name, the answer it waits for, and what was said of each since.
     pub watches: Vec<Arc<str>>,
     watch_rid: u32,
@@ -91,6 +97,7 @@ impl Device {
     ) -> Self {
         let encoding = if random.chance(200_000) { Encoding::Json } else { Encoding::Binary };
         let machine = Machine::new(settings(&name, encoding, window, is_curious), random.next());
+        let cursors = Cursors::new(random.stream("cursors", 0));
         Self {
             number,
             user,
@@ -116,6 +123,7 @@ impl Device {
             last_seq: BTreeMap::new(),
             granted: 0,
             acknowledged: 0,
+            cursors,
             watches: Vec::new(),
             watch_rid: 0,
             watch_due: false,
@@ -206,6 +214,7 @@ impl Device {
         self.close_code = None;
         self.last_pos = 0;
         self.last_seq.clear();
+        self.cursors.connection_begins();
     }
 
     /// Bytes came on the link.
@@ -361,10 +370,15 @@ impl Device {
             self.watch(wishes);
             any = true;
         }
+        if self.machine.is_active()
+            && let Some(older) = self.cursors.older(now)
+        {
+            self.put(&older, wishes);
+            any = true;
+        }
         while self.is_upgraded && self.machine.poll_transmit(time(now), &mut message) {
-            let opcode = if self.encoding == Encoding::Json { socket::TEXT } else { socket::BINARY };
             self.note_written(now, &message);
-            self.frame(opcode, &message, wishes);
+            self.message(&message, wishes);
             message.clear();
             any = true;
         }
@@ -381,10 +395,18 @@ impl Device {
         self.watch_rid = self.watch_rid.max(OWN_RID) + 1;
         self.believes.clear();
         let users = Users::List(self.watches.iter().map(|user| user.to_string().into()).collect());
+        self.put(&ClientFrame::Watch { rid: self.watch_rid, ttl_s: 0, users }, wishes);
+    }
+
+    fn put(&mut self, frame: &ClientFrame<'_>, wishes: &mut Wishes) {
         let mut message = Vec::new();
-        encode_client(self.encoding, &ClientFrame::Watch { rid: self.watch_rid, ttl_s: 0, users }, &mut message);
+        encode_client(self.encoding, frame, &mut message);
+        self.message(&message, wishes);
+    }
+
+    fn message(&mut self, message: &[u8], wishes: &mut Wishes) {
         let opcode = if self.encoding == Encoding::Json { socket::TEXT } else { socket::BINARY };
-        self.frame(opcode, &message, wishes);
+        self.frame(opcode, message, wishes);
     }
 
     fn note_written(&mut self, now: u64, message: &[u8]) {
@@ -393,7 +415,11 @@ impl Device {
             match frame {
                 ClientFrame::Hello(hello) => self.acknowledged = hello.last_pos,
                 ClientFrame::Auth { rid, token } => self.renewals.written(rid, &token, now),
-                ClientFrame::Ack { pos, .. } | ClientFrame::Ping { pos } => self.acknowledged = self.acknowledged.max(pos),
+                ClientFrame::Ack { pos, cursors } => {
+                    self.acknowledged = self.acknowledged.max(pos);
+                    self.cursors.written(now, &cursors);
+                }
+                ClientFrame::Ping { pos } => self.acknowledged = self.acknowledged.max(pos),
                 _ => {}
             }
         }
@@ -449,6 +475,9 @@ impl Device {
             }
             Event::Reset { conv } => return Err(format!("device {}: the numbering of {conv} began anew", self.number)),
             Event::Conversation(entry) => {
+                if entry.flags & page_flags::ENTRY_REMOVED == 0 {
+                    self.cursors.told(&entry.conv, entry.mine)?;
+                }
                 self.entries.insert(entry.conv, (entry.read, entry.unread));
             }
             Event::Synced => self.synced_count += 1,

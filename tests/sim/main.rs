@@ -162,7 +162,7 @@ fn seeds_that_found_something_stay_good() {
     for (seed, found) in FOUND {
         // As the world was when they were found, and as it is.
         let plan = Plan::from_seed(*seed);
-        for plan in [Plan { renew_ppm: 0, token_life_s: 0, ..plan.clone() }, plan] {
+        for plan in [Plan { renew_ppm: 0, token_life_s: 0, older_acks_ppm: 0, ..plan.clone() }, plan] {
             let result = run(plan);
             assert!(result.is_ok(), "once: {found}; now: {}", result.unwrap_err());
         }

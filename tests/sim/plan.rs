@@ -21,6 +21,8 @@ pub struct Plan {
     pub burst_ppm: u64,
     /// Of a million turns of a person so many are an AUTH.
     pub renew_ppm: u64,
+    /// Of a million ACKs so many are followed by one that names older cursors.
+    pub older_acks_ppm: u64,
     /// Seconds that a token lasts, while there is trouble; 0: it outlasts the run.
     pub token_life_s: u64,
     pub payload_max: u64,
@@ -81,6 +83,7 @@ impl Plan {
             send_every_ns: SECOND,
             burst_ppm: 50_000,
             renew_ppm: 0,
+            older_acks_ppm: 0,
             token_life_s: 0,
             payload_max: 200,
             trouble_ns: 20 * SECOND,
@@ -168,6 +171,7 @@ impl Plan {
         plan.renew_ppm = *last.pick(&[0, 0, 0, 100_000]);
         // Where the wall clock jumps, nobody can say when a token has to end.
         plan.token_life_s = if plan.faults.clock_jump_ns == 0 { *last.pick(&[0, 0, 0, 0, 8, 15]) } else { 0 };
+        plan.older_acks_ppm = *Random::new(seed).stream("plan", 3).pick(&[0, 0, 0, 200_000]);
         plan
     }
 }

@@ -203,7 +203,8 @@ impl World {
                 let stream = random.stream("device", (number * 16 + device) as u64);
                 let name = format!("dev{device}");
                 let wants = (self.plan.faults.members_ns > 0, self.plan.watches);
-                let device = Device::new(place, user.clone(), name, token, convs.clone(), self.plan.window, wants, stream);
+                let mut device = Device::new(place, user.clone(), name, token, convs.clone(), self.plan.window, wants, stream);
+                device.cursors.older_ppm = self.plan.older_acks_ppm;
                 self.devices.push(device);
             }
         }
@@ -283,6 +284,8 @@ impl World {
         if self.plan.watches {
             self.judge_presence()?;
         }
+        // Behind the presence: whoever has just come back must be told to those who watch.
+        self.judge_cursors()?;
         self.leave()?;
         let stored_count = self.stored()?.values().map(|stored| stored.messages.len() as u64).sum();
         Ok(Report {

@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tidegate::store::record::{self, Value};
+use tidegate::store::rows::Rows;
+use tidegate::store::schema::{Keyspace, cursor_key};
+
 use super::World;
 use crate::cores::Core;
 use crate::device::Device;
@@ -108,6 +112,27 @@ impl World {
         Ok(())
     }
 
+    /// What a device has named on a connection that stands is in the rows, once it has had the time to come there.
+    pub(super) fn judge_cursors(&mut self) -> Result<(), Finding> {
+        self.until(self.now + CURSORS_NS, |_| false)?;
+        let process = self.process.as_ref().ok_or("no process runs")?;
+        let (engine, hashes) = (&process.store.engine, process.store.hashes());
+        for device in &self.devices {
+            // Who is no member for a while names cursors that are not taken.
+            let lasting = device.cursors.named_here().filter(|(conv, _)| !device.members_change || conv.starts_with("d:"));
+            for (conv, named) in lasting {
+                let key = cursor_key(hashes.user(&device.user), hashes.device(&device.name), hashes.conv(conv));
+                let row = engine.get(Keyspace::Cursor, &key).expect("memory fails never");
+                let kept = row.map_or(Ok(0), |row| record::Cursor::decode(row).map(|cursor| cursor.seq));
+                let kept = kept.map_err(|_| "a cursor row is damaged")?;
+                if kept < named {
+                    return Err(format!("device {} has named {conv} {named}, and its cursor stands at {kept}", device.number));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Everyone asks who is there, and is told; then one user goes, and everyone who may know hears of it.
     pub(super) fn judge_presence(&mut self) -> Result<(), Finding> {
         let stored = self.stored()?;
@@ -183,6 +208,8 @@ impl World {
     }
 }
 
+/// Cursors are gathered for 100 ms, and on disk within a second; the network takes a while before, and the projector behind.
+const CURSORS_NS: u64 = 5 * SECOND;
 /// A change of presence is told when it has lasted 5 s.
 const PRESENCE_NS: u64 = 15 * SECOND;
 /// After everyone has left nothing stays for longer: a machine that is gone without a word is noticed after 10 s in a handshake and 20 s

@@ -69,6 +69,7 @@ impl World {
             return Ok(());
         }
         let mut at = who.machine.poll_timeout().map_or(u64::MAX, |at| u64::try_from(at.as_nanos()).expect("seconds"));
+        at = at.min(who.cursors.wake_at().unwrap_or(u64::MAX));
         if self.is_troubled && !who.is_auditor {
             at = at.min(who.next_say);
         }
