@@ -15,8 +15,9 @@ use crate::events::{Events, Feed, events};
 use crate::inbox::Position;
 use crate::journal::{Journal, Kept};
 use crate::link::{Arrival, BadUrl, Endpoint, Inbound, Link};
-use crate::machine::{Action, Closed, Machine, Settings};
+use crate::machine::{Action, Closed, Machine};
 use crate::pending::{Pending, Resolver};
+use crate::settings::Settings;
 
 /// Commands and chunks of bytes on their way to the driving thread. Full: the caller, or the reading thread, waits.
 const INPUTS_MAX: usize = 256;

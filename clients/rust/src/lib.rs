@@ -39,6 +39,7 @@ mod pending;
 mod random;
 mod reads;
 mod reconnect;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -47,5 +48,6 @@ pub use event::{Cmid, Conversation, Event, Mid, Outcome, Outgoing, Received, Sen
 pub use events::Events;
 pub use inbox::{History, Position};
 pub use link::BadUrl;
-pub use machine::{Acknowledge, Action, Closed, Machine, Settings};
+pub use machine::{Action, Closed, Machine};
 pub use pending::Pending;
+pub use settings::{Acknowledge, Settings};

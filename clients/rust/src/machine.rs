@@ -11,92 +11,23 @@
 //! `false`; [`Machine::poll_outcome`] and [`Machine::poll_event`] until `None`; then it sleeps until [`Machine::poll_timeout`] or until
 //! something happens. Time is a [`Duration`] since any origin the driver likes, and never goes back.
 
+mod heard;
+
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::ids::{Cmid, conversation_kind};
-use tidegate::wire::envelope::{
-    ClientFrame, Cursors, Deliver, Encoding, Hello, ServerFrame, ServerFrames, Welcome, caps, deliver_flags, encode_client,
-    page_flags,
-};
+use tidegate::wire::envelope::{ClientFrame, Cursors, Hello, caps, encode_client};
 
-use crate::event::{Event, Outcome, Outgoing, Received, SendError, Sent, State, Stop, Ticket};
-use crate::inbox::{History, Inbox, PageHead, Position};
-use crate::outbox::{self, Outbox, Refusal};
+use crate::event::{Event, Outcome, Outgoing, SendError, State, Stop, Ticket};
+use crate::inbox::{Inbox, Position};
+use crate::outbox::Outbox;
 use crate::random::Random;
 use crate::reads::Reads;
 use crate::reconnect::{Backoff, Verdict, verdict};
-
-/// What a client is told once.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Encoding, by the subprotocol that is offered.
-    pub encoding: Encoding,
-    /// Device id.
-    pub device: String,
-    /// Name and version of the program, for the gateway's logs.
-    pub client: String,
-    /// 0 other, 1 web, 2 desktop, 3 phone, 4 tablet, 5 bot.
-    pub platform: u8,
-    /// Unacknowledged deliveries to ask for, 1 to 4096; 0 lets the gateway decide.
-    pub window: u16,
-    /// Whether RECEIPT and PRESENCE are wanted.
-    pub receipts: bool,
-    /// See [`Settings::receipts`].
-    pub presence: bool,
-    /// First ceiling of the reconnect delay.
-    pub reconnect_base: Duration,
-    /// Last ceiling of the reconnect delay.
-    pub reconnect_cap: Duration,
-    /// Longest that a connection may take from its start to WELCOME.
-    pub welcome_wait: Duration,
-    /// Send PING after this much silence, and give the connection up when nothing is heard for another 10 s. `None`: leave liveness to
-    /// the gateway.
-    pub ping_after: Option<Duration>,
-    /// What to fetch of conversations that are not in `positions`.
-    pub history: History,
-    /// Whether taking an event acknowledges it. Otherwise the application calls [`Machine::processed`] once it has stored a message.
-    pub acknowledge: Acknowledge,
-    /// Where the device stood when it last ran.
-    pub positions: Vec<Position>,
-    /// `since` of the last complete SYNC, see [`Machine::since`].
-    pub since: u64,
-}
-
-/// Who moves the cursors.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Acknowledge {
-    /// Taking an event moves them.
-    OnTake,
-    /// The application does.
-    ByHand,
-}
-
-impl Settings {
-    /// The defaults of the protocol for a device.
-    #[must_use]
-    pub fn new(device: &str) -> Self {
-        Self {
-            encoding: Encoding::Binary,
-            device: device.to_owned(),
-            client: concat!("tidegate-client/", env!("CARGO_PKG_VERSION")).to_owned(),
-            platform: 0,
-            window: 0,
-            receipts: false,
-            presence: false,
-            reconnect_base: Duration::from_millis(500),
-            reconnect_cap: Duration::from_secs(30),
-            welcome_wait: Duration::from_secs(15),
-            ping_after: None,
-            history: History::Whole,
-            acknowledge: Acknowledge::OnTake,
-            positions: Vec::new(),
-            since: 0,
-        }
-    }
-}
+use crate::settings::{Acknowledge, Settings};
 
 /// What the driver is to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -359,102 +290,6 @@ impl Machine {
         }
     }
 
-    /// One WebSocket message of the gateway.
-    ///
-    /// # Errors
-    /// The message breaks the protocol. The connection is being given up; a fresh one may do better.
-    pub fn handle_message(&mut self, now: Duration, bytes: &[u8]) -> Result<(), tidegate::wire::envelope::DecodeError> {
-        let mut frames = ServerFrames::new(self.settings.encoding, bytes);
-        loop {
-            match frames.next_frame() {
-                Ok(Some(frame)) => self.handle_frame(now, &frame),
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    self.leave(CLOSE_PROTOCOL);
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// One frame of the gateway.
-    pub fn handle_frame(&mut self, now: Duration, frame: &ServerFrame<'_>) {
-        self.heard = now;
-        self.pinged = None;
-        match frame {
-            ServerFrame::Welcome(welcome) => self.welcome(now, welcome),
-            ServerFrame::Pong { .. } => {}
-            ServerFrame::Ok { rid, value } => self.ok(*rid, *value),
-            ServerFrame::Expiring { .. } => self.actions.push_back(Action::Token),
-            ServerFrame::Sent { rid, level, flags, seq, mid } => {
-                let sent = Sent {
-                    cmid: Cmid::default(),
-                    seq: *seq,
-                    mid: *mid,
-                    level: *level,
-                    duplicate: flags & tidegate::wire::envelope::SENT_DUPLICATE != 0,
-                };
-                self.sent(*rid, sent);
-            }
-            ServerFrame::Deliver(deliver) => self.inbox.deliver(deliver.pos, received(deliver)),
-            ServerFrame::SyncPage { rid, flags, since, cursor, entries } => {
-                if !matches!(self.sync, Sync::InFlight { rid: asked, .. } if asked == *rid) {
-                    return;
-                }
-                if self.inbox.is_processed() {
-                    self.since_processed = self.since;
-                }
-                entries.iter().for_each(|entry| self.inbox.entry(entry));
-                if flags & page_flags::MORE != 0 {
-                    self.sync = Sync::Due { at: now, cursor: cursor.to_string() };
-                } else {
-                    self.sync = Sync::Done;
-                    self.since = *since;
-                    self.inbox.emit(Event::Synced);
-                }
-            }
-            ServerFrame::Page { rid, flags, epoch, floor, head, messages, .. } => {
-                let page = PageHead { flags: *flags, epoch: *epoch, floor: *floor, head: *head };
-                self.inbox.page(now, *rid, page, messages.iter(), &self.user);
-            }
-            ServerFrame::Notice { conv, head, .. } => self.inbox.head(conv, *head),
-            ServerFrame::Resync { .. } => {
-                let at = now + self.random.up_to(RESYNC_SPREAD);
-                self.sync = Sync::Due { at, cursor: String::new() };
-            }
-            ServerFrame::Error { rid, code, flags, retry_ms, detail } => {
-                let error = outbox::Error {
-                    code: *code,
-                    retryable: flags & page_flags::ERROR_RETRYABLE != 0,
-                    retry: Duration::from_millis(u64::from(*retry_ms)),
-                    detail,
-                };
-                self.error(now, *rid, &error);
-            }
-            ServerFrame::Goaway { delay_ms, spread_ms, grace_ms, target, .. } => {
-                let millis = |ms: u32| Duration::from_millis(u64::from(ms));
-                let reconnect_at = now + millis(*delay_ms) + self.random.up_to(millis(*spread_ms));
-                let target = (!target.is_empty()).then(|| target.to_string());
-                self.goaway = Some(Goaway { reconnect_at, target });
-                self.leaving(now + millis(*grace_ms));
-            }
-            ServerFrame::Receipt { conv, user, recv, read } => {
-                self.inbox.emit(Event::Receipt { conv: (**conv).into(), user: (**user).into(), recv: *recv, read: *read });
-            }
-            ServerFrame::Conv { conv, event, version, data } => {
-                let data = (**data).into();
-                self.inbox.emit(Event::Membership { conv: (**conv).into(), event: *event, version: *version, data });
-            }
-            ServerFrame::Presence { user, state, seen_ms } => {
-                self.inbox.emit(Event::Presence { user: (**user).into(), state: *state, seen_ms: *seen_ms });
-            }
-            ServerFrame::Signalled { conv, from, kind, payload } => {
-                let (conv, from, payload) = ((**conv).into(), (**from).into(), (**payload).into());
-                self.inbox.emit(Event::Signal { conv, from, kind: *kind, payload });
-            }
-        }
-    }
-
     // What to do next.
 
     /// The next thing the driver is to do.
@@ -609,92 +444,6 @@ impl Machine {
         })
     }
 
-    fn welcome(&mut self, now: Duration, welcome: &Welcome<'_>) {
-        if !matches!(self.phase, Phase::Greeting { .. }) {
-            return;
-        }
-        let resumed = welcome.resumed != 0;
-        self.phase = Phase::Active;
-        self.backoff.active(now);
-        self.session = welcome.session;
-        self.user = (*welcome.user).into();
-        self.terms = Terms {
-            window: welcome.window,
-            send_window: welcome.send_window,
-            dedup: Duration::from_secs(u64::from(welcome.dedup_s)),
-            payload_max: usize::try_from(welcome.max_payload).unwrap_or(usize::MAX),
-        };
-        self.inbox.welcome(resumed);
-        if !resumed || !matches!(self.sync, Sync::Done) {
-            self.sync = Sync::Due { at: now, cursor: String::new() };
-        }
-        self.inbox.emit(Event::State(State::Active { resumed }));
-    }
-
-    fn sent(&mut self, rid: u32, sent: Sent) {
-        let Some((ticket, entry)) = self.outbox.sent(rid) else { return };
-        let sent = Sent { cmid: entry.cmid, ..sent };
-        let Outgoing { conv, kind, quiet, payload, .. } = entry.message;
-        if sent.seq > 0 {
-            // An acknowledged message is in the conversation: it takes its place as if it had been delivered.
-            self.inbox.store(Received {
-                conv,
-                seq: sent.seq,
-                mid: sent.mid,
-                flags: deliver_flags::OWN | if quiet { deliver_flags::QUIET } else { 0 },
-                kind,
-                exp_s: 0,
-                cmid: Some(sent.cmid),
-                from: Arc::clone(&self.user),
-                own: true,
-                payload,
-            });
-        }
-        self.outcomes.push_back(Outcome { ticket, result: Ok(sent) });
-    }
-
-    fn ok(&mut self, rid: u32, value: u64) {
-        if let Some(conv) = self.reads.done(rid) {
-            self.inbox.emit(Event::ReadPosition { conv, seq: value });
-        } else if matches!(self.auth, Auth::InFlight(asked) if asked == rid) {
-            self.auth = Auth::Idle;
-        }
-    }
-
-    fn error(&mut self, now: Duration, rid: u32, error: &outbox::Error<'_>) {
-        if error.code == SHUTTING_DOWN && matches!(self.phase, Phase::Active) {
-            // It overtook its GOAWAY, or there is none: nothing new is accepted here.
-            self.leaving(now + LEAVE_WAIT);
-        }
-        if rid == 0 {
-            return self.refused(error);
-        }
-        if let Some(refusal) = self.outbox.refused(now, rid, error, &mut self.random) {
-            if let Refusal::GivenUp(ticket, error) = refusal {
-                self.outcomes.push_back(Outcome { ticket, result: Err(error) });
-            }
-            return;
-        }
-        let retry_at = error.retryable.then(|| now + error.wait(&mut self.random));
-        if self.inbox.fetch_refused(rid, retry_at) || self.reads.refused(rid, retry_at) {
-            return if retry_at.is_none() {
-                self.refused(error)
-            };
-        }
-        if matches!(self.sync, Sync::InFlight { rid: asked, .. } if asked == rid) {
-            // A cursor the gateway no longer knows is not worth keeping: the next SYNC starts over.
-            let at = retry_at.unwrap_or(now + SYNC_RETRY_WAIT);
-            self.sync = Sync::Due { at, cursor: String::new() };
-        } else if matches!(self.auth, Auth::InFlight(asked) if asked == rid) {
-            self.auth = Auth::Idle;
-            self.refused(error);
-        }
-    }
-
-    fn refused(&mut self, error: &outbox::Error<'_>) {
-        self.inbox.emit(Event::Refused { code: error.code, detail: error.detail.to_owned() });
-    }
-
     fn leaving(&mut self, until: Duration) {
         if matches!(self.phase, Phase::Active) {
             self.phase = Phase::Leaving { until };
@@ -735,21 +484,6 @@ impl Machine {
     }
 }
 
-fn received(deliver: &Deliver<'_>) -> Received {
-    Received {
-        conv: (*deliver.conv).into(),
-        seq: deliver.seq,
-        mid: deliver.mid,
-        flags: deliver.flags,
-        kind: deliver.kind,
-        exp_s: deliver.exp_s,
-        cmid: deliver.cmid,
-        from: (*deliver.from).into(),
-        own: deliver.flags & deliver_flags::OWN != 0,
-        payload: (*deliver.payload).into(),
-    }
-}
-
 /// What is assumed until the first WELCOME: the protocol's defaults.
 const TERMS_BEFORE_WELCOME: Terms =
     Terms { window: 256, send_window: 64, dedup: Duration::from_secs(86_400), payload_max: 64 * 1024 };
@@ -757,18 +491,11 @@ const CLOSE_DONE: u16 = 1000;
 /// Going away: the session stays resumable.
 const CLOSE_AWAY: u16 = 1001;
 const CLOSE_PROTOCOL: u16 = 1002;
-const SHUTTING_DOWN: u16 = 5006;
 /// Entries asked for at once.
 const SYNC_LIMIT: u16 = 256;
 /// Signals waiting to be written. Full: dropped, as a signal may be.
 const SIGNALS_MAX: usize = 16;
-/// RESYNC reaches many clients at once, so each waits a while.
-const RESYNC_SPREAD: Duration = Duration::from_secs(5);
-/// Between a SYNC that was refused and the next.
-const SYNC_RETRY_WAIT: Duration = Duration::from_secs(5);
 /// A SYNC or FETCH unanswered for this long means that the connection is dead.
 const READ_WAIT: Duration = Duration::from_secs(30);
 /// A PING unanswered for this long, with nothing else heard, means that the connection is dead.
 const PONG_WAIT: Duration = Duration::from_secs(10);
-/// Longest wait for open answers after ERROR 5006 without GOAWAY.
-const LEAVE_WAIT: Duration = Duration::from_secs(10);

@@ -12,7 +12,8 @@ use tidegate::ids::Cmid;
 use tidegate::wire::envelope::{ClientFrame, Encoding, Frames};
 
 use crate::event::{Event, Outgoing, SendError, Ticket};
-use crate::machine::{Action, Closed, Machine, Settings};
+use crate::machine::{Action, Closed, Machine};
+use crate::settings::Settings;
 use gateway::{Gateway, SEND_WINDOW};
 
 const USERS: [&str; 4] = ["al", "al", "bo", "cy"];

@@ -10,7 +10,8 @@ use tidegate::wire::envelope::{
 
 use crate::event::{Event, Outgoing, SendError, State, Stop};
 use crate::inbox::{History, Position};
-use crate::machine::{Acknowledge, Action, Closed, Machine, Settings};
+use crate::machine::{Action, Closed, Machine};
+use crate::settings::{Acknowledge, Settings};
 
 const ZERO: Duration = Duration::ZERO;
 
