@@ -18,6 +18,7 @@ use crate::link::{Arrival, BadUrl, Endpoint, Inbound, Link};
 use crate::machine::{Action, Closed, Machine};
 use crate::pending::{Pending, Resolver};
 use crate::settings::Settings;
+use crate::watching::{BadWatch, Wish};
 
 /// Commands and chunks of bytes on their way to the driving thread. Full: the caller, or the reading thread, waits.
 const INPUTS_MAX: usize = 256;
@@ -109,6 +110,8 @@ enum Input {
     Send(Cmid, Outgoing, Resolver),
     Read(String, u64),
     Signal(String, u16, Vec<u8>),
+    Watch(Wish),
+    Nack(String, u64, Duration, u16),
     Processed(String, u64),
     Snapshot(SyncSender<Snapshot>),
     Close,
@@ -206,6 +209,26 @@ impl Client {
     /// Sends a signal if the connection is up.
     pub fn signal(&self, conv: &str, kind: u16, payload: &[u8]) {
         drop(self.0.inputs.send(Input::Signal(conv.to_owned(), kind, payload.to_vec())));
+    }
+
+    /// Watches the presence of `users`, as [`Machine::watch`] does.
+    ///
+    /// # Errors
+    /// [`BadWatch`]: nothing changes.
+    pub fn watch(&self, users: &[&str], ttl: Duration) -> Result<(), BadWatch> {
+        let wish = Wish::new(users, ttl)?;
+        drop(self.0.inputs.send(Input::Watch(wish)));
+        Ok(())
+    }
+
+    /// Watches nobody any more.
+    pub fn unwatch(&self) {
+        drop(self.0.inputs.send(Input::Watch(Wish::default())));
+    }
+
+    /// Asks for a message once more, later, as [`Machine::nack`] does; with [`crate::Acknowledge::ByHand`].
+    pub fn nack(&self, conv: &str, seq: u64, delay: Duration, reason: u16) {
+        drop(self.0.inputs.send(Input::Nack(conv.to_owned(), seq, delay, reason)));
     }
 
     /// Acknowledges everything of `conv` up to `seq`, with [`crate::Acknowledge::ByHand`].
@@ -349,6 +372,8 @@ impl Driver {
             },
             Input::Read(conv, seq) => self.machine.read(&conv, seq),
             Input::Signal(conv, kind, payload) => self.machine.signal(&conv, kind, &payload),
+            Input::Watch(wish) => self.machine.want_watch(wish),
+            Input::Nack(conv, seq, delay, reason) => self.machine.nack(&conv, seq, delay, reason),
             Input::Processed(conv, seq) => self.machine.processed(self.now(), &conv, seq),
             Input::Snapshot(answer) => {
                 drop(answer.send(Snapshot { positions: self.machine.positions(), since: self.machine.since() }));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use tidegate::ids::{Cmid, Mid};
+pub use tidegate::wire::envelope::Trace;
 
 /// A message the application asked to send, in the order of asking.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -22,6 +23,8 @@ pub struct Outgoing {
     pub quiet: bool,
     /// Delivered to who is online, at most once, never stored and never repeated.
     pub transient: bool,
+    /// Trace context that goes with it, as far as [`crate::Settings::trace`] was asked for and granted. Not kept in an outbox on disk.
+    pub trace: Option<Trace>,
     /// Content.
     pub payload: Arc<[u8]>,
 }
@@ -29,7 +32,7 @@ pub struct Outgoing {
 impl Outgoing {
     /// An ordinary message of kind 1.
     pub fn new(conv: &str, payload: &[u8]) -> Self {
-        Self { conv: conv.into(), kind: 1, ttl_s: 0, quiet: false, transient: false, payload: payload.into() }
+        Self { conv: conv.into(), kind: 1, ttl_s: 0, quiet: false, transient: false, trace: None, payload: payload.into() }
     }
 }
 
@@ -123,6 +126,8 @@ pub struct Received {
     pub from: Arc<str>,
     /// Sent by this user, from this device or another.
     pub own: bool,
+    /// Trace context its sender gave it, with [`crate::Settings::trace`]. Of what was missed and fetched later it is not known.
+    pub trace: Option<Trace>,
     /// Content.
     pub payload: Arc<[u8]>,
 }
@@ -133,7 +138,8 @@ pub struct Received {
 pub enum Event {
     /// The connection changed.
     State(State),
-    /// The next message of a conversation: every seq once, in order. Taking it acknowledges it, unless acknowledgement is manual.
+    /// The next message of a conversation: every seq once, in order. Taking it acknowledges it, unless acknowledgement is manual. One that
+    /// [`crate::Machine::nack`] has asked for comes once more, out of order.
     Message(Received),
     /// A transient message.
     Transient(Received),

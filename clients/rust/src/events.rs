@@ -74,6 +74,7 @@ impl IntoIterator for Events {
 
 impl Feed {
     /// As [`SyncSender::try_send`].
+    #[expect(clippy::result_large_err, reason = "what there is no room for comes back")]
     pub(crate) fn give(&self, event: Event) -> Result<(), TrySendError<Event>> {
         let sender = self.sender.as_ref().expect("taken only when dropped");
         sender.try_send(event).inspect(|()| self.waker.wake())

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tidegate::wire::envelope::{Cursor, Entry, Message, deliver_flags, page_flags};
 
+use crate::again::{Again, Nack};
 use crate::event::{Event, Received};
 
 /// Messages that came before their turn, over all conversations. Full: dropped, and fetched later like any missing one.
@@ -29,6 +30,8 @@ const STALLS_MAX: u32 = 5;
 const STALL_WAIT: Duration = Duration::from_secs(1);
 /// Cursors in one ACK.
 const ACK_CURSORS_MAX: usize = 256;
+/// ERROR 4004: too many wait already.
+const TOO_MANY: u16 = 4004;
 /// Longest that something processed stays unacknowledged.
 const ACK_WAIT: Duration = Duration::from_secs(1);
 
@@ -71,6 +74,7 @@ pub(crate) struct Inbox {
     unacked: u32,
     ack_at: Option<Duration>,
     queue: VecDeque<Queued>,
+    again: Again,
     /// Counts sessions: a pos of an earlier one means nothing.
     turn: u32,
 }
@@ -140,12 +144,14 @@ impl Inbox {
             unacked: 0,
             ack_at: None,
             queue: VecDeque::new(),
+            again: Again::default(),
             turn: 0,
         }
     }
 
     /// A session begins; when it is not the one before, positions start again.
     pub(crate) fn welcome(&mut self, resumed: bool) {
+        self.again.welcome();
         if !resumed {
             self.turn += 1;
             self.pos_received = 0;
@@ -185,7 +191,23 @@ impl Inbox {
         self.queue.push_back(Queued { event: None, pos, turn: self.turn });
     }
 
-    /// A message by any way. A duplicate is dropped, an early one is kept aside and what lies before it becomes wanted.
+    /// The application wants a message once more, that it has been given and has not processed; any other is none of its business.
+    pub(crate) fn nack(&mut self, conv: &str, seq: u64, delay: Duration, reason: u16) {
+        let Some((name, conversation)) = self.conversations.get_key_value(conv) else { return };
+        if seq <= conversation.processed || seq > conversation.have {
+            return;
+        }
+        if !self.again.ask(Arc::clone(name), seq, delay, reason) {
+            self.emit(Event::Refused { code: TOO_MANY, detail: format!("{conv} too many wait for redelivery") });
+        }
+    }
+
+    /// The next NACK to write.
+    pub(crate) fn next_nack(&mut self) -> Option<Nack> {
+        self.again.next()
+    }
+
+    /// A message by any way. One that was asked for again is given out again, another duplicate is dropped, an early one is kept aside and what lies before it becomes wanted.
     pub(crate) fn store(&mut self, message: Received) {
         let conv = Arc::clone(&message.conv);
         let conversation = self.conversations.entry(Arc::clone(&conv)).or_default();
@@ -201,6 +223,8 @@ impl Inbox {
             self.emit(Event::Message(message));
             self.unstash(&conv);
             self.want(&conv);
+        } else if self.again.came(&conv, message.seq) {
+            self.emit(Event::Message(message));
         }
     }
 
@@ -362,6 +386,7 @@ impl Inbox {
         if seq > conversation.processed {
             let name = Arc::clone(name);
             self.conversations.entry(Arc::clone(&name)).or_default().processed = seq;
+            self.again.processed(&name, seq);
             self.dirty.insert(name);
             self.ack_soon(now);
         }
@@ -480,6 +505,7 @@ impl Inbox {
         let target = if turn == self.turn { heard } else { 0 };
         *conversation = Conversation { epoch: Some(epoch), target, fetch: conversation.fetch, ..Conversation::default() };
         self.dirty.remove(conv);
+        self.again.processed(conv, u64::MAX);
         self.emit(Event::Reset { conv: Arc::clone(conv) });
         true
     }
@@ -509,6 +535,7 @@ fn received(conv: &Arc<str>, message: &Message<'_>, user: &str) -> Received {
         cmid: message.cmid,
         from: (*message.from).into(),
         own: message.flags & deliver_flags::OWN != 0 || message.from == user,
+        trace: None,
         payload: (*message.payload).into(),
     }
 }

@@ -12,6 +12,10 @@
 //! [`Client`] is all an application needs: it blocks in [`Client::send`] until a message is durable, and gives out every message of every
 //! conversation once and in order. [`Machine`] is the same without sockets, threads or clocks, for who has those already.
 //!
+//! Beside messages there are read positions ([`Client::read`]), signals ([`Client::signal`]), the presence of others ([`Client::watch`],
+//! with [`Settings::presence`]), messages that are to come once more ([`Client::nack`], with [`Acknowledge::ByHand`]) and trace contexts
+//! ([`Outgoing::trace`], with [`Settings::trace`]).
+//!
 //! ```no_run
 //! use tidegate_client::{Client, Event, Options};
 //!
@@ -27,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod again;
 mod client;
 mod event;
 mod events;
@@ -42,12 +47,14 @@ mod reconnect;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod watching;
 
 pub use client::{Client, ConnectError, Options, Snapshot};
-pub use event::{Cmid, Conversation, Event, Mid, Outcome, Outgoing, Received, SendError, Sent, State, Stop, Ticket};
+pub use event::{Cmid, Conversation, Event, Mid, Outcome, Outgoing, Received, SendError, Sent, State, Stop, Ticket, Trace};
 pub use events::Events;
 pub use inbox::{History, Position};
 pub use link::BadUrl;
 pub use machine::{Action, Closed, Machine};
 pub use pending::Pending;
 pub use settings::{Acknowledge, Settings};
+pub use watching::BadWatch;

@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate::ids::{Cmid, conversation_kind};
-use tidegate::wire::envelope::{ClientFrame, Cursors, Hello, caps, encode_client};
+use tidegate::wire::envelope::{ClientFrame, Cursors, Hello, Users, caps, encode_client, send_flags};
 
+use crate::again::Nack;
 use crate::event::{Event, Outcome, Outgoing, SendError, State, Stop, Ticket};
 use crate::inbox::{Inbox, Position};
 use crate::outbox::Outbox;
@@ -28,6 +29,7 @@ use crate::random::Random;
 use crate::reads::Reads;
 use crate::reconnect::{Backoff, Verdict, verdict};
 use crate::settings::{Acknowledge, Settings};
+use crate::watching::{BadWatch, Watching, Wish};
 
 /// What the driver is to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,6 +72,7 @@ pub struct Machine {
     outbox: Outbox,
     inbox: Inbox,
     reads: Reads,
+    watching: Watching,
     since: u64,
     /// As `since`, of the last SYNC after which everything that it named was processed.
     since_processed: u64,
@@ -103,6 +106,7 @@ struct Terms {
     send_window: u16,
     dedup: Duration,
     payload_max: usize,
+    caps: u32,
 }
 
 #[derive(Debug)]
@@ -144,6 +148,7 @@ impl Machine {
             outbox: Outbox::default(),
             inbox: Inbox::new(settings.history, positions),
             reads: Reads::default(),
+            watching: Watching::default(),
             since: settings.since,
             since_processed: settings.since,
             sync: Sync::Done,
@@ -201,6 +206,35 @@ impl Machine {
         }
     }
 
+    /// Watches the presence of `users`, in place of those before: what is known of each comes as [`Event::Presence`], and so does every
+    /// change, from one connection to the next, until [`Machine::unwatch`]. Needs [`Settings::presence`]. The gateway forgets them `ttl`
+    /// after it has last heard of this client; zero stands for 300 s.
+    ///
+    /// # Errors
+    /// [`BadWatch`]: nothing changes.
+    pub fn watch(&mut self, users: &[&str], ttl: Duration) -> Result<(), BadWatch> {
+        self.want_watch(Wish::new(users, ttl)?);
+        Ok(())
+    }
+
+    /// As [`Machine::watch`], of what was looked at before.
+    pub(crate) fn want_watch(&mut self, wish: Wish) {
+        self.watching.want(wish);
+    }
+
+    /// Watches nobody any more.
+    pub fn unwatch(&mut self) {
+        self.watching.want(Wish::default());
+    }
+
+    /// Says that a message cannot be processed just now: the gateway delivers it again, not before `delay`, and later each time; after
+    /// eight times it is in the history only. It comes as another [`Event::Message`]; those behind it do not wait. Needs
+    /// [`Acknowledge::ByHand`]: [`Machine::processed`] up to it or beyond ends it. `reason` is for the gateway's logs. Of a message that
+    /// was not given out, or was processed, nothing is sent. At most 64 at a time, else [`Event::Refused`] with 4004.
+    pub fn nack(&mut self, conv: &str, seq: u64, delay: Duration, reason: u16) {
+        self.inbox.nack(conv, seq, delay, reason);
+    }
+
     /// Says that the application holds everything of `conv` up to `seq`. Only needed with [`Acknowledge::ByHand`].
     pub fn processed(&mut self, now: Duration, conv: &str, seq: u64) {
         self.inbox.processed(now, conv, seq);
@@ -246,6 +280,7 @@ impl Machine {
         self.backoff.lost(now);
         self.inbox.disconnected();
         self.reads.disconnected();
+        self.watching.disconnected();
         self.signals.clear();
         self.actions.clear();
         self.auth = Auth::Idle;
@@ -342,6 +377,13 @@ impl Machine {
         if let Some((conv, seq)) = self.reads.next(now, rid) {
             return Some(ClientFrame::Read { rid, conv: Cow::Owned(conv.to_string()), seq });
         }
+        if let Some((ttl_s, users)) = self.watching.next(now, rid, &mut self.random) {
+            let users = Users::List(users.into_iter().map(Cow::Owned).collect());
+            return Some(ClientFrame::Watch { rid, ttl_s, users });
+        }
+        if let Some(Nack { conv, seq, delay_ms, reason }) = self.inbox.next_nack() {
+            return Some(ClientFrame::Nack { conv: Cow::Owned(conv.to_string()), seq, delay_ms, reason });
+        }
         if let Some((conv, kind, payload)) = self.signals.pop_front() {
             return Some(ClientFrame::Signal { conv: Cow::Owned(conv), kind, payload: Cow::Owned(payload) });
         }
@@ -352,7 +394,12 @@ impl Machine {
             self.pinged = Some(now);
             return Some(ClientFrame::Ping { pos: 0 });
         }
-        self.outbox.next(now, self.terms.send_window, rid).map(ClientFrame::Send)
+        let mut send = self.outbox.next(now, self.terms.send_window, rid)?;
+        if self.terms.caps & caps::TRACE == 0 {
+            send.trace = None;
+            send.flags &= !send_flags::TRACE;
+        }
+        Some(ClientFrame::Send(send))
     }
 
     /// What became of the next message that left the outbox.
@@ -381,7 +428,8 @@ impl Machine {
         };
         let ping = self.settings.ping_after.map(|after| self.pinged.map_or(self.heard + after, |pinged| pinged + PONG_WAIT));
         let fetch = self.inbox.oldest_fetch().map(|asked| asked + READ_WAIT);
-        let times = [phase, sync, fetch, ping, self.outbox.wake_at(), self.inbox.wake_at(), self.reads.wake_at()];
+        let watch = self.watching.wake_at().filter(|_| self.is_active());
+        let times = [phase, sync, fetch, watch, ping, self.outbox.wake_at(), self.inbox.wake_at(), self.reads.wake_at()];
         times.into_iter().flatten().min()
     }
 
@@ -431,6 +479,7 @@ impl Machine {
         let mut wanted = 0;
         wanted |= if self.settings.receipts { caps::RECEIPTS } else { 0 };
         wanted |= if self.settings.presence { caps::PRESENCE } else { 0 };
+        wanted |= if self.settings.trace { caps::TRACE } else { 0 };
         ClientFrame::Hello(Hello {
             minor: 0,
             platform: self.settings.platform,
@@ -486,7 +535,7 @@ impl Machine {
 
 /// What is assumed until the first WELCOME: the protocol's defaults.
 const TERMS_BEFORE_WELCOME: Terms =
-    Terms { window: 256, send_window: 64, dedup: Duration::from_secs(86_400), payload_max: 64 * 1024 };
+    Terms { window: 256, send_window: 64, dedup: Duration::from_secs(86_400), payload_max: 64 * 1024, caps: 0 };
 const CLOSE_DONE: u16 = 1000;
 /// Going away: the session stays resumable.
 const CLOSE_AWAY: u16 = 1001;

@@ -122,15 +122,16 @@ impl Outbox {
         flags |= if entry.first_written.is_some() && !entry.message.transient { send_flags::RETRY } else { 0 };
         flags |= if entry.message.transient { send_flags::TRANSIENT } else { 0 };
         flags |= if entry.message.quiet { send_flags::QUIET } else { 0 };
+        flags |= if entry.message.trace.is_some() { send_flags::TRACE } else { 0 };
         flags |= if std::mem::take(&mut lane.release) { send_flags::RELEASE } else { 0 };
         lane.repeating |= repeats > 0;
         entry.first_written.get_or_insert(now);
         entry.state = EntryState::InFlight { repeat_at: now + ANSWER_WAIT * (1 << repeats), repeats };
         lane.outstanding += 1;
         self.outstanding.insert(rid, (ticket, Arc::clone(&entry.message.conv)));
-        let Outgoing { conv, kind, ttl_s, payload, .. } = &entry.message;
+        let Outgoing { conv, kind, ttl_s, trace, payload, .. } = &entry.message;
         let (conv, payload) = (Cow::Borrowed(&**conv), Cow::Borrowed(&**payload));
-        Some(Send { rid, cmid: entry.cmid, flags, kind: *kind, ttl_s: *ttl_s, trace: None, conv, payload })
+        Some(Send { rid, cmid: entry.cmid, flags, kind: *kind, ttl_s: *ttl_s, trace: *trace, conv, payload })
     }
 
     /// SENT: the entry leaves. `None`: not one of ours, or acknowledged before.

@@ -23,6 +23,8 @@ pub struct Settings {
     pub receipts: bool,
     /// See [`Settings::receipts`].
     pub presence: bool,
+    /// Whether trace contexts are sent and received.
+    pub trace: bool,
     /// First ceiling of the reconnect delay.
     pub reconnect_base: Duration,
     /// Last ceiling of the reconnect delay.
@@ -63,6 +65,7 @@ impl Settings {
             window: 0,
             receipts: false,
             presence: false,
+            trace: false,
             reconnect_base: Duration::from_millis(500),
             reconnect_cap: Duration::from_secs(30),
             welcome_wait: Duration::from_secs(15),

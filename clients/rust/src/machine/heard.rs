@@ -9,7 +9,7 @@ use tidegate::wire::envelope::{
 };
 
 use super::{Action, Auth, CLOSE_PROTOCOL, Goaway, Machine, Phase, Sync, Terms};
-use crate::event::{Event, Outcome, Outgoing, Received, SendError, Sent, State};
+use crate::event::{Event, Outcome, Outgoing, Received, Sent, State};
 use crate::inbox::PageHead;
 use crate::outbox::{self, Refusal};
 
@@ -71,6 +71,7 @@ impl Machine {
             ServerFrame::Resync { .. } => {
                 let at = now + self.random.up_to(RESYNC_SPREAD);
                 self.sync = Sync::Due { at, cursor: String::new() };
+                self.watching.ask_at(at);
             }
             ServerFrame::Error { rid, code, flags, retry_ms, detail } => {
                 let error = outbox::Error {
@@ -119,8 +120,10 @@ impl Machine {
             send_window: welcome.send_window,
             dedup: Duration::from_secs(u64::from(welcome.dedup_s)),
             payload_max: usize::try_from(welcome.max_payload).unwrap_or(usize::MAX),
+            caps: welcome.caps,
         };
         self.inbox.welcome(resumed);
+        self.watching.ask_at(now);
         if !resumed || !matches!(self.sync, Sync::Done) {
             self.sync = Sync::Due { at: now, cursor: String::new() };
         }
@@ -130,7 +133,7 @@ impl Machine {
     fn sent(&mut self, rid: u32, sent: Sent) {
         let Some((ticket, entry)) = self.outbox.sent(rid) else { return };
         let sent = Sent { cmid: entry.cmid, ..sent };
-        let Outgoing { conv, kind, quiet, payload, .. } = entry.message;
+        let Outgoing { conv, kind, quiet, trace, payload, .. } = entry.message;
         if sent.seq > 0 {
             // An acknowledged message is in the conversation: it takes its place as if it had been delivered.
             self.inbox.store(Received {
@@ -143,6 +146,7 @@ impl Machine {
                 cmid: Some(sent.cmid),
                 from: Arc::clone(&self.user),
                 own: true,
+                trace,
                 payload,
             });
         }
@@ -154,6 +158,8 @@ impl Machine {
             self.inbox.emit(Event::ReadPosition { conv, seq: value });
         } else if matches!(self.auth, Auth::InFlight(asked) if asked == rid) {
             self.auth = Auth::Idle;
+        } else if self.watching.is_asked(rid) {
+            self.watching.done();
         }
     }
 
@@ -172,6 +178,15 @@ impl Machine {
             return;
         }
         let retry_at = error.retryable.then(|| now + error.wait(&mut self.random));
+        if self.watching.is_asked(rid) {
+            // Too many subscriptions for now: a gateway that names a delay wants to be asked again.
+            let is_named = !error.retry.is_zero();
+            let at = retry_at.or_else(|| is_named.then(|| now + error.wait(&mut self.random)));
+            self.watching.refused(at);
+            return if retry_at.is_none() {
+                self.refused(error)
+            };
+        }
         if self.inbox.fetch_refused(rid, retry_at) || self.reads.refused(rid, retry_at) {
             return if retry_at.is_none() {
                 self.refused(error)
@@ -203,6 +218,7 @@ fn received(deliver: &Deliver<'_>) -> Received {
         cmid: deliver.cmid,
         from: (*deliver.from).into(),
         own: deliver.flags & deliver_flags::OWN != 0,
+        trace: deliver.trace,
         payload: (*deliver.payload).into(),
     }
 }

@@ -1,6 +1,7 @@
 //! The machine against a model of a gateway, over connections that are cut at any moment.
 
 mod gateway;
+mod requests;
 mod rules;
 mod socket;
 

@@ -13,13 +13,13 @@ use crate::inbox::{History, Position};
 use crate::machine::{Action, Closed, Machine};
 use crate::settings::{Acknowledge, Settings};
 
-const ZERO: Duration = Duration::ZERO;
+pub(super) const ZERO: Duration = Duration::ZERO;
 
-fn ms(ms: u64) -> Duration {
+pub(super) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-fn welcome(resumed: u8) -> ServerFrame<'static> {
+pub(super) fn welcome(resumed: u8) -> ServerFrame<'static> {
     ServerFrame::Welcome(Welcome {
         minor: 0,
         resumed,
@@ -43,7 +43,7 @@ fn welcome(resumed: u8) -> ServerFrame<'static> {
 }
 
 /// A machine that is connected, welcomed and has asked for its SYNC, which is not answered.
-fn active(settings: Settings) -> Machine {
+pub(super) fn active(settings: Settings) -> Machine {
     let mut machine = Machine::new(settings, 1);
     connect(&mut machine, ZERO, 0);
     assert!(matches!(machine.poll_frame(ZERO), Some(ClientFrame::Sync { since: 0, .. })));
@@ -51,7 +51,7 @@ fn active(settings: Settings) -> Machine {
     machine
 }
 
-fn connect(machine: &mut Machine, now: Duration, resumed: u8) {
+pub(super) fn connect(machine: &mut Machine, now: Duration, resumed: u8) {
     machine.handle_timeout(now);
     assert!(matches!(machine.poll_action(), Some(Action::Connect { .. })));
     machine.handle_connected(now, "token");
@@ -60,7 +60,7 @@ fn connect(machine: &mut Machine, now: Duration, resumed: u8) {
     drain(machine, now);
 }
 
-fn drain(machine: &mut Machine, now: Duration) -> Vec<Event> {
+pub(super) fn drain(machine: &mut Machine, now: Duration) -> Vec<Event> {
     std::iter::from_fn(|| machine.poll_event(now)).collect()
 }
 
@@ -89,7 +89,7 @@ fn sent(rid: u32, seq: u64) -> ServerFrame<'static> {
     ServerFrame::Sent { rid, level: 2, flags: 0, seq, mid: Mid(seq) }
 }
 
-fn deliver(pos: u64, seq: u64) -> ServerFrame<'static> {
+pub(super) fn deliver(pos: u64, seq: u64) -> ServerFrame<'static> {
     ServerFrame::Deliver(Deliver {
         pos,
         seq,
@@ -116,11 +116,11 @@ fn page(rid: u32, flags: u8, epoch: u32, floor: u64, head: u64, seqs: &[u64]) ->
 }
 
 /// A conversation whose epoch is known and that holds nothing yet.
-fn known() -> Vec<Position> {
+pub(super) fn known() -> Vec<Position> {
     vec![Position { conv: "g:a".into(), epoch: Some(1), have: 0 }]
 }
 
-fn seqs(events: &[Event]) -> Vec<u64> {
+pub(super) fn seqs(events: &[Event]) -> Vec<u64> {
     events.iter().filter_map(|event| if let Event::Message(message) = event { Some(message.seq) } else { None }).collect()
 }
 
