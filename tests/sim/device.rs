@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tidegate::ids::Cmid;
 use tidegate::wire::envelope::{
-    ClientFrame, Encoding, Frames, ServerFrame, ServerFrames, Users, deliver_flags, encode_client, page_flags,
+    ClientFrame, Encoding, Frames, ServerFrame, ServerFrames, deliver_flags, encode_client, page_flags,
 };
 use tidegate_client::{Closed, Event, Machine, Outgoing, SendError, Settings, State, Ticket};
 
@@ -54,10 +54,8 @@ pub struct Device {
     granted: u16,
     acknowledged: u64,
     pub cursors: Cursors,
-    /// Whom WATCH shall name, the answer it waits for, and what was said of each since.
+    /// Whom it watches, and what was said of each since.
     pub watches: Vec<Arc<str>>,
-    watch_rid: u32,
-    watch_due: bool,
     pub believes: BTreeMap<Arc<str>, u8>,
     /// What SYNC has said last: read and unread, by conversation.
     pub entries: BTreeMap<Conv, (u64, u32)>,
@@ -125,8 +123,6 @@ impl Device {
             acknowledged: 0,
             cursors,
             watches: Vec::new(),
-            watch_rid: 0,
-            watch_due: false,
             believes: BTreeMap::new(),
             entries: BTreeMap::new(),
             synced_count: 0,
@@ -145,6 +141,7 @@ impl Device {
         settings.positions = self.machine.positions();
         settings.since = self.machine.since();
         self.machine = Machine::new(settings, self.random.next());
+        self.watch_again();
         self.tickets.clear();
         self.link = None;
         self.connection_begins();
@@ -293,12 +290,9 @@ impl Device {
                 self.renewals.welcome(&self.shown.0);
                 self.is_welcome = true;
                 self.granted = welcome.window;
-                self.watch_due = !self.watches.is_empty();
                 // A new session counts from 1; one that goes on counts from what HELLO said.
                 self.acknowledged = if welcome.resumed == 0 { 0 } else { self.acknowledged };
             }
-            // What was watched may have been missed.
-            self.watch_due |= matches!(frame, ServerFrame::Resync { .. }) && !self.watches.is_empty();
             self.renewals.judge(now, &frame, &self.user, &self.name, &ledger.tokens)?;
             match &frame {
                 ServerFrame::Error { code: 2001, rid: 0, .. } => {
@@ -309,14 +303,6 @@ impl Device {
                     self.judge_expiry(now)?;
                     self.is_expired = true;
                     self.machine.handle_frame(time(now), &frame);
-                }
-                // The answer to a WATCH, which the machine knows nothing of.
-                ServerFrame::Ok { rid, .. } if *rid >= OWN_RID => {}
-                ServerFrame::Error { rid, code, .. } if *rid >= OWN_RID => {
-                    if !matches!(*code, 4001 | 4002 | 5001 | 5002 | 5006) {
-                        return Err(format!("device {}: WATCH was refused with {code}", self.number));
-                    }
-                    self.watch_due |= *rid == self.watch_rid;
                 }
                 _ => self.machine.handle_frame(time(now), &frame),
             }
@@ -366,10 +352,6 @@ impl Device {
     fn transmit(&mut self, now: u64, wishes: &mut Wishes) -> bool {
         let mut any = false;
         let mut message = Vec::new();
-        if self.watch_due && self.is_upgraded && self.machine.is_active() {
-            self.watch(wishes);
-            any = true;
-        }
         if self.machine.is_active()
             && let Some(older) = self.cursors.older(now)
         {
@@ -385,17 +367,18 @@ impl Device {
         any
     }
 
-    /// Asks for the presence of everybody it knows.
-    pub fn watch_again(&mut self) {
-        self.watch_due = !self.watches.is_empty();
+    /// Watches these users from now on.
+    pub fn watch(&mut self, users: Vec<Arc<str>>) {
+        self.watches = users;
+        self.watch_again();
     }
 
-    fn watch(&mut self, wishes: &mut Wishes) {
-        self.watch_due = false;
-        self.watch_rid = self.watch_rid.max(OWN_RID) + 1;
+    /// Asks for the presence of everybody it watches.
+    pub fn watch_again(&mut self) {
         self.believes.clear();
-        let users = Users::List(self.watches.iter().map(|user| user.to_string().into()).collect());
-        self.put(&ClientFrame::Watch { rid: self.watch_rid, ttl_s: 0, users }, wishes);
+        let users: Vec<&str> = self.watches.iter().map(|user| &**user).collect();
+        // For as long as the run: a renewal tells everything again, and would hide what was not told.
+        self.machine.watch(&users, Duration::ZERO).expect("a few users");
     }
 
     fn put(&mut self, frame: &ClientFrame<'_>, wishes: &mut Wishes) {
@@ -501,9 +484,6 @@ impl Device {
         Ok(())
     }
 }
-
-/// The rids of what the person asks for beside the machine, which counts from 1.
-const OWN_RID: u32 = 0xF000_0000;
 
 /// The clock of a device.
 pub fn time(now: u64) -> Duration {

@@ -210,7 +210,8 @@ impl World {
         }
         if self.plan.watches {
             for device in &mut self.devices {
-                device.watches = users.iter().filter(|user| **user != device.user).cloned().collect();
+                let others = users.iter().filter(|user| **user != device.user).cloned().collect();
+                device.watch(others);
             }
         }
         for number in 0..self.plan.rudes {
