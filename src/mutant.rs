@@ -105,6 +105,8 @@ mutants! {
     NackMovesCursor,
     /// A cursor is what was said last, not the highest.
     CursorNotMerged,
+    /// The row of a cursor takes what comes, not the highest.
+    CursorRowNotMerged,
 
     // Counting.
     /// QUIET messages count as unread.

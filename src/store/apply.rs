@@ -493,7 +493,8 @@ impl State {
             Change::Cursor { seq, conv, user, device } => {
                 let key = self.cursor_key(user, device, conv);
                 let row = record::Cursor { seq: *seq };
-                batch.push(Keyspace::Cursor, RowChange::Max, &key, |out| row.encode(out));
+                let change = if mutant::on(Mutant::CursorRowNotMerged) { RowChange::Put } else { RowChange::Max };
+                batch.push(Keyspace::Cursor, change, &key, |out| row.encode(out));
                 Ok(())
             }
             Change::Epoch { mid, epoch } => {
