@@ -26,13 +26,14 @@ pub fn render(results: &Path) -> Result<String, String> {
     }
     lines.push(String::new());
     lines.push(format!(
-        "Medians, in brackets the least and the most of the runs; bold: short of the aim. {}.",
+        "Medians, in brackets the least and the most of the runs; bold: short of the aim; limits on what one user may send lifted. {}.",
         origins.join("; ")
     ));
     Ok(lines.join("\n") + "\n")
 }
 
-fn origin(machine: &Value) -> String {
+/// The machine and the commit of a record.
+pub fn origin(machine: &Value) -> String {
     let word = |name: &str| machine[name].as_str().unwrap_or("?").to_owned();
     format!("Linux {}, {}, {} cores, commit {}", word("kernel"), word("processor"), machine["cores"], word("commit"))
 }

@@ -1,5 +1,6 @@
 //! The tables of figures in README.md, written from `bench/results`, good and bad alike.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -33,14 +34,16 @@ fn order(record: &Value) -> Vec<u64> {
 
 fn render(results: &Path) -> Result<String, String> {
     let mut out = String::new();
-    let mut origin = None;
+    let mut origins = BTreeSet::new();
     for section in SECTIONS {
         let path = results.join(format!("{}.json", section.subject));
         let Ok(text) = fs::read_to_string(&path) else { continue };
         let records: Vec<Value> = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
         let mut records: Vec<&Value> = records.iter().filter(|record| record["contenders"].is_object()).collect();
-        let Some(last) = records.last() else { continue };
-        origin.get_or_insert_with(|| (*last).clone());
+        if records.is_empty() {
+            continue;
+        }
+        origins.extend(records.iter().map(|record| origin(record)));
         records.sort_by_key(|record| order(record));
         let columns: Vec<&(&str, &str)> =
             COLUMNS.iter().filter(|(name, _)| records.iter().any(|record| record["contenders"][name].is_object())).collect();
@@ -64,22 +67,23 @@ fn render(results: &Path) -> Result<String, String> {
         }
         out.push('\n');
     }
-    let Some(origin) = origin else { return Err("there is nothing in the results yet".to_owned()) };
-    let machine = &origin["machine"];
-    let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    if origins.is_empty() {
+        return Err("there is nothing in the results yet".to_owned());
+    }
+    let origins: Vec<String> = origins.into_iter().collect();
     writeln!(
         out,
-        "Medians of ratios taken within one repetition, {} repetitions of {} s each in turn, in brackets the least and the most. Linux {}, {}, {} \
-         cores, one for the servers and one for the clients; commit {}.",
-        origin["repetitions"],
-        origin["seconds"],
-        word(&machine["kernel"]),
-        word(&machine["processor"]),
-        machine["cores"],
-        word(&machine["commit"]),
+        "Medians of ratios taken within one repetition, all contenders in turn, in brackets the least and the most; one core for the servers and \
+         one for the clients, limits on what one user may send lifted. {}.",
+        origins.join("; "),
     )
     .expect("a string takes all");
     Ok(out)
+}
+
+/// How often and how long was measured, and on what.
+fn origin(record: &Value) -> String {
+    format!("{} × {} s, {}", record["repetitions"], record["seconds"], rows::origin(&record["machine"]))
 }
 
 fn cell(figures: &Value, record: &Value, aim: Option<f64>, is_ours: bool) -> String {
