@@ -63,6 +63,9 @@ impl Written {
             }
             segments.last_mut().unwrap().2.push(Place { start: at, end: at + whole });
             at += whole;
+            // The rest of a block stays empty if it is at most half of what the sync wrote.
+            let rest = at.next_multiple_of(BLOCK_BYTES) - at;
+            at += if rest <= whole / 2 { rest } else { 0 };
             bodies.push(body);
         }
         let count = bodies.len() as u64;
@@ -209,6 +212,8 @@ fn body(number: u64) -> Vec<u8> {
 }
 
 const HEADER_BYTES: usize = 44;
+
+const BLOCK_BYTES: usize = 4096;
 
 /// One segment of 64 KiB: every truncation, every bit.
 #[test]

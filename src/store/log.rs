@@ -9,6 +9,9 @@
 //!          u32    u32      u64      u64      u32     u32     CRC-32C    CRC-32C  CRC-32C
 //! ```
 //!
+//! A group begins where the one before it ends, or at the next block of 4 KiB: after a sync that wrote enough, so that a block that is
+//! on disk is not written once more for what little room it has left.
+//!
 //! All little-endian. `previous` is the CRC of the previous group's header, which chains the groups; `synced` is the number of the
 //! last group known to be on disk when this one was written. Segments are named by the number of their first group and by a *salt*,
 //! under which the checksums of their headers are taken: neither can a client put into a payload what a later start would take for a
@@ -34,7 +37,9 @@ use std::io;
 
 use crc32c::crc32c;
 
-use self::format::{HEADER_BYTES, Header, WATERMARK, decode_watermark, encode_watermark, parse_segment_name, segment_name};
+use self::format::{
+    BLOCK_BYTES, HEADER_BYTES, Header, WATERMARK, decode_watermark, encode_watermark, parse_segment_name, segment_name,
+};
 use self::scan::{Scan, Window, replay_segment};
 use super::disk::{Disk, Space};
 use crate::mutant::{self, Mutant};
@@ -59,6 +64,8 @@ pub struct Log<D: Disk> {
     segments: VecDeque<Segment<D::File>>,
     /// Where the next group goes in the last segment.
     offset: u64,
+    /// Where it went after the last sync.
+    synced_offset: u64,
     /// Number of the next group; numbers count from 1.
     next: u64,
     /// CRC of the last group's header.
@@ -199,6 +206,7 @@ impl<D: Disk> Log<D> {
             settings,
             segments,
             offset: scan.end.1,
+            synced_offset: scan.end.1,
             next: scan.next,
             chain: scan.chain,
             synced: last,
@@ -307,6 +315,7 @@ impl<D: Disk> Log<D> {
         let synced = self.disk.sync(&segment.file);
         synced.map_err(|error| self.fail("syncing", error))?;
         self.synced = self.next - 1;
+        self.end_block();
         Ok(())
     }
 
@@ -400,6 +409,15 @@ impl<D: Disk> Log<D> {
         LogError { operation, source }
     }
 
+    /// Leaves the rest of a block empty if it is at most half of what the last sync wrote.
+    fn end_block(&mut self) {
+        let rest = self.offset.next_multiple_of(BLOCK_BYTES) - self.offset;
+        if rest <= (self.offset - self.synced_offset) / 2 {
+            self.offset += rest;
+        }
+        self.synced_offset = self.offset;
+    }
+
     /// Ends the segment being written and begins the next. The old one is synced first, so that one sync covers one segment, and a
     /// segment's name proves that what came before it had been on disk.
     fn roll(&mut self, whole: u64) -> io::Result<()> {
@@ -416,7 +434,7 @@ impl<D: Disk> Log<D> {
         let bytes = self.settings.segment_bytes.max(whole);
         let file = self.disk.create(&name, bytes)?;
         self.segments.push_back(Segment { first: self.next, before: self.next - 1, salt, name, file, bytes });
-        self.offset = 0;
+        (self.offset, self.synced_offset) = (0, 0);
         self.is_prepared = false;
         Ok(())
     }
@@ -555,6 +573,28 @@ mod tests {
         assert_eq!(log.write(1, b"next").unwrap(), 201);
         log.sync().unwrap();
         assert_eq!(groups(&mut log, 200), [(201, b"next".to_vec())]);
+    }
+
+    /// A block that was synced is not written again where groups are long. Short ones share blocks.
+    #[test]
+    fn long_groups_begin_blocks() {
+        for (body_bytes, begins_block) in [(6000, true), (50, false)] {
+            let settings = LogSettings { segment_bytes: 1 << 17, ..SMALL };
+            let disk = MemoryDisk::default();
+            let (mut log, _) = Log::open(disk.clone(), settings).unwrap();
+            for number in 1..=10 {
+                assert_eq!(log.offset.is_multiple_of(BLOCK_BYTES), begins_block || number == 1);
+                log.write(1, &vec![7; body_bytes]).unwrap();
+                log.sync().unwrap();
+            }
+            let (mut log, _) = Log::open(disk.clone(), settings).unwrap();
+            assert_eq!(groups(&mut log, 0).len(), 10);
+            // Behind the last group, wherever that ends.
+            log.write(1, b"next").unwrap();
+            log.sync().unwrap();
+            let (mut log, _) = open_with(disk.files(), settings).unwrap();
+            assert_eq!(groups(&mut log, 10), [(11, b"next".to_vec())]);
+        }
     }
 
     /// Whole segments go once everything in them is passed, never the one being written; what stays still opens.

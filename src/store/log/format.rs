@@ -93,6 +93,8 @@ pub(super) fn decode_watermark(bytes: &[u8]) -> u64 {
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"TGLG");
 /// Bytes before the body of a group.
 pub(super) const HEADER_BYTES: usize = 44;
+/// What a file system writes at least, and where a group may begin that does not follow the one before it at once.
+pub(super) const BLOCK_BYTES: u64 = 4096;
 /// Name of the watermark file.
 pub(super) const WATERMARK: &str = "watermark";
 const VERSION: u32 = 1;

@@ -5,7 +5,7 @@ use std::io;
 use crc32c::crc32c;
 
 use super::Segment;
-use super::format::{HEADER_BYTES, Header, MAGIC, header_crc};
+use super::format::{BLOCK_BYTES, HEADER_BYTES, Header, MAGIC, header_crc};
 use crate::store::disk::Disk;
 
 /// Reads segment after segment, in order. The chain, the numbers and the checksums say where the valid groups end.
@@ -82,13 +82,12 @@ impl Scan {
     /// Reads the groups of one segment; returns where its last valid one ends.
     fn groups<D: Disk>(&mut self, disk: &mut D, segment: &Segment<D::File>) -> io::Result<u64> {
         let mut at = 0;
-        while let Some(header) = Header::read(self.window.at(disk, segment, at, HEADER_BYTES)?, segment.salt) {
-            let whole = HEADER_BYTES as u64 + u64::from(header.bytes);
-            let fits = header.number == self.next && (!self.begun || header.previous == self.chain);
-            if !fits || whole > segment.bytes - at {
+        while let Some((start, header)) = self.window.group(disk, segment, at, self.next)? {
+            if self.begun && header.previous != self.chain {
                 break;
             }
-            let group = self.window.at(disk, segment, at, usize::try_from(whole).expect("a group fits memory"))?;
+            let whole = HEADER_BYTES as u64 + u64::from(header.bytes);
+            let group = self.window.at(disk, segment, start, usize::try_from(whole).expect("a group fits memory"))?;
             if crc32c(&group[HEADER_BYTES..]) != header.body {
                 break;
             }
@@ -96,7 +95,7 @@ impl Scan {
             self.begun = true;
             self.next += 1;
             self.marker = header.after_loss.then(|| (header.synced + 1, header.number - 1));
-            at += whole;
+            at = start + whole;
         }
         Ok(at)
     }
@@ -145,20 +144,17 @@ pub(super) fn replay_segment<D: Disk, E: From<io::Error>>(
 ) -> Result<u64, E> {
     window.clear();
     let (mut at, mut next) = (0, segment.first);
-    while let Some(header) = Header::read(window.at(disk, segment, at, HEADER_BYTES)?, segment.salt) {
+    while let Some((start, header)) = window.group(disk, segment, at, next)? {
         let whole = HEADER_BYTES as u64 + u64::from(header.bytes);
-        if header.number != next || whole > segment.bytes - at {
-            break;
-        }
         if header.number >= first {
-            let group = window.at(disk, segment, at, usize::try_from(whole).expect("a group fits memory"))?;
+            let group = window.at(disk, segment, start, usize::try_from(whole).expect("a group fits memory"))?;
             if crc32c(&group[HEADER_BYTES..]) != header.body {
                 break;
             }
             take(header.number, header.count, &group[HEADER_BYTES..])?;
         }
         next += 1;
-        at += whole;
+        at = start + whole;
     }
     Ok(next)
 }
@@ -174,6 +170,26 @@ impl Window {
     /// Forgets what was read: another file comes.
     fn clear(&mut self) {
         self.bytes.clear();
+    }
+
+    /// Where group `number` begins, which follows one that ends at `end`: there or at the next block. `None` if neither holds its header,
+    /// or if the segment ends before the group does.
+    fn group<D: Disk>(
+        &mut self,
+        disk: &mut D,
+        segment: &Segment<D::File>,
+        end: u64,
+        number: u64,
+    ) -> io::Result<Option<(u64, Header)>> {
+        for start in [end, end.next_multiple_of(BLOCK_BYTES).min(segment.bytes)] {
+            if let Some(header) = Header::read(self.at(disk, segment, start, HEADER_BYTES)?, segment.salt)
+                && header.number == number
+                && HEADER_BYTES as u64 + u64::from(header.bytes) <= segment.bytes - start
+            {
+                return Ok(Some((start, header)));
+            }
+        }
+        Ok(None)
     }
 
     /// The `wanted` bytes at `offset`, fewer if the segment ends before.
