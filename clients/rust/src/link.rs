@@ -102,6 +102,7 @@ impl Link {
         let pipe = Pipe { stream, incoming: Some(Incoming::default()), is_direct: true };
         let (mut socket, _) = client_with_config(request, pipe, Some(config)).map_err(refused)?;
         socket.get_mut().is_direct = false;
+        reading.set_read_timeout(Some(READ_WAIT)).map_err(|_| Closed::default())?;
         let is_wanted = Arc::new(AtomicBool::new(true));
         let wanted = Arc::clone(&is_wanted);
         let spawned = std::thread::Builder::new().name("tidegate-read".to_owned()).spawn(move || read(reading, &wanted, feed));
@@ -179,7 +180,7 @@ fn dial(uri: &Uri) -> io::Result<TcpStream> {
         match TcpStream::connect_timeout(&addr, OPEN_WAIT) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(READ_WAIT))?;
+                stream.set_read_timeout(Some(OPEN_WAIT))?;
                 stream.set_write_timeout(Some(OPEN_WAIT))?;
                 return Ok(stream);
             }

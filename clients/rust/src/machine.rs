@@ -68,6 +68,8 @@ pub struct Machine {
     user: Arc<str>,
     fresh_token: bool,
     goaway: Option<Goaway>,
+    /// What the last ERROR with CLOSING asked to wait at least.
+    hold_off: Option<Duration>,
     next_rid: u32,
     outbox: Outbox,
     inbox: Inbox,
@@ -144,6 +146,7 @@ impl Machine {
             user: "".into(),
             fresh_token: false,
             goaway: None,
+            hold_off: None,
             next_rid: 1,
             outbox: Outbox::default(),
             inbox: Inbox::new(settings.history, positions),
@@ -302,6 +305,9 @@ impl Machine {
         let mut delay = planned.unwrap_or_else(|| self.backoff.delay(&mut self.random));
         if let Some(least) = closed.retry_after {
             delay = delay.max(least + self.random.up_to(least));
+        }
+        if let Some(least) = self.hold_off.take() {
+            delay = delay.max(least + self.random.up_to(least / 4));
         }
         self.phase = Phase::Waiting { until: now + delay };
         self.inbox.emit(Event::State(State::Waiting { delay, close: closed.code }));

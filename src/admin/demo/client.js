@@ -5,7 +5,7 @@
 // A message is in the outbox before it is on the wire, and leaves it with SENT. Whatever happens in between, it is repeated under the
 // same cmid, oldest first, so that it counts once. What is received is kept by (conversation, seq); a gap is fetched.
 
-const RETRY = 1, NEWEST = 1, MORE = 1, BELOW_FLOOR = 2, REMOVED = 1, RETRYABLE = 1;
+const RETRY = 1, NEWEST = 1, MORE = 1, BELOW_FLOOR = 2, REMOVED = 1, RETRYABLE = 1, CLOSING = 2;
 const OWN = 2, QUIET = 4, TRANSIENT = 8, TOMBSTONE = 32;
 const CAP_RECEIPTS = 1, CAP_PRESENCE = 2;
 const SIGNAL_TYPING = 1;
@@ -29,6 +29,8 @@ export class Client {
     this.pos = 0;
     this.session = "";
     this.goaway = null;
+    /** What an ERROR that closes asks to wait at least, ms. */
+    this.holdOff = 0;
     this.key = `tidegate:outbox:${this.user}:${this.device}`;
     this.outbox = load(this.key, []);
     // What was open when the page went away may have been written to the socket.
@@ -170,7 +172,10 @@ export class Client {
     if (!pending) {
       // A frame without rid: only SIGNAL can be what this release does not grant.
       if (frame.code === 3005) this.noSignals = true;
-      else if (!frame.rid) this.lastError = frame;
+      else if (!frame.rid) {
+        this.lastError = frame;
+        if ((frame.flags ?? 0) & CLOSING) this.holdOff = frame.retry_ms ?? 0;
+      }
       return;
     }
     const retryable = (frame.flags ?? 0) & RETRYABLE;
@@ -617,11 +622,13 @@ export class Client {
     this.clearTimers();
     if (this.stopped) return;
     for (const entry of this.outbox) { clearTimeout(entry.timer); entry.flying = false; }
-    const delay = this.goaway
+    const planned = this.goaway
       ? this.goaway.delay + Math.random() * this.goaway.spread
       : Math.random() * Math.min(30000, 500 * 2 ** this.attempt);
+    const delay = Math.max(planned, this.holdOff * (1 + Math.random() / 4));
     if (!this.goaway) this.attempt += 1;
     this.goaway = null;
+    this.holdOff = 0;
     this.setLink("waiting", { code, reason, until: Date.now() + delay, attempt: this.attempt });
     this.retryTimer = setTimeout(() => this.connect(), delay);
     for (const id of this.conversations.keys()) this.on("conversation", id);

@@ -74,6 +74,9 @@ impl Machine {
                 self.watching.ask_at(at);
             }
             ServerFrame::Error { rid, code, flags, retry_ms, detail } => {
+                if flags & page_flags::ERROR_CLOSING != 0 {
+                    self.hold_off = Some(Duration::from_millis(u64::from(*retry_ms)));
+                }
                 let error = outbox::Error {
                     code: *code,
                     retryable: flags & page_flags::ERROR_RETRYABLE != 0,

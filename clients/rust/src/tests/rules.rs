@@ -477,6 +477,22 @@ fn retry_after_is_a_lower_bound() {
     assert!(matches!(machine.poll_action(), Some(Action::Connect { .. })));
 }
 
+/// An ERROR with CLOSING says how long to stay away at least; the close after the next one without it does not.
+#[test]
+fn an_error_that_closes_says_when_to_come_back() {
+    let mut machine = active(Settings::new("d"));
+    let closing = ServerFrame::Error { rid: 0, code: 5002, flags: 3, retry_ms: 40_000, detail: "".into() };
+    machine.handle_frame(ZERO, &closing);
+    machine.handle_closed(ZERO, Closed { code: Some(4503), retry_after: None });
+    machine.handle_timeout(ms(39_999));
+    assert_eq!(machine.poll_action(), None);
+    machine.handle_timeout(ms(50_000));
+    assert!(matches!(machine.poll_action(), Some(Action::Connect { .. })));
+    machine.handle_closed(ms(50_000), Closed::default());
+    machine.handle_timeout(ms(80_000));
+    assert!(matches!(machine.poll_action(), Some(Action::Connect { .. })));
+}
+
 /// A token that ends soon is replaced without reconnecting.
 #[test]
 fn an_expiring_token_is_replaced() {
