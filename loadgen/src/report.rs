@@ -150,8 +150,42 @@ pub struct Storm {
     /// With TLS: handshakes of those who came back, in full, and by a ticket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handshakes: Option<(u64, u64)>,
+    /// How even the rate was at which those who were cut came back.
+    pub welcomes: Option<Welcomes>,
     /// p99 of the generator's own lateness until it was over, microseconds.
     pub pacing_us_p99: f64,
+}
+
+/// Connections welcomed per second, while so many waited that each second had some: the first and the last such second are left out, as
+/// they are parts.
+#[derive(Clone, Copy, PartialEq, Default, Debug, Serialize)]
+pub struct Welcomes {
+    /// `limits.accept_per_s` of the gateway; 0: no limit, `None`: it does not say.
+    pub set_per_s: Option<u64>,
+    /// Seconds.
+    pub seconds: usize,
+    /// The least of these seconds, the middle one, and what 99 in 100 of them stay below.
+    pub min_per_s: f64,
+    /// See above.
+    pub median_per_s: f64,
+    /// See above.
+    pub p99_per_s: f64,
+}
+
+impl Welcomes {
+    /// Of the samples since the storm began; `None`: it was over too soon.
+    #[must_use]
+    pub fn of(samples: &[Sample], set_per_s: Option<u64>) -> Option<Self> {
+        let is_some = |sample: &&Sample| sample.welcomed_per_s > 0.0;
+        let waited = samples.iter().skip_while(|sample| !is_some(sample)).take_while(is_some);
+        let rates: Vec<f64> = waited.map(|sample| sample.welcomed_per_s).collect();
+        let [_, whole @ .., _] = &*rates else { return None };
+        let mut whole = whole.to_vec();
+        whole.sort_by(f64::total_cmp);
+        let seconds = whole.len();
+        let at = |percent: usize| whole.get(seconds * percent / 100).copied();
+        Some(Self { set_per_s, seconds, min_per_s: at(0)?, median_per_s: at(50)?, p99_per_s: at(99)? })
+    }
 }
 
 impl Report {
@@ -256,10 +290,17 @@ impl Report {
                  {acknowledged_ms_median:.0} ms (medians); {repeats_recognised} repeats recognised"
             )?;
         }
-        if let Some(Storm { cut, back_s, resumed, spared, spared_us_p99, memory_bytes, handshakes, pacing_us_p99 }) = &self.storm
-        {
+        if let Some(storm) = &self.storm {
+            let Storm { cut, back_s, resumed, spared, spared_us_p99, memory_bytes, handshakes, welcomes, pacing_us_p99 } = storm;
             let back = back_s.map_or_else(|| "not in time".to_owned(), |seconds| format!("after {seconds:.2} s"));
             writeln!(out, "storm: {cut} cut at once, 99.9 % back {back}, {resumed} resumed")?;
+            if let Some(Welcomes { set_per_s, seconds, min_per_s, median_per_s, p99_per_s }) = welcomes {
+                let set = set_per_s.map_or_else(|| "an unknown rate".to_owned(), |set| format!("{set}/s"));
+                writeln!(
+                    out,
+                    "storm: welcomed per second {median_per_s:.0} (median), {min_per_s:.0} at least, {p99_per_s:.0} (p99) in {seconds} s; set {set}"
+                )?;
+            }
             if let Some((full, by_ticket)) = handshakes {
                 writeln!(out, "storm: {full} full handshakes, {by_ticket} by a ticket")?;
             }
@@ -395,6 +436,18 @@ mod tests {
         let swollen = Report { storm: Some(storm), ..Report::default() };
         assert_eq!((swollen.unweathered(None, Some(1.32)).count(), swollen.unweathered(None, Some(1.3)).count()), (0, 1));
         assert_eq!(report(Some(9.0), None).unweathered(None, Some(1.3)).count(), 1);
+    }
+
+    /// The rate of welcomes is that of whole seconds in which some came: neither those before, nor the parts at both ends, nor those after.
+    #[test]
+    fn welcomes_are_those_of_whole_seconds() {
+        let samples = |rates: &[u32]| -> Vec<Sample> {
+            rates.iter().map(|&rate| Sample { welcomed_per_s: rate.into(), ..Sample::default() }).collect()
+        };
+        let welcomes = Welcomes::of(&samples(&[0, 0, 40, 100, 90, 110, 100, 100, 7, 0, 9]), Some(100));
+        let expected = Welcomes { set_per_s: Some(100), seconds: 5, min_per_s: 90.0, median_per_s: 100.0, p99_per_s: 110.0 };
+        assert_eq!(welcomes, Some(expected));
+        assert_eq!((Welcomes::of(&samples(&[0, 5, 5]), None), Welcomes::of(&[], None)), (None, None));
     }
 
     /// A socket more than before is named, one fewer is not.

@@ -16,7 +16,7 @@ use crate::notes::Notes;
 use crate::pace::{Leg, Schedule, nanos};
 use crate::phantom::{Device, Phantom};
 use crate::random::Random;
-use crate::report::{Crash, Report, Sample, Stage, Storm};
+use crate::report::{Crash, Report, Sample, Stage, Storm, Welcomes};
 use crate::scenario::{Load, Plan, Tempo};
 use crate::secure::{Secure, Trust};
 use crate::stats::{Counts, Percentiles, Stats, Window};
@@ -82,7 +82,8 @@ pub struct Run<'a> {
     bench: &'a Bench,
     shared: &'a Shared,
     report: Report,
-    last: (Instant, Counts),
+    /// When the last sample was taken, and what the boards showed then and when, nanoseconds.
+    last: (Instant, u64, Counts),
     log: Option<Log>,
 }
 
@@ -131,7 +132,7 @@ impl Bench {
                     })
                 })
                 .collect();
-            let mut run = Run { bench: self, shared: &shared, report, last: (Instant::now(), Counts::default()), log };
+            let mut run = Run { bench: self, shared: &shared, report, last: (Instant::now(), 0, Counts::default()), log };
             let done = run
                 .ramp()
                 .and_then(|()| {
@@ -390,11 +391,11 @@ impl Run<'_> {
     }
 
     /// Cuts all connections but the spared at once, while `rate_per_s` goes on, and waits until 99.9 % of them are back. Where some are
-    /// spared, their latency until then is held against that of the stage before.
+    /// spared, their latency until then is held against that of the stage before. A `gateway` to restart sends everybody away itself.
     ///
     /// # Errors
-    /// As [`Run::stage`].
-    pub fn storm(&mut self, rate_per_s: f64, wait: Duration) -> Result<(), String> {
+    /// As [`Run::stage`]; or the gateway does not end or does not come back.
+    pub fn storm(&mut self, rate_per_s: f64, wait: Duration, gateway: Option<&mut Started>) -> Result<(), String> {
         let spared = self.shared.load.spared;
         let before_us_p99 = self.report.stages.last().map(|stage| stage.deliver_us.p99);
         let now_ns = self.shared.now_ns();
@@ -404,12 +405,19 @@ impl Run<'_> {
         let (samples, handshakes) = (self.report.samples.len(), self.handshakes());
         let cut = board.active.saturating_sub(spared);
         let wanted = spared + cut - cut / 1000;
-        self.shared.storm();
         let begun = Instant::now();
+        if let Some(gateway) = gateway {
+            gateway.terminate()?;
+            self.until(DRAIN_WAIT, "drain", |_| gateway.has_ended())?;
+            gateway.run_again()?;
+        } else {
+            self.shared.storm();
+        }
         // What is shown may be a moment old: first the loss must show.
         drop(self.until(Duration::from_secs(5), "storm", |board| board.active < wanted));
         let back = self.until(wait, "storm", |board| board.active >= wanted);
         let back_s = back.is_ok().then(|| begun.elapsed().as_secs_f64());
+        let welcomes = Welcomes::of(&self.report.samples[samples..], self.accept_per_s());
         self.shared.stop_sending();
         let board = self.settle(self.bench.drain)?;
         let during_us_p99 = Percentiles::of(&board.stats.deliver.all).p99;
@@ -427,10 +435,17 @@ impl Run<'_> {
             spared_us_p99,
             memory_bytes,
             handshakes,
+            welcomes,
             pacing_us_p99,
         });
         self.absorb(&board);
         Ok(())
+    }
+
+    /// Newcomers per second that the gateway takes, if it says so; 0: no limit.
+    fn accept_per_s(&self) -> Option<u64> {
+        let (_, text) = http(self.bench.admin?, "GET", "/v1/config", "").ok()?;
+        serde_json::from_str::<serde_json::Value>(&text).ok()?["limits.accept_per_s"]["value"].as_u64()
     }
 
     fn handshakes(&self) -> Option<(u64, u64)> {
@@ -526,13 +541,17 @@ impl Run<'_> {
 
     /// A line of the report, and of whoever watches, once a second.
     fn sample(&mut self, phase: &str, part: f64) -> Result<(), String> {
-        let (at, before) = self.last;
-        let elapsed_s = at.elapsed().as_secs_f64();
-        if elapsed_s < 1.0 {
+        let (at, shown_ns, before) = self.last;
+        if at.elapsed() < SAMPLE_EVERY {
             return Ok(());
         }
         let board = self.board()?;
         let counts = board.stats.counts;
+        // Boards are a moment old, now more and now less: a rate is by the time at which they were written.
+        let elapsed_s = board.at_ns.saturating_sub(shown_ns) as f64 / 1e9;
+        if elapsed_s <= 0.0 {
+            return Ok(());
+        }
         let per_s = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed_s;
         let sample = Sample {
             at_s: self.shared.now_ns() as f64 / 1e9,
@@ -544,7 +563,7 @@ impl Run<'_> {
             deliver_us_p99: Percentiles::of(&board.stats.deliver.all).p99,
             gateway: self.bench.process.and_then(Process::usage),
         };
-        self.last = (Instant::now(), counts);
+        self.last = (Instant::now(), board.at_ns, counts);
         self.report.samples.push(sample);
         self.log(&board)?;
         (self.bench.progress)(&Progress { phase, part, sample, findings: self.shared.ledger.findings_count() });
@@ -699,10 +718,13 @@ const GROUP_TRIES_MAX: u32 = 10;
 const GROUP_RETRY: Duration = Duration::from_millis(500);
 /// How often whoever directs looks.
 const TICK: Duration = Duration::from_millis(20);
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const BOARD_WAIT: Duration = Duration::from_secs(20);
 const RAMP_WAIT: Duration = Duration::from_secs(60);
 /// Longest time until messages are acknowledged again after a restart.
 const RECOVERY_WAIT: Duration = Duration::from_secs(60);
+/// How long a gateway may take to send everybody away; its own patience is shorter.
+const DRAIN_WAIT: Duration = Duration::from_secs(120);
 /// Messages acknowledged between two kills, at least.
 const PROGRESS_MIN: u64 = 100;
 /// A kill comes at a random moment within this time after that.

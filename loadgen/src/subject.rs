@@ -220,6 +220,21 @@ impl Started {
         self.child.kill().and_then(|()| self.child.wait()).map(|_| ()).map_err(|error| format!("kill: {error}"))
     }
 
+    /// SIGTERM: it is to drain.
+    ///
+    /// # Errors
+    /// It takes no signal.
+    pub fn terminate(&self) -> Result<(), String> {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        let told = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        told.map_err(|error| format!("SIGTERM: {error}"))
+    }
+
+    /// Whether its process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
+    }
+
     /// Runs the command again.
     ///
     /// # Errors
@@ -246,11 +261,10 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).expect("a pid");
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        let _ = self.terminate();
         let begun = Instant::now();
         while begun.elapsed() < STOP_WAIT {
-            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+            if self.has_ended() {
                 return;
             }
             std::thread::sleep(READY_POLL);

@@ -174,6 +174,10 @@ pub struct StormArgs {
     /// Seconds that 99.9 % may take to be back; more is a broken threshold.
     #[arg(long, default_value_t = 60.0)]
     pub wait: f64,
+    /// The gateway is told to drain and is started again, rather than that connections are cut: it says who is to come back when. Needs
+    /// --start.
+    #[arg(long, conflicts_with_all = ["spared", "max_ratio", "max_memory", "no_sockets_left"])]
+    pub restart: bool,
     /// Connections that are not cut, and are then the only ones that send: an even number.
     #[arg(long, default_value_t = 0)]
     pub spared: usize,
@@ -227,6 +231,7 @@ impl Common {
         devices: Option<Vec<Device>>,
         trust: Option<Trust>,
         is_audit: bool,
+        is_restarted: bool,
     ) -> Result<Bench, String> {
         let target = self.aim.target()?;
         if self.threads == 0 {
@@ -254,8 +259,8 @@ impl Common {
             drain: Duration::from_secs_f64(self.drain),
             ledger_out: self.ledger_out.clone(),
             hdr: self.aim.hdr.clone(),
-            // The process changes with every kill.
-            process: if is_audit { None } else { self.aim.process(started) },
+            // The process changes with every start.
+            process: if is_restarted { None } else { self.aim.process(started) },
             progress: show,
         })
     }

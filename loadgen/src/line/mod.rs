@@ -106,7 +106,9 @@ impl Line {
         let trust = common.aim.trust(common.connections)?;
         let devices = common.aim.devices(common.threads)?;
         let mut started = common.aim.start()?;
-        let bench = common.bench(started.as_ref(), devices, trust, name == "crash")?;
+        let is_audit = name == "crash";
+        let is_restarted = is_audit || matches!(&self.scenario, Scenario::Storm(args) if args.restart);
+        let bench = common.bench(started.as_ref(), devices, trust, is_audit, is_restarted)?;
         let mut load = common.load(if name == "group" { 1.0 } else { 0.0 });
         if let Scenario::Slow(args) = &self.scenario {
             load.slow = args.slow.unwrap_or(common.connections / 10);
@@ -133,10 +135,13 @@ impl Line {
                 let gateway = started.as_mut().ok_or("a crash campaign starts the gateway itself: give --start CMD")?;
                 bench.run(name, load, |run| run.crash(gateway, args.rate, args.kills, &stop))
             }
-            Scenario::Storm(args) => bench.run(name, load, |run| {
-                run.stage(args.rate, seconds(1.0), seconds(5.0), seconds(common.drain))?;
-                run.storm(args.rate, seconds(args.wait))
-            }),
+            Scenario::Storm(args) => {
+                let gateway = args.restart.then(|| started.as_mut().ok_or("--restart needs --start CMD")).transpose()?;
+                bench.run(name, load, |run| {
+                    run.stage(args.rate, seconds(1.0), seconds(5.0), seconds(common.drain))?;
+                    run.storm(args.rate, seconds(args.wait), gateway)
+                })
+            }
             Scenario::Idle(_) | Scenario::Echo(_) | Scenario::File { .. } | Scenario::Page { .. } | Scenario::Verify(_) => {
                 return Err("this is no scenario of messages".to_owned());
             }
