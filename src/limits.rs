@@ -38,6 +38,12 @@ pub const REFUSALS_MAX: usize = 64;
 /// new.
 pub const DEVICE_ATTEMPTS_MAX: usize = 65_536;
 
+/// How far ahead those who are told to go when the node drains may be told to come back, milliseconds: 600,000 at 1,000 a second. Full:
+/// places are given from the beginning once more, so they come back evenly and faster than `limits.accept_per_s`.
+pub const LEAVERS_AHEAD_MS_MAX: u32 = 600_000;
+/// The same for those who are not let in for want of room or rate: no longer than somebody waits who was refused among strangers.
+pub const REFUSED_AHEAD_MS_MAX: u32 = 60_000;
+
 /// Users whose commands, and addresses whose connects, are metered across cores; 8 bytes each for the node. Full: of eight that share a
 /// line the one that owes least is forgotten, and may take a burst more.
 pub const METERED_KEYS_MAX: usize = 65_536;
@@ -240,7 +246,7 @@ pub const HANDSHAKES_MIN: u32 = 64;
 /// See [`HANDSHAKES_MIN`].
 pub const HANDSHAKES_MAX: u32 = 1_024;
 
-/// Bounds of `limits.accept_per_s` where it is worked out.
+/// Bounds of `limits.accept_per_s` where it is worked out, for each reactor that newcomers come to.
 pub const ACCEPTS_PER_SECOND_MIN: u32 = 200;
 /// See [`ACCEPTS_PER_SECOND_MIN`].
 pub const ACCEPTS_PER_SECOND_MAX: u32 = 2_000;

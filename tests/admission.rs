@@ -5,12 +5,14 @@ mod support;
 
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
+use std::time::Instant;
 
-use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
 use support::raw::{ENCODINGS, Next, Raw};
+use support::{PATIENCE, eventually};
 use tidegate::wire::envelope::{Encoding, ServerFrame, page_flags};
+use tidegate_client::{Client, Event, Events, State};
 
 /// A full node upgrades whoever offers the subprotocol and says GOAWAY and 4503, which a browser can see; one that leaves lets the next
 /// one in.
@@ -66,6 +68,106 @@ fn accepting_has_a_rate() {
     assert!(gateway.metric("tidegate_accepts_paused_total") > 0.0);
     assert_eq!(gateway.metric("tidegate_connections_accepted_total"), 8.0);
     assert_eq!(gateway.metric("tidegate_sessions_open"), all.len() as f64);
+}
+
+/// The rate is that of the node: however many reactors there are, newcomers come in no faster. How slow this machine is does not matter.
+#[test]
+fn reactors_share_one_rate() {
+    let (rate, burst, reactors) = (5.0, 2.0, 4.0);
+    let gateway = Gateway::with(&[("reactors", "4"), ("limits.accept_per_s", "5"), ("limits.accept_burst", "2")]);
+    // One place of each reactor is ahead of the rate, and one more is booked before the first connection.
+    let begun = Instant::now();
+    let all: Vec<Raw> = (0..24).map(|number| Raw::connect(&gateway, Encoding::Binary, &format!("u{number}"), "1")).collect();
+    let most = begun.elapsed().as_secs_f64() * rate + burst + reactors + 1.0;
+    assert!(all.len() as f64 <= most, "{} came in, at most {most:.1} may", all.len());
+}
+
+/// A node that drains tells everybody another moment to come back, as far apart as its rate of newcomers says, and another rate gives other
+/// moments.
+#[test]
+fn a_drain_spreads_those_who_come_back() {
+    for (rate, seconds) in [("10", 6), ("30", 2)] {
+        let gateway = Gateway::with(&[("reactors", "2"), ("limits.accept_per_s", rate), ("limits.accept_burst", "100")]);
+        let mut all: Vec<Raw> =
+            (0..60).map(|number| Raw::connect(&gateway, Encoding::Binary, &format!("u{number}"), "1")).collect();
+        gateway.terminate();
+        let mut delays_ms: Vec<u32> = all
+            .iter_mut()
+            .map(|raw| match raw.next() {
+                Next::Frame(ServerFrame::Goaway { code: 3, delay_ms, spread_ms: 1_000, .. }) => delay_ms,
+                other => panic!("not GOAWAY: {other:?}"),
+            })
+            .collect();
+        delays_ms.sort_unstable();
+        let (first, last) = (delays_ms[0], delays_ms[59]);
+        // Whoever is told later waits as much less: half of the time is left on the slowest machine.
+        assert!(first >= 500 && last <= 500 + seconds * 1_000, "{delays_ms:?}");
+        assert!(last >= seconds * 500, "{delays_ms:?}");
+    }
+}
+
+/// A node that is restarted gets everybody back, no faster than its rate, and refuses nobody.
+#[test]
+fn everybody_comes_back_at_the_rate() {
+    const CLIENTS: usize = 200;
+    let (rate, burst) = (60.0, 20.0);
+    let mut gateway = Gateway::with(&[("limits.accept_per_s", "60"), ("limits.accept_burst", "20")]);
+    let clients: Vec<(Client, Events)> = (0..CLIENTS)
+        .map(|number| {
+            let (client, events) = gateway.client(gateway.options(&format!("u{number}"), "1"));
+            assert!(synced(&events).is_empty());
+            (client, events)
+        })
+        .collect();
+    gateway.terminate();
+    assert!(gateway.wait().success());
+    let begun = Instant::now();
+    gateway.run();
+    for (_, events) in &clients {
+        let ends = synced(events);
+        assert!(!ends.is_empty(), "it was told to go");
+        assert!(!ends.contains(&Some(4503)) && !ends.contains(&Some(4429)), "refused: {ends:?}");
+    }
+    let most = begun.elapsed().as_secs_f64() * rate + burst + 3.0;
+    assert!(CLIENTS as f64 <= most, "they came back faster than the rate: {most:.0} may");
+    assert_eq!(gateway.metric("tidegate_sessions_open"), CLIENTS as f64);
+    for name in ["tidegate_accepts_turned_away_total", "tidegate_upgrades_turned_away_total", "tidegate_upgrades_refused_total"] {
+        assert_eq!(gateway.metric(name), 0.0, "{name}");
+    }
+}
+
+/// Waits until a client has a session and knows what it missed; the codes of the connections that ended before.
+fn synced(events: &Events) -> Vec<Option<u16>> {
+    let mut ends = Vec::new();
+    loop {
+        match events.recv_timeout(PATIENCE).expect("the client goes on") {
+            Event::Synced => return ends,
+            Event::State(State::Waiting { close, .. }) => ends.push(close),
+            _ => {}
+        }
+    }
+}
+
+/// Those who find no room are told to come back one after the other, at the rate of newcomers.
+#[test]
+fn the_refused_come_back_one_after_the_other() {
+    let gateway = Gateway::with(&[
+        ("reactors", "1"),
+        ("limits.connections_max", "1"),
+        ("limits.accept_per_s", "2"),
+        ("limits.accept_burst", "100"),
+    ]);
+    let _first = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    let delays_ms: Vec<u32> = (0..20)
+        .map(|_| match Raw::open(&gateway, Encoding::Binary).next() {
+            Next::Frame(ServerFrame::Goaway { code: 4, delay_ms, .. }) => delay_ms,
+            other => panic!("not GOAWAY: {other:?}"),
+        })
+        .collect();
+    // Twenty at two a second: the last comes 10 s after the first, less what passed while they asked, and later than the one before.
+    assert!(delays_ms[0] >= 5_000 && delays_ms.iter().all(|&delay| delay < 65_000), "{delays_ms:?}");
+    let places = delays_ms.windows(2).filter(|two| two[1] > two[0]).count();
+    assert!(places >= 15, "{delays_ms:?}");
 }
 
 /// Connections that never say who they are fill the places for handshakes: newcomers wait, and come in when one has gone or was let in.

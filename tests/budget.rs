@@ -22,8 +22,8 @@ fn limits_are_worked_out_and_told() {
     let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     for (key, value, from) in [
         ("limits.connections_max", 16_384, "half of limits.memory_bytes at 8192 bytes each"),
-        ("limits.accept_per_s", 200, "twice 1/32 of limits.memory_bytes"),
-        ("limits.accept_burst", 40, "1/5 of limits.accept_per_s"),
+        ("limits.accept_per_s", 400, "twice 1/32 of limits.memory_bytes"),
+        ("limits.accept_burst", 80, "1/5 of limits.accept_per_s"),
         ("limits.queue_bytes_max", 64 << 20, "1/4 of limits.memory_bytes"),
     ] {
         assert!(log.contains(&format!("{key} = {value}: {from}")), "{key}: {log}");

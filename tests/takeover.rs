@@ -291,6 +291,7 @@ impl Fixed {
             stall_ms: 10_000,
             drain_grace_ms: 1_000,
             accept_rate: Rate { per_second: 0, burst: 0 },
+            pace: Arc::default(),
             handshakes_max: 8,
             tls_waiting_max: 64,
             sampling: Sampling { every: 0 },

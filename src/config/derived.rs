@@ -89,15 +89,19 @@ pub fn fill(settings: &mut Settings, machine: Machine) -> (Vec<Derived>, Vec<Str
         limits.handshakes_max = u32::try_from(fill("limits.handshakes_max", value, from)).ok();
     }
     if limits.accept_per_s.is_none() {
-        let value = (2 * by_memory).clamp(ACCEPTS_PER_SECOND_MIN.into(), ACCEPTS_PER_SECOND_MAX.into());
-        let from = format!("twice {part} and reactor, every second; {ACCEPTS_PER_SECOND_MIN} to {ACCEPTS_PER_SECOND_MAX}");
+        let each = (2 * by_memory).clamp(ACCEPTS_PER_SECOND_MIN.into(), ACCEPTS_PER_SECOND_MAX.into());
+        let value = (each * machine.taking).min(RATE_MAX);
+        let from = format!(
+            "twice {part} and reactor, every second, {ACCEPTS_PER_SECOND_MIN} to {ACCEPTS_PER_SECOND_MAX}; for {} reactors",
+            machine.taking
+        );
         limits.accept_per_s = u32::try_from(fill("limits.accept_per_s", value, from)).ok();
     }
     if limits.accept_burst.is_none() {
         let per_second = limits.accept_per_s.filter(|&rate| rate > 0).unwrap_or(ACCEPTS_PER_SECOND_MAX);
         let value = u64::from(per_second) / ACCEPTS_PER_BURST;
         let from = format!("1/{ACCEPTS_PER_BURST} of limits.accept_per_s");
-        limits.accept_burst = u32::try_from(fill("limits.accept_burst", value.clamp(1, 1_000_000), from)).ok();
+        limits.accept_burst = u32::try_from(fill("limits.accept_burst", value.clamp(1, RATE_MAX), from)).ok();
     }
     if limits.queue_bytes_max.is_none() {
         let least = queue_least.max(QUEUE_BYTES_MIN);
@@ -157,6 +161,8 @@ fn mib(bytes: u64) -> String {
 const HANDSHAKES_PART: u64 = 32;
 /// One in so many connections may be in its handshake.
 const CONNECTIONS_PER_HANDSHAKE: u64 = 4;
+/// Newcomers of a second, at most.
+const RATE_MAX: u64 = 1_000_000;
 /// One in so many connections of a second may come at once: few, so that the rate is even when everybody comes back together, and more than
 /// come between two turns of a reactor that has nothing else to do, which are 100 ms apart.
 const ACCEPTS_PER_BURST: u64 = 5;
@@ -184,12 +190,12 @@ mod tests {
     fn limits_follow_the_machine() {
         // Memory in MiB, files; budget in MiB, connections, handshakes, accepts, burst, queues in MiB.
         for (memory, files, budget, expected) in [
-            (128, 19_744, 64, (4_096, 64, 200, 40, 16)),
-            (512, 19_744, 256, (16_384, 85, 200, 40, 64)),
-            (4_096, 19_744, 2_048, (19_744, 682, 1_364, 272, 512)),
-            (65_536, 1_048_320, 32_768, (1_048_320, 1_024, 2_000, 400, 8_192)),
-            (65_536, 10_000_000, 32_768, (2_097_152, 1_024, 2_000, 400, 8_192)),
-            (65_536, 300, 32_768, (300, 75, 2_000, 400, 8_192)),
+            (128, 19_744, 64, (4_096, 64, 400, 80, 16)),
+            (512, 19_744, 256, (16_384, 85, 400, 80, 64)),
+            (4_096, 19_744, 2_048, (19_744, 682, 2_728, 545, 512)),
+            (65_536, 1_048_320, 32_768, (1_048_320, 1_024, 4_000, 800, 8_192)),
+            (65_536, 10_000_000, 32_768, (2_097_152, 1_024, 4_000, 800, 8_192)),
+            (65_536, 300, 32_768, (300, 75, 4_000, 800, 8_192)),
         ] {
             let (limits, derived, warnings) = filled(memory, files, |_| {});
             let (connections, handshakes, accepts, burst, queues) = expected;

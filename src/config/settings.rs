@@ -285,10 +285,11 @@ settings! {
     memory_bytes: Option<u64> = None, Rule::Between(32 * MIB as i64, 1 << 50), Live;
     /// Connections of this gateway. 0: as many as the limit of open files and half of `limits.memory_bytes` allow.
     connections_max: u32 = 0, Rule::Between(0, 10_000_000), Start;
-    /// Connections accepted per second by one reactor. 0: no limit. Beyond it newcomers wait in the kernel. Absent: 200 to 2,000, by
+    /// Connections accepted per second by this gateway, whichever reactors they come to. 0: no limit. Beyond it newcomers wait in the
+    /// kernel, and those who are sent away are told when to come back by it. Absent: 200 to 2,000 for each reactor that newcomers come to, by
     /// `limits.memory_bytes`.
     accept_per_s: Option<u32> = None, Rule::Between(0, 1_000_000), Live;
-    /// Connections accepted at once by one reactor. Absent: a fifth of `limits.accept_per_s`.
+    /// Connections accepted at once after a rest. Absent: a fifth of `limits.accept_per_s`.
     accept_burst: Option<u32> = None, Rule::Between(1, 1_000_000), Live;
     /// Connections of one reactor that are not past their HELLO. Beyond it newcomers wait in the kernel. Absent: 64 to 1,024, by
     /// `limits.memory_bytes` and `limits.connections_max`.

@@ -76,7 +76,7 @@ impl Live {
     }
 }
 
-/// Limits of one of `cores` reactors that may change; one that was not worked out is that of a large machine.
+/// Limits that may change: newcomers per second are those of the node, the others those of one of `cores` reactors. One that was not worked out is that of a large machine.
 pub(super) fn bounds(settings: &Settings, cores: usize) -> Bounds {
     let limits = &settings.limits;
     Bounds {

@@ -12,4 +12,5 @@ pub mod hold;
 pub mod keys;
 pub mod meters;
 pub mod nack;
+pub mod pace;
 pub mod rate;

@@ -1,8 +1,12 @@
 //! Who may come in: the rate of accepting, the handshakes under way, and what a newcomer is told when there is no room.
 //!
-//! Tokens or places spent: the driver stops accepting and the kernel's queue pushes back. Only when that queue is half full, or memory is
-//! short, are newcomers taken from it and answered at once with a canned 503, at a rate of its own. Whoever comes while the node drains or is
-//! full is upgraded and told by GOAWAY and 4503, because a browser sees nothing of a 503; when memory is short it is 503 after all.
+//! The rate is the node's (see [`crate::session::pace`]): a reactor accepts by batches that it has booked of it. Whoever is told to go, or
+//! is not let in, is told when to come back by the same rate, one after the other, so that they do not all come back together.
+//!
+//! No newcomer due, or places spent: the driver stops accepting and the kernel's queue pushes back. Only when that queue is half full, or
+//! memory is short, are newcomers taken from it and answered at once with a canned 503, at a rate of its own. Whoever comes while the node
+//! drains or is full is upgraded and told by GOAWAY and 4503, because a browser sees nothing of a 503; when memory is short it is 503 after
+//! all.
 
 use std::sync::Arc;
 
@@ -10,9 +14,11 @@ use super::{Rules, Shard, State, flags};
 use crate::clock::Moment;
 use crate::conn::send_queue::Wrap;
 use crate::ids::ConnectionId;
+use crate::limits::{LEAVERS_AHEAD_MS_MAX, REFUSED_AHEAD_MS_MAX};
 use crate::mail::Bounds;
 use crate::observe::counters::{CloseCause, Shed};
 use crate::observe::pressure::Level;
+use crate::session::pace::early_ns;
 use crate::session::rate::Rate;
 use crate::wire::envelope::ServerFrame;
 use crate::wire::upgrade::{Refusal, Request};
@@ -23,14 +29,14 @@ impl Shard {
         let mut rules = (*self.rules).clone();
         rules.keep_to(bounds);
         self.rules = Arc::new(rules);
+        self.entries.forget();
     }
 
     /// Whether the driver may accept another connection.
     #[must_use]
-    pub fn admits(&self, now: Moment) -> bool {
-        let mut accepts = self.accepts;
-        let has_token = accepts.take(self.rules.accept_rate, now_ms(now)).is_ok();
-        self.drain.is_none() && has_token && self.handshakes_open < self.rules.handshakes_max && !self.is_short()
+    pub fn admits(&mut self, now: Moment) -> bool {
+        let has_room = self.drain.is_none() && self.handshakes_open < self.rules.handshakes_max && !self.is_short();
+        has_room && self.entries.is_due(&self.rules.pace, self.rules.accept_rate, now.mono_ns)
     }
 
     /// Whether memory is too short for newcomers.
@@ -42,15 +48,34 @@ impl Shard {
     /// Whether a connection that may not be admitted may be accepted all the same, for [`Shard::turn_away_newcomer`].
     #[must_use]
     pub fn may_turn_away(&self, now: Moment) -> bool {
-        let mut refusals = self.refusals;
-        self.drain.is_none() && refusals.take(refusal_rate(self.rules.accept_rate), now_ms(now)).is_ok()
+        self.drain.is_none() && self.may_refuse(now)
+    }
+
+    /// Whether a refusal is within the rate of refusals.
+    pub(super) fn may_refuse(&self, now: Moment) -> bool {
+        let rate = self.rules.accept_rate;
+        rate.per_second == 0 || self.rules.pace.refusals.is_free(now.mono_ns + early_ns(rate, 1))
+    }
+
+    /// Counts one refusal towards their rate. Refusing costs less than admitting.
+    pub(super) fn note_refusal(&self) {
+        let per_second = self.rules.accept_rate.per_second.saturating_mul(REFUSALS_PER_ENTRY);
+        self.rules.pace.refusals.book(self.now.mono_ns, 1, per_second, u64::MAX);
+    }
+
+    /// Milliseconds until the next place among those who are to come back; nobody else of this node gets the same.
+    pub(super) fn book_return(&self) -> u32 {
+        let ahead_ms = if self.drain.is_some() { LEAVERS_AHEAD_MS_MAX } else { REFUSED_AHEAD_MS_MAX };
+        let now_ns = self.now.mono_ns;
+        let place_ns =
+            self.rules.pace.returns.book(now_ns, 1, self.rules.accept_rate.per_second, u64::from(ahead_ms) * 1_000_000);
+        u32::try_from((place_ns - now_ns) / 1_000_000).expect("at most as far ahead as given")
     }
 
     /// Answers a connection just accepted with 503 before it has asked for anything.
     pub fn turn_away_newcomer(&mut self, id: ConnectionId) {
-        let now_ms = now_ms(self.now);
-        // Whether there was a token has been asked by `may_turn_away`; a few may come in the same turn.
-        let _ = self.refusals.take(refusal_rate(self.rules.accept_rate), now_ms);
+        // Whether it may be was asked by `may_turn_away`; a few may come in the same turn.
+        self.note_refusal();
         self.counters.accepts_turned_away_count += 1;
         self.counters.count_shed(Shed::Newcomer, usize::from(self.is_short()));
         self.refuse_upgrade(id, Refusal::Overloaded, CloseCause::Overloaded);
@@ -76,7 +101,7 @@ impl Shard {
         self.pool.release(frame);
         connection.encoding = request.encoding;
         self.let_in(id, State::WaitHello);
-        let (delay_ms, spread_ms) = (GOAWAY_DELAY_MS, GOAWAY_SPREAD_MS);
+        let (delay_ms, spread_ms) = (GOAWAY_DELAY_MS + self.book_return(), GOAWAY_SPREAD_MS);
         self.push_server(id, &ServerFrame::Goaway { code: goaway, delay_ms, spread_ms, grace_ms: 0, target: "".into() });
         self.close(id, 4503, cause);
         true
@@ -116,19 +141,11 @@ impl Rules {
     }
 }
 
-/// Refusing costs less than admitting.
-pub(super) fn refusal_rate(accept: Rate) -> Rate {
-    Rate { per_second: accept.per_second.saturating_mul(4), burst: accept.burst.saturating_mul(4) }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "wraps, and differences still hold")]
-pub(super) fn now_ms(now: Moment) -> u32 {
-    (now.mono_ns / 1_000_000) as u32
-}
-
 const GOAWAY_DRAIN: u16 = 1;
 const GOAWAY_RESTART: u16 = 3;
 const GOAWAY_OVERLOAD: u16 = 4;
-/// When whoever was turned away may come again.
+/// Refusals that may be made for each newcomer that may come in.
+const REFUSALS_PER_ENTRY: u32 = 4;
+/// When whoever was turned away may come again, at the least.
 const GOAWAY_DELAY_MS: u32 = 5_000;
 const GOAWAY_SPREAD_MS: u32 = 5_000;

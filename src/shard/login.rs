@@ -102,9 +102,10 @@ impl Shard {
         self.turn_away(id);
     }
 
-    /// A HELLO refused by load or drain: 5002 and 4503, never a bad-token code.
+    /// A HELLO refused by load or drain: 5002 and 4503, never a bad-token code; and when to come back.
     pub(super) fn turn_away(&mut self, id: ConnectionId) {
-        self.push_error(id, 0, ErrorCode::StoreOverloaded, RETRY_LOAD_MS, page_flags::ERROR_CLOSING, "try again later");
+        let retry_ms = RETRY_LOAD_MS + self.book_return();
+        self.push_error(id, 0, ErrorCode::StoreOverloaded, retry_ms, page_flags::ERROR_CLOSING, "try again later");
         self.close(id, 4503, CloseCause::Overloaded);
     }
 

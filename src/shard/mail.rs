@@ -319,8 +319,8 @@ impl Shard {
                 connection.state = State::Draining;
                 let code = if drain.close_code == 1012 { 3 } else { 1 };
                 let grace_ms = self.rules.drain_grace_ms;
-                let goaway = ServerFrame::Goaway { code, delay_ms: 500, spread_ms: 1_000, grace_ms, target: "".into() };
-                self.push_server(id, &goaway);
+                let (delay_ms, spread_ms) = (LEAVER_DELAY_MS + self.book_return(), LEAVER_SPREAD_MS);
+                self.push_server(id, &ServerFrame::Goaway { code, delay_ms, spread_ms, grace_ms, target: "".into() });
                 self.schedule(id, grace_ms, Kind::Grace);
             }
             State::Judging | State::Joining => self.turn_away(id),
@@ -488,6 +488,9 @@ fn deliver_of(message: &Delivery, own: bool, traced: bool) -> Deliver<'_> {
     }
 }
 
+/// When those who are told to go may come again, at the least: the first of them at once, as other nodes may have room.
+const LEAVER_DELAY_MS: u32 = 500;
+const LEAVER_SPREAD_MS: u32 = 1_000;
 /// Hint with a HELLO that came too soon after too many.
 const RETRY_HELLO_MS: u32 = 10_000;
 /// Hint with a page that a reader could not make.

@@ -54,6 +54,7 @@ use crate::origin::Origin;
 use crate::session::auth::Verifier;
 use crate::session::delivery::{Session, SpareBacklogs};
 use crate::session::hold::Holds;
+use crate::session::pace::{Batch, Pace};
 use crate::session::rate::{Bucket, Rate};
 use crate::store::schema::Hashes;
 use crate::table::Table;
@@ -129,7 +130,10 @@ pub struct Rules {
     pub queued_bytes_max: u64,
     pub stall_ms: u32,
     pub drain_grace_ms: u32,
+    /// Of the node.
     pub accept_rate: Rate,
+    /// The node's, the same for all its cores.
+    pub pace: Arc<Pace>,
     pub handshakes_max: u32,
     pub tls_waiting_max: usize,
     pub sampling: Sampling,
@@ -182,9 +186,8 @@ pub struct Shard {
     pressure: shed::Pressures,
     drain: Option<Drain>,
     session_turn: u32,
-    /// Tokens for accepting, and for refusing at accept.
-    accepts: Bucket,
-    refusals: Bucket,
+    /// This core's next newcomers of the node's.
+    entries: Batch,
     /// Connections with [`flags::HANDSHAKE`].
     handshakes_open: u32,
     /// Connections with [`flags::TLS`].
@@ -238,8 +241,6 @@ impl Shard {
     pub fn new(id: ReactorId, rules: Arc<Rules>, verifier: Arc<Verifier>, now: Moment) -> Self {
         // Beyond the configured number there is room for those who are told that there is none.
         let connections_max = rules.connections_max + REFUSALS_MAX;
-        let now_ms = admission::now_ms(now);
-        let rate = rules.accept_rate;
         Self {
             id,
             verifier,
@@ -273,8 +274,7 @@ impl Shard {
             pressure: shed::Pressures::default(),
             drain: None,
             session_turn: 0,
-            accepts: Bucket::full(rate, now_ms),
-            refusals: Bucket::full(admission::refusal_rate(rate), now_ms),
+            entries: Batch::default(),
             handshakes_open: 0,
             tls: secure::Tls::default(),
             let_in_count: 0,
@@ -301,9 +301,6 @@ impl Shard {
                 .insert(Connection { message_tick: self.now_us(), flags: flags::HANDSHAKE, ..Connection::default() })
                 .ok()?,
         );
-        // Without a token only in the turn that took the last one, or to be refused.
-        let now_ms = self.now_ms();
-        let _ = self.accepts.take(self.rules.accept_rate, now_ms);
         self.handshakes_open += 1;
         let slot = id.index as usize;
         if self.cold.len() <= slot {

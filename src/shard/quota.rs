@@ -116,8 +116,10 @@ impl Shard {
         Rate { per_second: rate.per_second.saturating_mul(times), burst: rate.burst.saturating_mul(times) }
     }
 
-    /// Judges a connection that has just been accepted by its address, unless a balancer is to say whom it speaks for.
+    /// Counts a connection that has just been accepted towards the node's rate, and judges it by its address, unless a balancer is to say
+    /// whom it speaks for.
     pub fn judge_newcomer(&mut self, id: ConnectionId, peer: Option<SocketAddr>) {
+        self.entries.take(&self.rules.pace, self.rules.accept_rate, self.now.mono_ns);
         if let Some(peer) = peer {
             self.judge_address(id, peer.ip());
         }
@@ -145,10 +147,10 @@ impl Shard {
 
     /// 429, as long as answers are cheap enough; beyond the rate of refusals a reset.
     fn refuse_address(&mut self, id: ConnectionId) {
-        let (rate, now_ms) = (super::admission::refusal_rate(self.rules.accept_rate), self.now_ms());
-        if self.refusals.take(rate, now_ms).is_err() {
+        if !self.may_refuse(self.now) {
             return self.abort(id, CloseCause::RateLimited);
         }
+        self.note_refusal();
         self.refuse_upgrade(id, Refusal::RateLimited, CloseCause::RateLimited);
     }
 

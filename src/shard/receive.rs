@@ -141,9 +141,11 @@ impl Shard {
         }
         self.counters.count_upgrade_refused(refusal.status());
         self.note_arrival(id, Some(refusal));
+        // Whoever is refused for its own rate keeps no place from others.
+        let place_ms = if refusal == Refusal::Overloaded { self.book_return() } else { 0 };
         let retry_after_s = matches!(refusal, Refusal::Overloaded | Refusal::RateLimited).then(|| {
             // A quarter of four times as much is as much again.
-            (self.jittered(4 * RETRY_AFTER_MS) - 3 * RETRY_AFTER_MS) / 1_000
+            (place_ms + self.jittered(4 * RETRY_AFTER_MS) - 3 * RETRY_AFTER_MS) / 1_000
         });
         let frame = self.pool.build(Wrap::Raw, |out| refusal.write(retry_after_s, out));
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
@@ -283,5 +285,6 @@ pub(super) fn is_empty(head: &HeadCarry) -> bool {
 const SHORT_BYTES_MAX: usize = 256;
 /// Close code of a client that is done: nobody comes back for its session.
 const CLOSE_DONE: u16 = 1000;
-/// The least `Retry-After` of a refused upgrade; up to as much again is added at random.
+/// The least `Retry-After` of a refused upgrade; up to as much again is added at random, and the time until the next place among those who
+/// are to come back.
 const RETRY_AFTER_MS: u32 = 5_000;

@@ -51,7 +51,11 @@ impl Shard {
     /// How long the next wait may last, milliseconds.
     #[must_use]
     pub fn wait_ms_max(&self) -> u64 {
-        if !self.leaves.is_empty() || !self.peers.is_empty() { 1 } else { 100 }
+        if !self.leaves.is_empty() || !self.peers.is_empty() {
+            return 1;
+        }
+        // Newcomers may wait in the kernel until the next batch of them is due.
+        self.entries.wait_ns(self.now.mono_ns).map_or(100, |wait_ns| wait_ns.div_ceil(1_000_000).min(100))
     }
 
     fn handle_deadline(&mut self, id: ConnectionId, kind: Kind, outlet: &mut impl Outlet) {
