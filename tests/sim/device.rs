@@ -471,7 +471,7 @@ impl Device {
             Event::Receipt { conv, user, read, .. } => ledger.receipt(&conv, &user, read)?,
             Event::State(State::Stopped(_)) => self.stopped_count += 1,
             // An answer to AUTH, judged when it came.
-            Event::Refused { .. } if self.renewals.take_refusal() => {}
+            Event::Refused { code, .. } if self.renewals.take_refusal(code) => {}
             // HELLO came at a bad time; the close code says to come back.
             Event::Refused { code: 5002, .. } => {}
             // Judged when it came.

@@ -67,6 +67,7 @@ const FOUND: &[(u64, &str)] = &[
     (9_066, "a connection was still there 40 s after everyone had left, in an earlier world"),
     (10_944, "a PRESENCE that was dropped for want of room was never told again"),
     (13_440, "unread was asked for while a message was on its way (the checker)"),
+    (14_863, "a refused AUTH was taken for another refusal of the same turn (the checker)"),
     (15_459, "unread was asked for while a message was on its way (the checker)"),
     (15_755, "one piece of the last page was on its way for seconds, in the calm as well (the simulation)"),
     (18_422, "a connection that was reset waited for a send that the silence of its link held (the simulation)"),

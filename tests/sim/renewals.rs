@@ -14,14 +14,14 @@ pub struct Renewals {
     asked: Option<(u32, Token, u64)>,
     /// When the session ends by all tokens that passed, Unix seconds.
     expires_s: u64,
-    /// Refusals that were judged, and of which the machine has not told the person yet.
-    refusals_count: usize,
+    /// Codes of refusals that were judged, and of which the machine has not told the person yet.
+    refusals: Vec<u16>,
 }
 
 impl Renewals {
     /// Another connection: what was asked is not answered any more, but may have been.
     pub fn connection_begins(&mut self) {
-        *self = Self { refusals_count: self.refusals_count, ..Self::default() };
+        *self = Self { refusals: std::mem::take(&mut self.refusals), ..Self::default() };
     }
 
     /// WELCOME to this token.
@@ -76,7 +76,7 @@ impl Renewals {
                 Err(format!("AUTH of {user}: the session ends at {value} ms, should be {} s", self.expires_s))
             }
             ServerFrame::Error { code, .. } => {
-                self.refusals_count += 1;
+                self.refusals.push(*code);
                 let is_right = match code {
                     2001 => *token.user != *user || tokens.may_bar(shown),
                     2002 => token.has_ended(now),
@@ -90,9 +90,8 @@ impl Renewals {
     }
 
     /// Whether the refusal that the machine tells of is one that was judged.
-    pub fn take_refusal(&mut self) -> bool {
-        let is_one = self.refusals_count > 0;
-        self.refusals_count -= usize::from(is_one);
-        is_one
+    pub fn take_refusal(&mut self, code: u16) -> bool {
+        let judged = self.refusals.iter().position(|refusal| *refusal == code);
+        judged.map(|at| self.refusals.remove(at)).is_some()
     }
 }
