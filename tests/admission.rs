@@ -100,8 +100,8 @@ fn a_drain_spreads_those_who_come_back() {
             .collect();
         delays_ms.sort_unstable();
         let (first, last) = (delays_ms[0], delays_ms[59]);
-        // Whoever is told later waits as much less: half of the time is left on the slowest machine.
-        assert!(first >= 500 && last <= 500 + seconds * 1_000, "{delays_ms:?}");
+        // Whoever is told later waits as much less: half of the time is left on the slowest machine. Places begin when all have been told.
+        assert!(first >= 500 && last <= 600 + seconds * 1_000, "{delays_ms:?}");
         assert!(last >= seconds * 500, "{delays_ms:?}");
     }
 }

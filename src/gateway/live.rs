@@ -76,7 +76,8 @@ impl Live {
     }
 }
 
-/// Limits that may change: newcomers per second are those of the node, the others those of one of `cores` reactors. One that was not worked out is that of a large machine.
+/// Limits that may change: newcomers per second are those of the node, the others those of one of `cores` reactors. One that was not
+/// worked out is that of a large machine.
 pub(super) fn bounds(settings: &Settings, cores: usize) -> Bounds {
     let limits = &settings.limits;
     Bounds {

@@ -63,13 +63,17 @@ impl Shard {
         self.rules.pace.refusals.book(self.now.mono_ns, 1, per_second, u64::MAX);
     }
 
-    /// Milliseconds until the next place among those who are to come back; nobody else of this node gets the same.
+    /// Milliseconds until the next place among those who are to come back; nobody else of this node gets the same. A node that drains lets
+    /// nobody in, so places begin when that is over.
     pub(super) fn book_return(&self) -> u32 {
-        let ahead_ms = if self.drain.is_some() { LEAVERS_AHEAD_MS_MAX } else { REFUSED_AHEAD_MS_MAX };
         let now_ns = self.now.mono_ns;
-        let place_ns =
-            self.rules.pace.returns.book(now_ns, 1, self.rules.accept_rate.per_second, u64::from(ahead_ms) * 1_000_000);
-        u32::try_from((place_ns - now_ns) / 1_000_000).expect("at most as far ahead as given")
+        let (from_ns, ahead_ms) = match self.drain {
+            Some(drain) => (drain.ends_ns.max(now_ns), LEAVERS_AHEAD_MS_MAX),
+            None => (now_ns, REFUSED_AHEAD_MS_MAX),
+        };
+        let per_second = self.rules.accept_rate.per_second;
+        let place_ns = self.rules.pace.returns.book(from_ns, 1, per_second, u64::from(ahead_ms) * 1_000_000);
+        u32::try_from((place_ns - now_ns) / 1_000_000).expect("a drain and as far ahead as given")
     }
 
     /// Answers a connection just accepted with 503 before it has asked for anything.
@@ -149,3 +153,23 @@ const REFUSALS_PER_ENTRY: u32 = 4;
 /// When whoever was turned away may come again, at the least.
 const GOAWAY_DELAY_MS: u32 = 5_000;
 const GOAWAY_SPREAD_MS: u32 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use crate::shard::Drain;
+    use crate::shard::alone_tests::Core;
+
+    /// A node that drains is closed to those whom it has sent away already.
+    #[test]
+    fn nobody_is_told_to_come_back_into_a_drain() {
+        let mut core = Core::new();
+        core.shard.drain = Some(Drain { close_code: 1012, ends_ns: core.now.mono_ns + 3_000_000_000 });
+        for _ in 0..10 {
+            assert!((3_000..4_000).contains(&core.shard.book_return()));
+        }
+        core.pass(2);
+        assert!((1_000..2_000).contains(&core.shard.book_return()));
+        core.pass(2);
+        assert!(core.shard.book_return() < 1_000);
+    }
+}

@@ -297,11 +297,11 @@ impl Shard {
     /// Asks everybody to leave, a few at a time, spread over `window_ms`.
     pub fn handle_drain(&mut self, now: Moment, close_code: u16, window_ms: u32) {
         self.now = now;
-        self.drain = Some(super::Drain { close_code });
-        self.leave_detached();
         // Few connections need no long window: a thousand a second leave at least.
         let count = u32::try_from(self.connections.len()).unwrap_or(u32::MAX);
         let window_ms = window_ms.min(count).max(1);
+        self.drain = Some(super::Drain { close_code, ends_ns: now.mono_ns + u64::from(window_ms) * 1_000_000 });
+        self.leave_detached();
         for slot in 0..self.connections.slots_count() {
             let Some(id) = self.connections.at(slot).map(|(key, _)| ConnectionId::from(key)) else { continue };
             // Slots are handed out in the order of arrival; multiplying spreads neighbours over the window.

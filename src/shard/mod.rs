@@ -746,6 +746,8 @@ const _: () = assert!(Kind::PresenceLost as usize + 1 == Kind::ALL.len());
 #[derive(Clone, Copy, Debug)]
 struct Drain {
     close_code: u16,
+    /// When everybody has been asked to leave, nanoseconds of the monotonic clock. Until then nobody is let in.
+    ends_ns: u64,
 }
 
 /// The close handshake must be over after this long.

@@ -535,6 +535,11 @@ mod tests {
         (0..len).map(|at| u8::try_from((at as u64 * 31 + number) % 256).unwrap()).collect()
     }
 
+    /// Of those that are long enough the next begins a block.
+    fn long_body(number: u64) -> Vec<u8> {
+        body(number).repeat(usize::try_from(number * 7 % 40).unwrap() + 1)
+    }
+
     fn groups(log: &mut Log<MemoryDisk>, after: u64) -> Vec<(u64, Vec<u8>)> {
         let mut groups = Vec::new();
         log.replay(after, |number, _, body| {
@@ -547,6 +552,10 @@ mod tests {
 
     /// A log with `count` synced groups and the watermark at `watermark`.
     fn written(count: u64, watermark: u64, settings: LogSettings) -> MemoryDisk {
+        written_with(count, watermark, settings, body)
+    }
+
+    fn written_with(count: u64, watermark: u64, settings: LogSettings, body: fn(u64) -> Vec<u8>) -> MemoryDisk {
         let disk = MemoryDisk::default();
         let (mut log, recovered) = Log::open(disk.clone(), settings).unwrap();
         assert_eq!(recovered, Recovered { first: 1, ..Recovered::default() });
@@ -731,19 +740,30 @@ mod tests {
         /// Power goes: whatever part of the unsynced writes reached the disk, every synced group is there and nothing is invented.
         #[test]
         fn a_power_cut_takes_only_what_was_not_synced(
-            synced in 1u64..30, unsynced in 0u64..10, unit in 1usize..600, mask in any::<u64>(),
+            synced in 1u64..30, unsynced in 0u64..10, unit in 1usize..600, mask in any::<u64>(), is_long in any::<bool>(),
         ) {
-            let disk = written(synced, 0, SMALL);
-            let (mut log, _) = Log::open(disk.clone(), SMALL).unwrap();
+            let (segment_bytes, body): (_, fn(u64) -> Vec<u8>) = if is_long { (1 << 14, long_body) } else { (1 << 12, body) };
+            let settings = LogSettings { segment_bytes, ..SMALL };
+            let disk = written_with(synced, 0, settings, body);
+            let (mut log, _) = Log::open(disk.clone(), settings).unwrap();
             for number in synced + 1..=synced + unsynced {
                 log.write(1, &body(number)).unwrap();
             }
             // Rolling over to a new segment syncs the old one.
             let promised = log.synced;
-            let files = disk.power_cut_by(unit, |part| mask >> (part % 64) & 1 == 1);
-            let (mut log, recovered) = open(files).unwrap();
+            let disk = MemoryDisk::with_files(disk.power_cut_by(unit, |part| mask >> (part % 64) & 1 == 1));
+            let (mut log, recovered) = Log::open(disk.clone(), settings).unwrap();
             prop_assert!(recovered.last >= promised);
-            let expected: Vec<_> = (1..=recovered.last).map(|number| (number, body(number))).collect();
+            let last = recovered.last;
+            let mut expected: Vec<_> = (1..=last).map(|number| (number, body(number))).collect();
+            prop_assert_eq!(groups(&mut log, 0), expected.clone());
+            // It goes on where the valid groups end, in the middle of a block as well.
+            for number in last + 1..last + 4 {
+                log.write(1, &body(number)).unwrap();
+                log.sync().unwrap();
+                expected.push((number, body(number)));
+            }
+            let (mut log, _) = open_with(disk.files(), settings).unwrap();
             prop_assert_eq!(groups(&mut log, 0), expected);
         }
     }

@@ -207,7 +207,8 @@ impl Inbox {
         self.again.next()
     }
 
-    /// A message by any way. One that was asked for again is given out again, another duplicate is dropped, an early one is kept aside and what lies before it becomes wanted.
+    /// A message by any way. One that was asked for again is given out again, another duplicate is dropped, an early one is kept aside
+    /// and what lies before it becomes wanted.
     pub(crate) fn store(&mut self, message: Received) {
         let conv = Arc::clone(&message.conv);
         let conversation = self.conversations.entry(Arc::clone(&conv)).or_default();

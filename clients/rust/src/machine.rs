@@ -233,7 +233,7 @@ impl Machine {
     /// Says that a message cannot be processed just now: the gateway delivers it again, not before `delay`, and later each time; after
     /// eight times it is in the history only. It comes as another [`Event::Message`]; those behind it do not wait. Needs
     /// [`Acknowledge::ByHand`]: [`Machine::processed`] up to it or beyond ends it. `reason` is for the gateway's logs. Of a message that
-    /// was not given out, or was processed, nothing is sent. At most 64 at a time, else [`Event::Refused`] with 4004.
+    /// has not come, or was processed, nothing is sent. At most 64 at a time, else [`Event::Refused`] with 4004.
     pub fn nack(&mut self, conv: &str, seq: u64, delay: Duration, reason: u16) {
         self.inbox.nack(conv, seq, delay, reason);
     }

@@ -59,12 +59,13 @@ impl Wish {
         if ttl > TTL_MAX {
             return Err(BadWatch::TooLong);
         }
+        // In whole seconds, as WATCH tells it.
+        let ttl = Duration::from_secs(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0));
         Ok(Self { users, ttl: if ttl.is_zero() { TTL_MAX } else { ttl } })
     }
 
-    /// In whole seconds, as WATCH tells it.
     fn ttl_s(&self) -> u32 {
-        u32::try_from(self.ttl.as_secs() + u64::from(self.ttl.subsec_nanos() > 0)).expect("at most 300")
+        u32::try_from(self.ttl.as_secs()).expect("at most 300")
     }
 }
 

@@ -73,6 +73,11 @@ fn a_set_is_renewed_before_its_time_is_over() {
     machine.handle_frame(at, &ServerFrame::Ok { rid, value: 2 });
     machine.watch(&["bo"], ZERO).expect("a good set");
     assert_eq!(watch(&mut machine, at).map(|asked| (asked.1, asked.2)), Some((300, vec!["bo".to_owned()])));
+    for (ttl, seconds) in [(Duration::from_nanos(1), 1), (ms(1), 1), (ms(1_500), 2)] {
+        machine.watch(&["bo"], ttl).expect("a good set");
+        assert_eq!(watch(&mut machine, at).map(|asked| asked.1), Some(seconds));
+        assert!(machine.poll_timeout().is_some_and(|next| next >= at + ms(500)), "{ttl:?} does not flood");
+    }
 }
 
 /// A set ends with its connection, and RESYNC says that something of it was missed: it is asked for again, also where the session is the
