@@ -285,7 +285,7 @@ fn a_device_may_not_say_hello_without_end() {
         assert!(error.retry_ms > 0);
         assert_eq!(raw.closed(), Some(4429));
     }
-    assert_eq!(gateway.metric("tidegate_hellos_limited_total"), 2.0);
+    eventually("both told", || (gateway.metric("tidegate_hellos_limited_total") == 2.0).then_some(()));
     Raw::connect(&gateway, Encoding::Binary, "al", "2");
     Raw::connect(&gateway, Encoding::Binary, "bo", "1");
 }
