@@ -265,7 +265,8 @@ impl Gateway {
         told == Readiness::Ready
     }
 
-    fn ask_admin(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+    /// As [`Gateway::admin`], of a gateway that may be gone.
+    pub fn ask_admin(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.admin)?;
         let length = body.len();
         let request = format!(
