@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::config::derived::{self, Derived, InForce, Machine};
 use crate::config::value::{DriverChoice, PrivateFds};
 use crate::config::{Exit, Secret, Settings};
+use crate::conn::carry::Stashes;
 use crate::ids::ReactorId;
 use crate::io::descriptors::{self, Descriptors};
 use crate::io::driver::Driver;
@@ -56,6 +57,7 @@ use self::budget::Budget;
 pub use self::confined::{Confined, Files, confine};
 use self::judges::{Around, Judges};
 use self::live::Live;
+use self::shares::Shares;
 pub use self::store::at_rest;
 use self::store::{Store, levels};
 
@@ -64,6 +66,7 @@ mod confined;
 mod doors;
 mod judges;
 mod live;
+mod shares;
 mod store;
 mod tls;
 
@@ -151,7 +154,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
     let kernel = Kernel::choose(&settings, cores, connections_per_reactor, options.confined.uring)?;
     let (events_in, events) = mpsc::channel();
     watch_signals(&events_in)?;
-    let (posts, inboxes): (Vec<_>, Vec<_>) = wakers.iter().map(mailbox::reactor_lanes).unzip();
+    let (posts, inboxes): (Vec<_>, Vec<_>) = wakers.iter().map(|waker| mailbox::reactor_lanes(waker, cores)).unzip();
 
     let keys = settings.tls.listen.map(|_| tls::load(&settings, None)).transpose()?;
     let (store, source) = Store::start(&settings, options.accept_loss, clock, &posts, &events_in)?;
@@ -166,6 +169,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         rules.dedup_s = kept;
     }
     let rules = Arc::new(rules);
+    Shares::of(kernel, cores, rules.message_bytes_max() as usize).report();
     let mut tls = settings.tls.listen.zip(keys);
     let health = Arc::new(Health::new(u16::try_from(cores).expect("settings bound the number of reactors")));
     health.store_opened();
@@ -459,10 +463,9 @@ impl Kernel {
         match uring {
             None => Ok(Self::Epoll),
             Some(Ok(())) => {
-                let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let park_after = Some(settings.uring.park_after_ms).filter(|&ms| ms > 0);
                 let park_after = park_after.map(|ms| Duration::from_millis(u64::from(ms)));
-                Ok(Self::Uring(Sizes::share(connections, reactors, cores, park_after)))
+                Ok(Self::Uring(Sizes::share(connections, reactors, park_after)))
             }
             Some(Err(reason)) if settings.driver == DriverChoice::Auto => {
                 tracing::info!(reason, "io_uring is not to be had here; the driver is epoll");
@@ -525,6 +528,7 @@ fn run_reactor(start: &Start, parts: Parts) -> Result<(), Fatal> {
     if let Some((_, keys)) = &start.tls {
         shard.set_keys(keys.clone());
     }
+    let stashes = Stashes::share(parts.outbox.peers.len(), start.rules.message_bytes_max() as usize);
     let waker = parts.waker.clone();
     let bound = Report::Bound { address, tls: tls.as_ref().map(|(_, address)| *address) };
     // In the order of their doors.
@@ -533,12 +537,12 @@ fn run_reactor(start: &Start, parts: Parts) -> Result<(), Fatal> {
         Kernel::Epoll => {
             let driver = Epoll::new(start.connections, listeners, waker).map_err(failed)?;
             drop(parts.reports.send(bound));
-            Reactor::new(driver, shard, limits::STASH_BYTES_MAX, parts).run()
+            Reactor::new(driver, shard, stashes, parts).run()
         }
         Kernel::Uring(sizes) => {
             let driver = Uring::new(sizes, listeners, waker).map_err(failed)?;
             drop(parts.reports.send(bound));
-            Reactor::new(driver, shard, limits::STASH_BYTES_MAX, parts).run()
+            Reactor::new(driver, shard, stashes, parts).run()
         }
     }
     .map_err(failed)
@@ -711,6 +715,10 @@ pub fn rules(settings: &Settings, echo: bool, cores: usize, connections: usize, 
         handshakes_max: moving.handshakes_max,
         tls_waiting_max: settings.tls.handshakes_waiting_max as usize,
         sampling: Sampling { every: settings.log.trace_every },
+        spare_backlogs_max: limits::SPARE_BACKLOGS.part(cores),
+        cursors_gathered_max: limits::CURSORS_GATHERED.part(cores),
+        peers_kept_max: limits::PEERS_KEPT.part(cores),
+        moved_bytes_max: limits::MOVED_BYTES.part(cores) as u64,
         drain_grace_ms: drain.window_ms.min(DRAIN_GRACE_MS),
         hashes: Hashes::new(key),
     })

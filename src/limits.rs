@@ -2,6 +2,45 @@
 
 use std::time::Duration;
 
+/// A bound of what exists once per reactor, as a share of the node's: more reactors do not make more of it. The unit is that of the
+/// constant; `gateway/shares.rs` adds them up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Share {
+    /// Of all reactors together.
+    pub node: usize,
+    /// Of one, where there are few: more would not help it.
+    pub most: usize,
+    /// Of one, however many there are: with less it does not work. [`SHARED_REACTORS`] of them fit `node`.
+    pub least: usize,
+}
+
+impl Share {
+    /// What one of so many reactors has.
+    #[must_use]
+    pub const fn part(self, reactors: usize) -> usize {
+        let part = self.node / if reactors == 0 { 1 } else { reactors };
+        if part > self.most {
+            self.most
+        } else if part < self.least {
+            self.least
+        } else {
+            part
+        }
+    }
+
+    /// The same for what must be a power of two: the greatest that is no more.
+    #[must_use]
+    pub const fn part_power_of_two(self, reactors: usize) -> usize {
+        1 << self.part(reactors).ilog2()
+    }
+}
+
+/// So many reactors have no more together than one node; with more each has its least, and the start says what that comes to.
+pub const SHARED_REACTORS: usize = 128;
+
+/// What all reactors of a node cost before anybody connects, bytes. More, as several hundred reactors need: a warning at the start.
+pub const REACTORS_FIXED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// Protocol frames in one WebSocket message, skipped ones included. Filled by clients; full: ERROR 1001, close 4400.
 pub const FRAMES_PER_MESSAGE_MAX: u32 = 512;
 
@@ -73,18 +112,19 @@ pub const ECHO_MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
 /// `too_many_fragments`.
 pub const FRAGMENTS_PER_MESSAGE_MAX: u32 = 128 * 1024;
 
-/// Bytes held for unfinished messages over all connections of one reactor. Full: a connection is closed with 4503.
-pub const STASH_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes held for unfinished messages over all connections of one reactor, at least two of the longest. Full: a connection is closed
+/// with 4503.
+pub const STASH_BYTES: Share = Share { node: 128 * MIB, most: 64 * MIB, least: MIB };
 
-/// Bytes of empty receive stashes kept for the next message. Full: a returned stash goes back to the allocator.
-pub const STASH_FREE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of empty receive stashes kept by one reactor for the next message. Full: a returned stash goes back to the allocator.
+pub const STASH_FREE_BYTES: Share = Share { node: 16 * MIB, most: MIB, least: 128 * KIB };
 
 /// Size classes of receive stashes, bytes, ascending. A message above the last one gets memory of its own size.
 pub const STASH_CLASSES_BYTES: [usize; 5] = [256, 1024, 4 * 1024, 16 * 1024, 64 * 1024];
 
 const _: () = assert!(MESSAGE_BYTES_MAX <= FRAGMENTS_PER_MESSAGE_MAX);
-const _: () = assert!(ECHO_MESSAGE_BYTES_MAX as usize <= STASH_BYTES_MAX);
-const _: () = assert!(STASH_FREE_BYTES_MAX <= STASH_BYTES_MAX);
+const _: () = assert!(MESSAGE_BYTES_MAX as usize <= STASH_BYTES.least && ECHO_MESSAGE_BYTES_MAX as usize <= STASH_BYTES.most);
+const _: () = assert!(STASH_FREE_BYTES.least <= STASH_BYTES.least && STASH_FREE_BYTES.most <= STASH_BYTES.most);
 
 /// Bytes of an arena chunk, in which bodies outlive the receive buffer.
 pub const ARENA_CHUNK_BYTES: usize = 64 * 1024;
@@ -115,25 +155,25 @@ pub const WRITE_BYTES_MAX: usize = 256 * 1024;
 /// reads and leaves.
 pub const SUBMIT_LANE_MAX: usize = 32_768;
 
-/// `group` lane, values per core. Filled by the store; full: the store keeps the groups (8 MiB), then RESYNC.
-pub const GROUP_LANE_MAX: usize = 256;
+/// `group` lane, values per reactor. Filled by the store; full: the store keeps the groups ([`OUTBOX_BYTES`]), then RESYNC.
+pub const GROUP_LANE: Share = Share { node: 8_192, most: 256, least: 64 };
 
-/// `peer` lane, values per core. Filled by reactors; full: kept, tried next turn.
-pub const PEER_LANE_MAX: usize = 1_024;
+/// `peer` lane, values per reactor. Filled by reactors; full: kept, tried next turn.
+pub const PEER_LANE: Share = Share { node: 32_768, most: 1_024, least: 256 };
 
 /// Mails to other cores kept by one core because their lane is full. Full: the mail is dropped, and the session that waits for it starts
 /// afresh after five seconds. Counter: `sessions_unmoved_count`.
-pub const PEERS_KEPT_MAX: usize = 16_384;
+pub const PEERS_KEPT: Share = Share { node: 65_536, most: 16_384, least: 512 };
 
 /// Bytes of frames of resumed sessions on their way from one core to others. Full: the session does not move, and its client runs
 /// SYNC. Counter: `sessions_unmoved_count`.
-pub const MOVED_BYTES_MAX: u64 = 16 * 1024 * 1024;
+pub const MOVED_BYTES: Share = Share { node: 64 * MIB, most: 16 * MIB, least: 512 * KIB };
 
 /// `job` lane, values. Filled by the store; full: ERROR 5002.
 pub const JOB_LANE_MAX: usize = 1_024;
 
-/// `page` lane, values per core. Filled by readers; full: the reader waits.
-pub const PAGE_LANE_MAX: usize = 256;
+/// `page` lane, values per reactor. Filled by readers; full: the reader waits.
+pub const PAGE_LANE: Share = Share { node: 8_192, most: 256, least: 64 };
 
 /// The longest token that is looked at, bytes. Longer: ERROR 2001.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -154,8 +194,8 @@ pub const WEBHOOK_BAD_CACHE_BYTES_MAX: usize = 1024 * 1024;
 /// HELLO close 4503. Counter: `tokens_unjudged_count`.
 pub const JUDGE_LANE_MAX: usize = 256;
 
-/// `judged` lane, values per core. Filled by the threads that judge tokens; full: the thread waits.
-pub const JUDGED_LANE_MAX: usize = 256;
+/// `judged` lane, values per reactor. Filled by the threads that judge tokens; full: the thread waits.
+pub const JUDGED_LANE: Share = Share { node: 8_192, most: 256, least: 64 };
 
 /// Bytes of one file of public keys, or of the answer of an address that gives them. Longer: it is refused as a whole.
 pub const KEYS_BYTES_MAX: usize = 256 * 1024;
@@ -163,8 +203,8 @@ pub const KEYS_BYTES_MAX: usize = 256 * 1024;
 /// Public keys of all files together. More: they are refused as a whole.
 pub const KEYS_MAX: usize = 64;
 
-/// `control` lane, values per thread. Filled by control and admin; full: HTTP 503.
-pub const CONTROL_LANE_MAX: usize = 64;
+/// `control` lane, values per reactor. Filled by control and admin; full: HTTP 503.
+pub const CONTROL_LANE: Share = Share { node: 4_096, most: 64, least: 32 };
 
 /// Bytes of groups between the store and the projector. More than half: submissions wait in their lane. Full: SEND gets 5002 until
 /// below half.
@@ -179,8 +219,8 @@ pub const UNSYNCED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Emptied groups on their way back to the store, per core, and batches of rows. Filled by reactors and projector; full: one more is
 /// freed where it was emptied.
-pub const SPARES_PER_CORE_MAX: usize = 2;
-/// See [`SPARES_PER_CORE_MAX`].
+pub const SPARE_GROUPS: Share = Share { node: 128, most: 2, least: 1 };
+/// See [`SPARE_GROUPS`].
 pub const SPARE_BATCHES_MAX: usize = 8;
 
 /// Events and targets that an emptied group has room for, and bytes of an emptied batch. Larger: it is not kept.
@@ -196,7 +236,7 @@ pub const REPLAY_BATCH_BYTES: usize = 4 << 20;
 
 /// Empty windows of unacknowledged deliveries that a core keeps for the next session that needs one. Filled by ACK; full: one more is
 /// freed.
-pub const SPARE_BACKLOGS_MAX: usize = 1_024;
+pub const SPARE_BACKLOGS: Share = Share { node: 16_384, most: 1_024, least: 128 };
 
 /// How often a core gives back what its pools have not needed since the last time.
 pub const TRIM_EVERY: Duration = Duration::from_secs(10);
@@ -371,7 +411,7 @@ pub const CURSORS_SUBMITTED_MAX: usize = 1_024;
 
 /// Device cursors of one core that wait for the store. Full: ERROR 5002 with rid 0 for the rest of the ACK. Counter:
 /// `cursors_refused_count`.
-pub const CURSORS_GATHERED_MAX: usize = 16_384;
+pub const CURSORS_GATHERED: Share = Share { node: 131_072, most: 16_384, least: 1_024 };
 
 /// Device cursors that wait for conversations that are not in memory. Full: dropped; the next ACK of the device names the conversation
 /// again when it moves. Counter: `cursors_dropped_count`.
@@ -380,7 +420,7 @@ pub const CURSORS_ASIDE_MAX: usize = 65_536;
 /// Conversations that readers load at once for nothing but cursors. Full: the others wait in order.
 pub const CURSOR_LOADS_MAX: usize = 64;
 
-const _: () = assert!(CURSORS_BURST as usize >= ACK_CURSORS_MAX && CURSORS_SUBMITTED_MAX <= CURSORS_GATHERED_MAX);
+const _: () = assert!(CURSORS_BURST as usize >= ACK_CURSORS_MAX && CURSORS_SUBMITTED_MAX <= CURSORS_GATHERED.least);
 const _: () = assert!(CURSOR_LOADS_MAX * 4 <= JOB_LANE_MAX);
 
 /// Cursors of devices waiting for a group of the log. Full: the group is closed at once.
@@ -391,7 +431,7 @@ pub const STORE_HOLDS_MAX: usize = 65_536;
 
 /// Bytes of groups kept for a core whose `group` lane is full. Full: deliveries are dropped, results kept, RESYNC follows. Counter:
 /// `deliveries_dropped_count`.
-pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const OUTBOX_BYTES: Share = Share { node: 64 * MIB, most: 8 * MIB, least: 512 * KIB };
 
 /// Steps of followed messages that one turn of a thread notes for the log. Full: later ones of the turn are not written. Counter:
 /// `trace_steps_dropped_count`.
@@ -455,19 +495,19 @@ pub const WATCH_TTL_S_MAX: u32 = 300;
 /// Conversations of one user looked through for one WATCH, to find whether two users share one. Beyond it they count as strangers.
 pub const SHARED_CONVERSATIONS_MAX: usize = 10_000;
 
-/// Submission entries of a ring. Full: they are submitted at once, and what still finds no room waits in memory.
-pub const RING_SUBMISSIONS_MAX: u32 = 1024;
+/// Submission entries of a ring, a power of two. Full: they are submitted at once, and what still finds no room waits in memory.
+pub const RING_SUBMISSIONS: Share = Share { node: 16_384, most: 1_024, least: 128 };
 
-/// Completions of a ring, per reactor when there is one for each core. Full: the kernel keeps the rest and ends multishots; nothing is
-/// lost. Counter: `driver_overflows_count`.
-pub const RING_COMPLETIONS_MAX: u32 = 16_384;
+/// Completions of a ring, a power of two. Full: the kernel keeps the rest and ends multishots; nothing is lost. Counter:
+/// `driver_overflows_count`.
+pub const RING_COMPLETIONS: Share = Share { node: 131_072, most: 16_384, least: 1_024 };
 
-/// Provided receive buffers that circulate at first, and at most; per reactor when there is one for each core. Few, because every one
-/// of them passes through the cache before the first comes round again. Empty: the connection is read with a plain receive. More
-/// than one empty in a hundred receives: twice as many. Counter: `driver_buffers_empty_count`.
-pub const RING_BUFFERS_FIRST: u16 = 256;
+/// Provided receive buffers of a ring that circulate at first, and at most, powers of two. Few, because every one of them passes through
+/// the cache before the first comes round again. Empty: the connection is read with a plain receive. More than one empty in a hundred
+/// receives: twice as many. Counter: `driver_buffers_empty_count`.
+pub const RING_BUFFERS_FIRST: Share = Share { node: 8_192, most: 256, least: 64 };
 /// See [`RING_BUFFERS_FIRST`].
-pub const RING_BUFFERS_MAX: u16 = 4096;
+pub const RING_BUFFERS: Share = Share { node: 16_384, most: 4_096, least: 128 };
 
 /// Bytes of a provided buffer. A connection that fills [`RING_BULK_BUFFERS`] in a row is read by plain receives instead.
 pub const RING_BUFFER_BYTES: usize = 2048;
@@ -477,12 +517,14 @@ pub const RING_BULK_BUFFERS: u8 = 8;
 /// Bytes that one send through the ring copies. More: the rest is offered again.
 pub const RING_SEND_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes of sends in flight on one ring, per reactor when there is one for each core. Full: the connection is told "blocked" until
-/// another send completes.
-pub const RING_SENDS_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Bytes of sends in flight on one ring. Full: the connection is told "blocked" until another send completes.
+pub const RING_SENDS_BYTES: Share = Share { node: 256 * MIB, most: 128 * MIB, least: MIB };
+
+/// Bytes of blocks kept for the next send of a ring, in each of their sizes.
+pub const RING_SPARE_BYTES: Share = Share { node: 8 * MIB, most: 256 * KIB, least: 64 * KIB };
 
 /// Bytes received for connections that had been paused meanwhile, on one ring. Full: the connection whose bytes find no room fails.
-pub const RING_STASH_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const RING_STASH_BYTES: Share = Share { node: 128 * MIB, most: 16 * MIB, least: MIB };
 
 /// Events within a second after which a connection counts as talking and gets a receive of its own.
 pub const RING_TALK_EVENTS: u8 = 4;
@@ -497,8 +539,11 @@ pub const RING_QUIESCE_MAX: Duration = Duration::from_secs(2);
 /// How long a wait for several completions may hold back the first one.
 pub const RING_GATHER_MAX: Duration = Duration::from_micros(100);
 
-const _: () = assert!(RING_BUFFERS_FIRST <= RING_BUFFERS_MAX && RING_BUFFERS_MAX.is_power_of_two());
-const _: () = assert!(RING_BUFFERS_MAX as usize * RING_BUFFER_BYTES <= RING_STASH_BYTES_MAX);
+const _: () = assert!(RING_BUFFERS_FIRST.most <= RING_BUFFERS.most && RING_BUFFERS_FIRST.least <= RING_BUFFERS.least);
+const _: () = assert!(RING_BUFFERS.most <= u16::MAX as usize && RING_BUFFERS_FIRST.node <= RING_BUFFERS.node);
+const _: () = assert!(RING_BUFFERS.most * RING_BUFFER_BYTES <= RING_STASH_BYTES.most);
+const _: () = assert!(RING_BUFFERS.node * RING_BUFFER_BYTES <= RING_STASH_BYTES.node);
+const _: () = assert!(RING_SEND_BYTES_MAX <= RING_SENDS_BYTES.least && RING_SEND_BYTES_MAX <= RING_SPARE_BYTES.least);
 
 /// Connections waiting to be accepted, per reactor; the kernel may cap it (`net.core.somaxconn`).
 pub const LISTEN_BACKLOG: u32 = 4_096;
@@ -545,3 +590,6 @@ pub const BANS_MAX: usize = 1_000_000;
 /// Removals and replacements of files that the log's disk does aside, chores: one or two come each second. Full: no more are begun, and the
 /// next second tries again; an old watermark says less, and a segment too many only takes room.
 pub const DISK_CHORES_MAX: usize = 64;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;

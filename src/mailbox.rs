@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::io::atomic::{AtomicU64, Ordering};
 use crate::io::queue as channel;
 use crate::io::wake::Waker;
-use crate::limits;
+use crate::limits::{self, Share};
 use crate::mail::{Control, Group, Judged, PageReply, Peer};
 use crate::mutant::{self, Mutant};
 
@@ -314,16 +314,29 @@ pub struct Post {
     pub control: LaneSender<Control>,
 }
 
-/// The lanes of one reactor, whose driver watches `waker`.
+/// The lanes of one of so many reactors, whose driver watches `waker`.
 #[must_use]
-pub fn reactor_lanes(waker: &Waker) -> (Post, Inbox) {
-    let (group_sender, group) = lane(limits::GROUP_LANE_MAX, waker);
-    let (peer_sender, peer) = lane(limits::PEER_LANE_MAX, waker);
-    let (page_sender, page) = lane(limits::PAGE_LANE_MAX, waker);
-    let (judged_sender, judged) = lane(limits::JUDGED_LANE_MAX, waker);
-    let (control_sender, control) = lane(limits::CONTROL_LANE_MAX, waker);
+pub fn reactor_lanes(waker: &Waker, reactors: usize) -> (Post, Inbox) {
+    let (group_sender, group) = lane(limits::GROUP_LANE.part(reactors), waker);
+    let (peer_sender, peer) = lane(limits::PEER_LANE.part(reactors), waker);
+    let (page_sender, page) = lane(limits::PAGE_LANE.part(reactors), waker);
+    let (judged_sender, judged) = lane(limits::JUDGED_LANE.part(reactors), waker);
+    let (control_sender, control) = lane(limits::CONTROL_LANE.part(reactors), waker);
     let post = Post { group: group_sender, peer: peer_sender, page: page_sender, judged: judged_sender, control: control_sender };
     (post, Inbox { group, peer, page, judged, control })
+}
+
+/// Bytes that the lanes of one of so many reactors have from the start: a lane has a place for each value and a number beside it.
+#[must_use]
+pub fn reactor_lanes_bytes(reactors: usize) -> usize {
+    fn places<T>(lane: Share, reactors: usize) -> usize {
+        lane.part(reactors) * size_of::<(usize, T)>()
+    }
+    places::<Group>(limits::GROUP_LANE, reactors)
+        + places::<Peer>(limits::PEER_LANE, reactors)
+        + places::<PageReply>(limits::PAGE_LANE, reactors)
+        + places::<Judged>(limits::JUDGED_LANE, reactors)
+        + places::<Control>(limits::CONTROL_LANE, reactors)
 }
 
 /// A number of bytes shared by all producers of the node, [`limits::SUBMIT_BYTES_MAX`] for `submit`: a lane bounds values, this
@@ -457,7 +470,7 @@ mod tests {
     #[test]
     fn inbox_is_empty_only_as_a_whole() {
         let waker = Waker::for_thread();
-        let (post, inbox) = reactor_lanes(&waker);
+        let (post, inbox) = reactor_lanes(&waker, 1);
         assert!(inbox.is_empty());
         post.control.try_send(Control::Snapshot).unwrap();
         assert!(!inbox.is_empty() && !waker.may_sleep(|| inbox.is_empty()));

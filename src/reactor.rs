@@ -126,14 +126,14 @@ pub struct Reactor<D: Driver> {
 impl<D: Driver> Reactor<D> {
     /// Joins the parts. The driver has been made on this thread.
     #[must_use]
-    pub fn new(driver: D, shard: Shard, stash_bytes_max: usize, parts: Parts) -> Self {
+    pub fn new(driver: D, shard: Shard, stashes: Stashes, parts: Parts) -> Self {
         let hands = Hands {
             now: parts.clock.now(),
             trimmed: parts.clock.now(),
             clock: parts.clock,
             shard,
             pressure: parts.pressure,
-            stashes: Stashes::new(stash_bytes_max),
+            stashes,
             outbox: parts.outbox,
             batch: Batch::default(),
             id: parts.id,

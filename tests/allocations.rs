@@ -212,7 +212,7 @@ impl Node {
         while let Some(group) = self.lanes.groups.pop_front() {
             self.shard.handle_group(self.now, &group, &mut self.lanes);
             // As the reactor does with a group it is done with.
-            if self.lanes.spare_groups.len() < limits::SPARES_PER_CORE_MAX {
+            if self.lanes.spare_groups.len() < limits::SPARE_GROUPS.most {
                 self.lanes.spare_groups.extend(group.emptied());
             }
         }

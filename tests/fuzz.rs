@@ -32,7 +32,7 @@ use malformed::{Case, Expected, On};
 use mutator::{INPUT_BYTES_MAX, Random, mutate};
 use tidegate::conn::carry::HeadCarry;
 use tidegate::conn::connection::{Kinds, ReceiveLimits};
-use tidegate::limits::{MESSAGE_BYTES_MAX, STASH_BYTES_MAX};
+use tidegate::limits::{MESSAGE_BYTES_MAX, STASH_BYTES};
 use tidegate::wire::frame::Reserved;
 use tidegate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal};
 use tidegate::wire::violation::Violation;
@@ -122,7 +122,7 @@ fn answer(case: &Case, chunk: usize) -> (Expected, Option<String>) {
         On::Json => Kinds::Text,
     };
     let limits = ReceiveLimits { message_bytes_max: MESSAGE_BYTES_MAX, kinds, reserved: Reserved::None };
-    let seen = receive(&case.bytes, &[chunk], limits, STASH_BYTES_MAX);
+    let seen = receive(&case.bytes, &[chunk], limits, STASH_BYTES.most);
     match seen.as_slice() {
         [] | [Seen::Pong(_)] => (Expected::Silence, None),
         [Seen::Broken(rule)] => (Expected::Close(rule.close_code()), Some(rule.name().to_owned())),

@@ -15,7 +15,7 @@ use support::eventually;
 use support::gateway::{Gateway, unix_s};
 use support::peer::{Peer, status};
 use support::raw::{Next, Raw, cmid, send};
-use tidegate::limits::{FRAGMENTS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, STASH_BYTES_MAX, STASH_FREE_BYTES_MAX};
+use tidegate::limits::{FRAGMENTS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, STASH_BYTES, STASH_FREE_BYTES};
 use tidegate::wire::envelope::{Encoding, ServerFrame, page_flags};
 use tungstenite::Message;
 
@@ -175,7 +175,7 @@ fn unfinished_messages_stay_within_their_bound() {
     let settings = [PATIENT[0], PATIENT[1], ("protocol.message_ms", "600000"), ("reactors", "2")];
     let mut gateway = Gateway::with(&settings);
     let before = gateway.resident_bytes();
-    let bound = 2 * (STASH_BYTES_MAX + STASH_FREE_BYTES_MAX) as u64;
+    let bound = (STASH_BYTES.node + 2 * STASH_FREE_BYTES.part(2)) as u64;
     // Tables, sockets' bookkeeping, the receive buffers, and what the allocator holds while a stash moves to a larger place.
     let allowance = 48 * 1024 * 1024;
     assert!((PEERS * SENT) as u64 > bound + allowance, "the flood must exceed what is allowed");
@@ -209,7 +209,7 @@ fn unfinished_messages_stay_within_their_bound() {
         bound >> 20
     );
     assert!(held <= bound as f64, "{held} bytes in stashes");
-    assert!(held >= STASH_BYTES_MAX as f64 / 2.0, "the flood filled no stash: {held}");
+    assert!(held >= STASH_BYTES.most as f64 / 2.0, "the flood filled no stash: {held}");
     assert!(highest <= before + bound + allowance, "{highest} bytes resident, {before} before");
     // Meanwhile others are served.
     Raw::connect(&gateway, Encoding::Binary, "al", "1").say(DIRECT, "in the flood");

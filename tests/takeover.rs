@@ -295,6 +295,10 @@ impl Fixed {
             handshakes_max: 8,
             tls_waiting_max: 64,
             sampling: Sampling { every: 0 },
+            spare_backlogs_max: 16,
+            cursors_gathered_max: 1_024,
+            peers_kept_max: 64,
+            moved_bytes_max: 1 << 20,
             hashes: Hashes::new([3; 16]),
         };
         let token = mint(&secret, "bo", None, 0..NOW_MS / 1000 + 86_400).unwrap();

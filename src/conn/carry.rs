@@ -8,7 +8,7 @@
 //! [`HeadCarry`] does the same for the request head before the upgrade.
 
 use crate::conn::deflate::{Fault, Inflater};
-use crate::limits::{STASH_CLASSES_BYTES, STASH_FREE_BYTES_MAX, UPGRADE_HEAD_BYTES_MAX};
+use crate::limits::{STASH_BYTES, STASH_CLASSES_BYTES, STASH_FREE_BYTES, UPGRADE_HEAD_BYTES_MAX};
 use crate::wire::frame::CONTROL_PAYLOAD_BYTES_MAX;
 use crate::wire::upgrade::{HeadScan, Refusal};
 use crate::wire::utf8;
@@ -24,6 +24,7 @@ pub struct Stashes {
     free_bytes: usize,
     used_bytes: usize,
     bytes_max: usize,
+    free_bytes_max: usize,
     /// For compressed messages; made for the first one.
     inflater: Option<Box<Inflater>>,
 }
@@ -68,8 +69,22 @@ impl Stashes {
             free_bytes: 0,
             used_bytes: 0,
             bytes_max,
+            free_bytes_max: STASH_FREE_BYTES.most,
             inflater: None,
         }
+    }
+
+    /// Those of one of so many reactors, with room for two messages of the length that is allowed.
+    #[must_use]
+    pub fn share(reactors: usize, message_bytes_max: usize) -> Self {
+        let bytes_max = STASH_BYTES.part(reactors).max(2 * message_bytes_max);
+        Self { free_bytes_max: STASH_FREE_BYTES.part(reactors), ..Self::new(bytes_max) }
+    }
+
+    /// What [`Stashes::used_bytes`] and [`Stashes::free_bytes`] are at most, together.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
     }
 
     /// Bytes of memory held for unfinished messages, whole capacities.
@@ -78,7 +93,7 @@ impl Stashes {
         self.used_bytes
     }
 
-    /// Bytes of empty memory kept for reuse, at most [`STASH_FREE_BYTES_MAX`].
+    /// Bytes of empty memory kept for reuse, at most [`STASH_FREE_BYTES`].
     #[must_use]
     pub fn free_bytes(&self) -> usize {
         self.free_bytes
@@ -196,7 +211,7 @@ impl Stashes {
     pub(super) fn recycle(&mut self, mut bytes: Vec<u8>) {
         let held = bytes.capacity();
         let Some(class) = STASH_CLASSES_BYTES.iter().position(|&class_bytes| class_bytes == held) else { return };
-        let kept_max = STASH_FREE_BYTES_MAX.min(self.bytes_max.saturating_sub(self.used_bytes));
+        let kept_max = self.free_bytes_max.min(self.bytes_max.saturating_sub(self.used_bytes));
         if self.free_bytes + held <= kept_max {
             bytes.clear();
             self.free_bytes += held;
@@ -382,7 +397,15 @@ mod tests {
             stashes.close(index);
         }
         assert_eq!(stashes.used_bytes(), 0);
-        assert_eq!(stashes.free_bytes(), STASH_FREE_BYTES_MAX);
+        assert_eq!(stashes.free_bytes(), STASH_FREE_BYTES.most);
+        let mut stashes = Stashes::share(128, 1000);
+        for owner in 0..10_000 {
+            let index = stashes.open(owner);
+            let _ = fill(&mut stashes, index, 1000, 2000);
+        }
+        assert_eq!(stashes.used_bytes(), STASH_BYTES.node / 128);
+        let most = 16 * 1024 * 1024;
+        assert_eq!(Stashes::share(128, most).bytes_max(), 2 * most, "two of the longest fit");
     }
 
     /// Any cut of a head gives the same head, and says where the WebSocket stream begins.

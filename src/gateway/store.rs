@@ -104,7 +104,7 @@ impl Store {
             jobs.push(job);
             spawn_reader(number, engine.clone(), hashes, lane, progress.clone(), clock, to.clone())?;
         }
-        let (spare_groups_in, spare_groups) = spares(limits::SPARES_PER_CORE_MAX * posts.len());
+        let (spare_groups_in, spare_groups) = spares(limits::SPARE_GROUPS.part(posts.len()) * posts.len());
         let (spare_batches_in, spare_batches) = spares(limits::SPARE_BATCHES_MAX);
         let copies = engine.clone();
         let projector = spawn_projector(engine, projections, progress, spare_batches_in, checkpoints, events.clone())?;

@@ -58,6 +58,9 @@ pub struct Epoll {
 }
 
 impl Epoll {
+    /// Bytes that a driver has from the start: the array of events and the receive buffer.
+    pub const FIXED_BYTES: usize = limits::EVENTS_PER_TURN_MAX * size_of::<Event>() + limits::RECV_BUFFER_BYTES;
+
     /// A driver for up to `connections`, whose slots are reserved now, fed by `listeners`.
     ///
     /// # Errors

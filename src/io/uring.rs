@@ -44,7 +44,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{cqueue, opcode, types};
+use io_uring::{cqueue, opcode, squeue, types};
 
 use crate::ids::ConnectionId;
 use crate::io::driver::{Backlog, Close, Door, Driver, DriverCounters, Piece, Sent, Sink};
@@ -112,39 +112,54 @@ pub struct Uring {
 pub struct Sizes {
     /// Connections whose slots are reserved now.
     pub connections: usize,
-    /// See [`limits::RING_SUBMISSIONS_MAX`].
+    /// See [`limits::RING_SUBMISSIONS`].
     pub submissions: u32,
-    /// See [`limits::RING_COMPLETIONS_MAX`].
+    /// See [`limits::RING_COMPLETIONS`].
     pub completions: u32,
     /// See [`limits::RING_BUFFERS_FIRST`].
     pub buffers_first: u16,
-    /// See [`limits::RING_BUFFERS_MAX`]. A power of two.
+    /// See [`limits::RING_BUFFERS`]. A power of two.
     pub buffers_max: u16,
-    /// See [`limits::RING_SENDS_BYTES_MAX`].
+    /// See [`limits::RING_SENDS_BYTES`].
     pub sends_bytes: usize,
-    /// See [`limits::RING_STASH_BYTES_MAX`].
+    /// See [`limits::RING_SPARE_BYTES`].
+    pub spare_bytes: usize,
+    /// See [`limits::RING_STASH_BYTES`].
     pub stash_bytes: usize,
     /// Silence after which a talking connection rests again. `None`: never.
     pub park_after: Option<Duration>,
 }
 
 impl Sizes {
-    /// The share of one of `reactors` on a machine of so many `cores`: up to one reactor per core each has the full size.
+    /// The share of one of `reactors`.
+    ///
+    /// # Panics
+    /// If [`limits`] are wrong.
     #[must_use]
-    pub fn share(connections: usize, reactors: usize, cores: usize, park_after: Option<Duration>) -> Self {
-        let parts = reactors.div_ceil(cores.max(1)).next_power_of_two();
-        let part = u32::try_from(parts).unwrap_or(u32::MAX);
-        let buffers_max = (u32::from(limits::RING_BUFFERS_MAX) / part).max(64);
+    pub fn share(connections: usize, reactors: usize, park_after: Option<Duration>) -> Self {
+        let entries = |share: limits::Share| share.part_power_of_two(reactors);
+        let (short, wide) = ("a part of a u16", "a part of a u32");
         Self {
             connections,
-            submissions: (limits::RING_SUBMISSIONS_MAX / part).max(128),
-            completions: (limits::RING_COMPLETIONS_MAX / part).max(1024),
-            buffers_first: limits::RING_BUFFERS_FIRST.min(u16::try_from(buffers_max).unwrap_or(u16::MAX)),
-            buffers_max: u16::try_from(buffers_max).expect("a part of a u16"),
-            sends_bytes: limits::RING_SENDS_BYTES_MAX / parts,
-            stash_bytes: (limits::RING_STASH_BYTES_MAX / parts).max(1024 * 1024),
+            submissions: u32::try_from(entries(limits::RING_SUBMISSIONS)).expect(wide),
+            completions: u32::try_from(entries(limits::RING_COMPLETIONS)).expect(wide),
+            buffers_first: u16::try_from(entries(limits::RING_BUFFERS_FIRST)).expect(short),
+            buffers_max: u16::try_from(entries(limits::RING_BUFFERS)).expect(short),
+            sends_bytes: limits::RING_SENDS_BYTES.part(reactors),
+            spare_bytes: limits::RING_SPARE_BYTES.part(reactors),
+            stash_bytes: limits::RING_STASH_BYTES.part(reactors),
             park_after,
         }
+    }
+
+    /// Bytes that a driver of this size has from the start: the rings and the buffers that circulate, the array of events, and the buffer
+    /// of plain receives.
+    #[must_use]
+    pub fn fixed_bytes(&self) -> usize {
+        let ring =
+            self.submissions as usize * size_of::<squeue::Entry>() + self.completions as usize * size_of::<cqueue::Entry>();
+        let buffers = buffers::bytes(self.buffers_first, self.buffers_max);
+        ring + buffers + limits::EVENTS_PER_TURN_MAX * size_of::<cqueue::Entry>() + limits::RECV_BUFFER_BYTES
     }
 }
 
@@ -163,7 +178,7 @@ impl Uring {
         Ok(Self {
             ring,
             buffers: Some(buffers),
-            outgoing: Outgoing::new(sizes.sends_bytes),
+            outgoing: Outgoing::new(outgoing::Bounds { bytes_max: sizes.sends_bytes, spare_bytes_max: sizes.spare_bytes }),
             scratch: vec![0; limits::RECV_BUFFER_BYTES],
             completions: Vec::with_capacity(limits::EVENTS_PER_TURN_MAX),
             slots: Vec::with_capacity(sizes.connections),
@@ -472,7 +487,7 @@ mod tests {
         for (panics, expected) in [(false, 1), (true, 1)] {
             let listener = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 1).unwrap();
             let address = listener.local_address().unwrap();
-            let mut driver = Uring::new(Sizes::share(1, 1, 1, None), Some(listener), Waker::for_driver().unwrap()).unwrap();
+            let mut driver = Uring::new(Sizes::share(1, 1, None), Some(listener), Waker::for_driver().unwrap()).unwrap();
             if panics {
                 let client = Socket::try_from(TcpStream::connect(address).unwrap()).unwrap();
                 client.writev(&[IoSlice::new(b"?")]).unwrap();

@@ -65,6 +65,12 @@ impl Stage {
 pub struct ReactorHistograms(Owner<6>);
 
 impl ReactorHistograms {
+    /// Bytes of the counts of one reactor, which are there from the start.
+    #[must_use]
+    pub fn bytes() -> usize {
+        BUFFERS * 6 * empty_histogram().distinct_values() * size_of::<u32>()
+    }
+
     /// The two ends: one for the reactor, one for the admin thread.
     #[must_use]
     pub fn new() -> (Self, Source) {

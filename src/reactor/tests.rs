@@ -83,7 +83,7 @@ fn made(listener: Option<Listener>) -> Made {
 
 fn made_of(listener: Option<Listener>, rules: Rules) -> Made {
     let waker = Waker::for_driver().unwrap();
-    let (post, inbox) = reactor_lanes(&waker);
+    let (post, inbox) = reactor_lanes(&waker, 1);
     let (submit, submitted) = lane(8, &Waker::for_thread());
     let (reports, reported) = std::sync::mpsc::channel();
     let clock = Clock::new();
@@ -110,7 +110,7 @@ fn made_of(listener: Option<Listener>, rules: Rules) -> Made {
         steering: None,
         pressure: Arc::new(Pressure::new(u64::MAX, 1)),
     };
-    let reactor = Reactor::new(Epoll::new(8, listener, waker).unwrap(), shard, 1 << 20, parts);
+    let reactor = Reactor::new(Epoll::new(8, listener, waker).unwrap(), shard, Stashes::new(1 << 20), parts);
     Made { reactor, post, block, _others: (submitted, reported) }
 }
 

@@ -19,7 +19,6 @@ use std::collections::VecDeque;
 
 use super::nack::Nacks;
 use crate::ids::{ConnectionId, FrameIndex, Mid, RosterId};
-use crate::limits::SPARE_BACKLOGS_MAX;
 use crate::mail::Mark;
 use crate::mutant::{self, Mutant};
 use crate::wire::envelope::Encoding;
@@ -386,15 +385,22 @@ impl Backlog {
 }
 
 /// Empty backlogs of one core, for the next sessions that need one: a lone message would otherwise allocate twice and free twice.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SpareBacklogs {
     #[expect(clippy::vec_box, reason = "the box itself is what is kept")]
     free: Vec<Box<Backlog>>,
     /// How many of them, from the bottom, nobody has needed since the last [`SpareBacklogs::trim`].
     unused: usize,
+    most: usize,
 }
 
 impl SpareBacklogs {
+    /// None, and never more than `most`: see [`crate::limits::SPARE_BACKLOGS`].
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self { free: Vec::new(), unused: 0, most }
+    }
+
     /// One for a session that has none.
     pub fn take(&mut self) -> Option<Box<Backlog>> {
         let backlog = self.free.pop();
@@ -405,7 +411,7 @@ impl SpareBacklogs {
     /// Keeps what a session has left, but for what is seldom needed, if it is small and there is room.
     pub fn give(&mut self, mut backlog: Box<Backlog>) {
         assert!(backlog.is_empty());
-        if self.free.len() < SPARE_BACKLOGS_MAX && backlog.ring.capacity() <= SPARE_DELIVERIES_MAX {
+        if self.free.len() < self.most && backlog.ring.capacity() <= SPARE_DELIVERIES_MAX {
             *backlog = Backlog { ring: std::mem::take(&mut backlog.ring), ..Backlog::default() };
             self.free.push(backlog);
         }
@@ -492,7 +498,7 @@ mod tests {
     /// A spare is found again, a long one is not kept, and what lay idle between two trims is freed.
     #[test]
     fn spares_are_kept_while_they_are_needed() {
-        let mut spares = SpareBacklogs::default();
+        let mut spares = SpareBacklogs::new(1);
         let mut session = session(100);
         let mut round = |spares: &mut SpareBacklogs, count: u64| {
             session.backlog = spares.take();

@@ -137,6 +137,14 @@ pub struct Rules {
     pub handshakes_max: u32,
     pub tls_waiting_max: usize,
     pub sampling: Sampling,
+    /// See [`crate::limits::SPARE_BACKLOGS`].
+    pub spare_backlogs_max: usize,
+    /// See [`crate::limits::CURSORS_GATHERED`].
+    pub cursors_gathered_max: usize,
+    /// See [`crate::limits::PEERS_KEPT`].
+    pub peers_kept_max: usize,
+    /// See [`crate::limits::MOVED_BYTES`].
+    pub moved_bytes_max: u64,
     /// Keyed by 128 bits from the system's generator, new at every start: session ids come from it, names are compared by it.
     pub hashes: Hashes,
 }
@@ -250,7 +258,7 @@ impl Shard {
             liveness: Liveness::new(connections_max, now.tick()),
             // As many attached as detached, and those on their way out.
             sessions: Table::with_capacity(2 * connections_max + SESSIONS_LEAVING_MAX),
-            backlogs: SpareBacklogs::default(),
+            backlogs: SpareBacklogs::new(rules.spare_backlogs_max),
             pool: SendPool::new(),
             deflater: None,
             arena: Arena::new(crate::limits::ARENA_CHUNK_BYTES),

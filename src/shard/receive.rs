@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CLOSE_MS, Kind, Outlet, Shard, State, flags};
+use super::{CLOSE_MS, Kind, Outlet, Rules, Shard, State, flags};
 use crate::clock::Moment;
 use crate::conn::carry::{HeadCarry, Stashes};
 use crate::conn::connection::{Event, Kinds, Reader, ReceiveLimits, Stop};
@@ -16,6 +16,14 @@ use crate::wire::envelope::Encoding;
 use crate::wire::frame::{Opcode, Reserved};
 use crate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal, Request};
 use crate::wire::violation::Violation;
+
+impl Rules {
+    /// The longest WebSocket message that is received, bytes.
+    #[must_use]
+    pub fn message_bytes_max(&self) -> u32 {
+        if self.echo { limits::ECHO_MESSAGE_BYTES_MAX } else { self.max_frame }
+    }
+}
 
 impl Shard {
     /// Bytes arrived. Everything they mean is done before this returns; what must be answered is queued.
@@ -210,11 +218,12 @@ impl Shard {
         // Nothing is inflated for whom we do not know yet.
         let is_known = matches!(connection.state, State::Echo | State::Active | State::Draining);
         let reserved = if is_known && connection.flags & flags::INFLATE != 0 { Reserved::Deflate } else { Reserved::None };
-        if self.rules.echo {
-            return ReceiveLimits { message_bytes_max: limits::ECHO_MESSAGE_BYTES_MAX, kinds: Kinds::Both, reserved };
-        }
-        let kinds = if connection.encoding == Some(Encoding::Json) { Kinds::Text } else { Kinds::Binary };
-        ReceiveLimits { message_bytes_max: self.rules.max_frame, kinds, reserved }
+        let kinds = match connection.encoding {
+            _ if self.rules.echo => Kinds::Both,
+            Some(Encoding::Json) => Kinds::Text,
+            _ => Kinds::Binary,
+        };
+        ReceiveLimits { message_bytes_max: self.rules.message_bytes_max(), kinds, reserved }
     }
 
     fn handle_event(&mut self, id: ConnectionId, event: Event<'_>, outlet: &mut impl Outlet) {

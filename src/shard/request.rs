@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use super::quota::Class;
 use super::{ABUSE_MAX, CURSOR_RATE, Outlet, READS_WAITING_MAX, Shard, State};
 use crate::ids::{self, Cmid, ConnectionId, ConversationKind};
-use crate::limits::{CURSORS_GATHERED_MAX, CURSORS_SUBMITTED_MAX, WATCH_TTL_S_MAX};
+use crate::limits::{CURSORS_SUBMITTED_MAX, WATCH_TTL_S_MAX};
 use crate::mail::{PageMail, PageRequest, SendMail, Sender, SignalMail, Submit, WatchMail};
 use crate::mutant::{self, Mutant};
 use crate::observe::counters::{CloseCause, Shed};
@@ -439,7 +439,9 @@ impl Shard {
                     let bucket = self.cursor_rates.entry(id).or_insert_with(|| Bucket::full(CURSOR_RATE, now_ms));
                     let verdict = match bucket.take(CURSOR_RATE, now_ms) {
                         Err(retry_ms) => Some((ErrorCode::RateLimited, retry_ms)),
-                        Ok(()) if gathered >= CURSORS_GATHERED_MAX => Some((ErrorCode::StoreOverloaded, RETRY_LOAD_MS)),
+                        Ok(()) if gathered >= self.rules.cursors_gathered_max => {
+                            Some((ErrorCode::StoreOverloaded, RETRY_LOAD_MS))
+                        }
                         Ok(()) => None,
                     };
                     match verdict {

@@ -189,7 +189,7 @@ impl Shard {
             return;
         }
         let bytes = carried.as_ref().map_or(0, |it| it.ring.iter().map(|held| u64::from(held.bytes) + MOVED_FRAME_BYTES).sum());
-        let toll = self.carriage.toll(bytes + MOVED_FRAME_BYTES, limits::MOVED_BYTES_MAX);
+        let toll = self.carriage.toll(bytes + MOVED_FRAME_BYTES, self.rules.moved_bytes_max);
         let mail = match (carried.zip(encoding), toll) {
             (None, _) => Peer::Gone { to: by, cursors },
             (Some((carried, _)), None) => {
@@ -206,7 +206,7 @@ impl Shard {
                 Peer::Moved(Box::new(Moved { to: by, cursors, pos, encoding, frames, marks, resync, nacks, toll }))
             }
         };
-        if self.peers.len() >= limits::PEERS_KEPT_MAX {
+        if self.peers.len() >= self.rules.peers_kept_max {
             // It starts afresh after five seconds, as if this core did not answer.
             self.counters.sessions_unmoved_count += 1;
             return;
@@ -342,7 +342,7 @@ impl Shard {
         let (window, caps, expires_s) = (line.window, u32::from(line.caps), line.expires_s);
         let held: Vec<(u64, Held)> = line.held().collect();
         for (conv, seq) in joining.cursors {
-            if self.cursors.len() >= limits::CURSORS_GATHERED_MAX {
+            if self.cursors.len() >= rules.cursors_gathered_max {
                 self.counters.cursors_refused_count += 1;
                 continue;
             }

@@ -3,23 +3,29 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::OUTBOX_BYTES_MAX;
 use crate::mail::{Event, Group};
 
 /// What waits for one core.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
     kept: VecDeque<(Group, usize)>,
     bytes: usize,
+    bytes_max: usize,
     /// Deliveries have been dropped since the core last took everything.
     overflowed: bool,
 }
 
 impl Outbox {
+    /// Empty, for at most so many bytes of deliveries: see [`crate::limits::OUTBOX_BYTES`].
+    #[must_use]
+    pub fn new(bytes_max: usize) -> Self {
+        Self { kept: VecDeque::new(), bytes: 0, bytes_max, overflowed: false }
+    }
+
     /// Adds a group of about `bytes`. Returns how many deliveries were dropped.
     pub fn push(&mut self, mut group: Group, mut bytes: usize) -> u64 {
         let mut dropped = 0;
-        self.overflowed |= !self.kept.is_empty() && self.bytes + bytes > OUTBOX_BYTES_MAX;
+        self.overflowed |= !self.kept.is_empty() && self.bytes + bytes > self.bytes_max;
         if self.overflowed {
             group.events.retain_mut(|event| match event {
                 // What was dropped before this is owed to the session that moves, and RESYNC comes to this core too late for it.
@@ -79,6 +85,8 @@ mod tests {
     use crate::mail::Claim;
     use crate::wire::message::{Body, Text};
 
+    const MOST: usize = 1 << 20;
+
     fn group(number: u64) -> Group {
         let session = SessionRef { reactor: ReactorId(0), index: 1, generation: 1 };
         let sent = Event::Sent {
@@ -99,8 +107,8 @@ mod tests {
     /// A core that takes nothing: deliveries go beyond the bound, results stay, and RESYNC comes last, after everything else.
     #[test]
     fn an_overflow_keeps_results_and_ends_with_resync() {
-        let mut outbox = Outbox::default();
-        let third = OUTBOX_BYTES_MAX / 3 + 1;
+        let mut outbox = Outbox::new(MOST);
+        let third = MOST / 3 + 1;
         let dropped: u64 = (1..=5).map(|number| outbox.push(group(number), third)).sum();
         assert_eq!(dropped, 6);
         outbox.flush(Err);
@@ -132,9 +140,9 @@ mod tests {
         let claim = Some(Claim { key: [1; 16], last_pos: 3 });
         let evict = || Group { events: vec![Event::Evict { session, by: session, claim }], ..Group::default() };
         let claimed = |group: &Group| matches!(group.events[..], [Event::Evict { claim: Some(_), .. }]);
-        let mut outbox = Outbox::default();
-        outbox.push(evict(), OUTBOX_BYTES_MAX);
-        outbox.push(evict(), OUTBOX_BYTES_MAX);
+        let mut outbox = Outbox::new(MOST);
+        outbox.push(evict(), MOST);
+        outbox.push(evict(), MOST);
         let mut taken = Vec::new();
         outbox.flush(|group| {
             taken.push(claimed(&group));

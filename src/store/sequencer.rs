@@ -46,7 +46,8 @@ use crate::clock::Moment;
 use crate::ids::ReactorId;
 use crate::limits::{
     ARENA_CHUNK_BYTES, DEVICES_PER_USER_MAX, GROUP_DELIVERIES_MAX, GROUP_SUBMISSIONS_MAX, JOB_LANE_MAX, LANE_RETRY_EVERY,
-    NOTICE_ONLY_ABOVE, PARKED_MAX, PROJECT_BYTES_MAX, PROJECT_PATIENCE, RIDE_MAX, STORE_CHORES_EVERY, UNSYNCED_BYTES_MAX,
+    NOTICE_ONLY_ABOVE, OUTBOX_BYTES, PARKED_MAX, PROJECT_BYTES_MAX, PROJECT_PATIENCE, RIDE_MAX, STORE_CHORES_EVERY,
+    UNSYNCED_BYTES_MAX,
 };
 use crate::mail::{Attach, Event, Group, MemberDone, MemberRefusal, PageMail, Sender, Submit};
 use crate::mutant::{self, Mutant};
@@ -287,7 +288,7 @@ impl<D: Disk> Sequencer<D> {
             sweeper: Sweeper::default(),
             open: Open { number, ..Open::default() },
             operator: Operator::default(),
-            outboxes: (0..settings.cores).map(|_| Outbox::default()).collect(),
+            outboxes: (0..settings.cores).map(|_| Outbox::new(OUTBOX_BYTES.part(settings.cores))).collect(),
             unwritten: VecDeque::new(),
             unprojected: VecDeque::new(),
             unsynced_bytes: 0,

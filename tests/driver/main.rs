@@ -65,7 +65,7 @@ fn make_epoll(listener: Listener) -> Epoll {
 }
 
 fn make_uring(listener: Listener) -> Uring {
-    let sizes = Sizes::share(1000, 1, 1, Some(Duration::from_secs(10)));
+    let sizes = Sizes::share(1000, 1, Some(Duration::from_secs(10)));
     Uring::new(sizes, Some(listener), Waker::for_driver().unwrap()).unwrap()
 }
 
@@ -77,7 +77,7 @@ fn make_cramped_uring(listener: Listener) -> Uring {
         buffers_max: 2,
         // So short that talkers are parked and promoted all the time.
         park_after: Some(Duration::from_millis(2)),
-        ..Sizes::share(1000, 1, 1, None)
+        ..Sizes::share(1000, 1, None)
     };
     Uring::new(sizes, Some(listener), Waker::for_driver().unwrap()).unwrap()
 }
@@ -94,7 +94,7 @@ fn epoll_counts_stale_events() {
 #[test]
 fn uring_promotes_talkers_and_parks_the_silent() {
     let make = |listener| {
-        let sizes = Sizes::share(1000, 1, 1, Some(Duration::from_millis(50)));
+        let sizes = Sizes::share(1000, 1, Some(Duration::from_millis(50)));
         Uring::new(sizes, Some(listener), Waker::for_driver().unwrap()).unwrap()
     };
     let mut server = Server::echo(make);
@@ -118,7 +118,7 @@ fn uring_serves_thousands_with_few_buffers() {
     const FEW: usize = 50;
     const TALK: usize = 5;
     let make = |listener| {
-        let sizes = Sizes { buffers_first: 4, buffers_max: 4, ..Sizes::share(CLIENTS, 1, 1, None) };
+        let sizes = Sizes { buffers_first: 4, buffers_max: 4, ..Sizes::share(CLIENTS, 1, None) };
         Uring::new(sizes, Some(listener), Waker::for_driver().unwrap()).unwrap()
     };
     let mut server = Server::echo(make);

@@ -1,6 +1,6 @@
 use super::*;
 use crate::conn::deflate::Deflater;
-use crate::limits::{ECHO_MESSAGE_BYTES_MAX, STASH_BYTES_MAX};
+use crate::limits::{ECHO_MESSAGE_BYTES_MAX, STASH_BYTES};
 use crate::wire::frame::FrameEnd;
 use proptest::prelude::*;
 
@@ -40,7 +40,7 @@ struct Fed {
 
 impl Fed {
     fn new(limits: ReceiveLimits) -> Self {
-        Self { receive: Receive::default(), stashes: Stashes::new(STASH_BYTES_MAX), limits, events: Vec::new() }
+        Self { receive: Receive::default(), stashes: Stashes::new(STASH_BYTES.most), limits, events: Vec::new() }
     }
 
     fn feed(&mut self, bytes: &[u8]) -> &mut Self {

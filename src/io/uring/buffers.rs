@@ -31,6 +31,11 @@ pub struct Buffers {
 /// The one group of buffers of a ring.
 pub const GROUP: u16 = 0;
 
+/// What so many buffers occupy, of which `first` circulate: the others are not touched.
+pub fn bytes(first: u16, capacity: u16) -> usize {
+    entries_layout(capacity).size() + memory_layout(first).size()
+}
+
 impl Buffers {
     /// Registers room for `capacity` buffers, a power of two, of which `first` circulate.
     ///

@@ -29,6 +29,8 @@ pub struct Outgoing {
     /// Bytes of blocks in flight. What is shared is bounded by the queues it comes from.
     bytes: usize,
     bytes_max: usize,
+    /// Bytes kept of each class.
+    spare_bytes_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +43,15 @@ struct Send {
     len: u32,
 }
 
+/// What [`Outgoing`] may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// In flight.
+    pub bytes_max: usize,
+    /// Of each class, for the next send.
+    pub spare_bytes_max: usize,
+}
+
 /// What is left of a send, as the kernel wants it.
 #[derive(Debug)]
 pub enum Rest<'a> {
@@ -51,9 +62,9 @@ pub enum Rest<'a> {
 }
 
 impl Outgoing {
-    /// At most so many bytes of blocks in flight.
-    pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, ..Self::default() }
+    /// At most so many bytes of blocks in flight, and so many of each class kept for the next send.
+    pub fn new(Bounds { bytes_max, spare_bytes_max }: Bounds) -> Self {
+        Self { bytes_max, spare_bytes_max, ..Self::default() }
     }
 
     /// Takes the front of what is offered: copies of at most [`RING_SEND_BYTES_MAX`] bytes, and counts of long shared pieces. `copied`
@@ -114,12 +125,12 @@ impl Outgoing {
         self.vacant.push(id);
         self.bytes -= block.len();
         let class = CLASSES_BYTES.iter().position(|&bytes| bytes == block.len()).expect("every block is of a class");
-        if (self.spare[class].len() + 1) * block.len() <= SPARE_BYTES_MAX {
+        if (self.spare[class].len() + 1) * block.len() <= self.spare_bytes_max {
             self.spare[class].push(block);
         }
         if let Some(mut vectors) = vectors {
             vectors.clear();
-            if (self.spare_vectors.len() + 1) * size_of::<Vectors>() <= SPARE_BYTES_MAX {
+            if (self.spare_vectors.len() + 1) * size_of::<Vectors>() <= self.spare_bytes_max {
                 self.spare_vectors.push(vectors);
             }
         }
@@ -255,10 +266,6 @@ fn join(pieces: &[Piece<'_>], mut block: &mut [u8]) {
 const COPIED_PIECE_BYTES_MAX: usize = 1024;
 /// Sizes of blocks, ascending.
 const CLASSES_BYTES: [usize; 5] = [256, 1024, 4096, 16_384, RING_SEND_BYTES_MAX];
-/// Bytes kept in each class for the next send.
-const SPARE_BYTES_MAX: usize = 256 * 1024;
-
-const _: () = assert!(SPARE_BYTES_MAX >= RING_SEND_BYTES_MAX);
 
 #[cfg(test)]
 mod tests {
@@ -266,6 +273,10 @@ mod tests {
 
     fn take(outgoing: &mut Outgoing, pieces: &[Piece<'_>]) -> Option<u32> {
         outgoing.take(pieces, copied_bytes(pieces))
+    }
+
+    fn bounds(bytes_max: usize) -> Bounds {
+        Bounds { bytes_max, spare_bytes_max: RING_SEND_BYTES_MAX }
     }
 
     /// What the kernel would read now.
@@ -284,7 +295,7 @@ mod tests {
     /// Short pieces are joined in order, cut at the limit, sent in parts; blocks are used again, and their sum is bounded.
     #[test]
     fn a_send_of_short_pieces_is_one_block() {
-        let mut outgoing = Outgoing::new(2 * RING_SEND_BYTES_MAX);
+        let mut outgoing = Outgoing::new(bounds(2 * RING_SEND_BYTES_MAX));
         let id = take(&mut outgoing, &[Piece::Lent(b"ab"), Piece::Lent(b""), Piece::Lent(b"cde")]).unwrap();
         assert_eq!(rest(&mut outgoing, id), b"abcde");
         assert_eq!(outgoing.advance(id, 2), 2);
@@ -305,7 +316,7 @@ mod tests {
     #[test]
     fn a_long_shared_piece_is_held_where_it_stands() {
         let (long, short) = (Block::new((0..3000_u32).map(|at| at.to_le_bytes()[0]).collect()), Block::new(vec![9; 10]));
-        let mut outgoing = Outgoing::new(RING_SEND_BYTES_MAX);
+        let mut outgoing = Outgoing::new(bounds(RING_SEND_BYTES_MAX));
         let shared = |block, end| Piece::Shared { block, start: 1, end };
         let offered = [Piece::Lent(b"head"), shared(&short, 10), Piece::Lent(b""), shared(&long, 3000), Piece::Lent(b"tail")];
         let all: Vec<u8> = offered.iter().flat_map(|piece| piece.bytes().to_vec()).collect();

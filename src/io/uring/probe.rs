@@ -18,7 +18,7 @@ pub(super) fn probe() -> Result<(), String> {
     let listener = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 1).map_err(failed("listening on loopback"))?;
     let address = listener.local_address().map_err(failed("listening on loopback"))?;
     let waker = Waker::for_driver().map_err(failed("making an eventfd"))?;
-    let sizes = Sizes { submissions: 8, completions: 16, buffers_first: 2, buffers_max: 2, ..Sizes::share(1, 1, 1, None) };
+    let sizes = Sizes { submissions: 8, completions: 16, buffers_first: 2, buffers_max: 2, ..Sizes::share(1, 1, None) };
     let mut driver = Uring::new(sizes, Some(listener), waker).map_err(failed("making a ring"))?;
     let client = TcpStream::connect(address).map_err(failed("connecting to loopback"))?;
     let client = Socket::try_from(client).map_err(failed("connecting to loopback"))?;
