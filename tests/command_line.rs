@@ -41,12 +41,15 @@ impl Place {
         fs::write(self.0.join(name), text).unwrap();
     }
 
-    /// Starts `serve` on ports of the kernel's choice and waits until it is ready.
+    /// Starts `serve` on ports of the kernel's choice and on the driver of this run, and waits until it is ready.
     fn serve(&self, args: &[&str]) -> Running {
         let ready = self.0.join("ready.json");
         let _ = fs::remove_file(&ready);
         let ports = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--ready-file", "ready.json"];
         let mut command = self.command(&[&ports, args].concat());
+        if let Ok(driver) = std::env::var("TIDEGATE_TEST_DRIVER") {
+            command.args(["--driver", &driver]);
+        }
         command.stdout(fs::File::create(self.0.join("stdout")).unwrap());
         command.stderr(fs::File::create(self.0.join("stderr")).unwrap());
         let mut running = Running { child: command.spawn().unwrap(), listen: String::new(), admin: String::new() };

@@ -136,7 +136,9 @@ fn a_restored_backup_is_told_by_its_epoch() {
     // Removing the engine of a restored store is found out: its log does not begin with group 1.
     gateway.kill();
     fs::remove_dir_all(gateway.dir().join("data/engine")).expect("a directory of the gateway");
-    let (code, _, error) = tidegate(&gateway, &["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    let driver = std::env::var("TIDEGATE_TEST_DRIVER").unwrap_or_else(|_| "auto".to_owned());
+    let doors = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let (code, _, error) = tidegate(&gateway, &[&["serve", "--driver", &driver], &doors[..]].concat());
     assert_eq!(code, Some(4), "{error}");
 }
 

@@ -48,7 +48,7 @@ async function start(...more) {
   const out = fs.openSync(path.join(room, "out"), "w");
   gateway = spawn(binary, [
     "serve", "--listen", `127.0.0.1:${listen}`, "--admin-listen", `127.0.0.1:${admin}`, "--data-dir", path.join(room, "data"),
-    "--drain-window-ms", "500", "--ready-file", ready, "--store-free-bytes-min", "0", "--store-free-percent-min", "0", ...more,
+    "--driver", process.env.BROWSER_DRIVER ?? "auto", "--drain-window-ms", "500", "--ready-file", ready, "--store-free-bytes-min", "0", "--store-free-percent-min", "0", ...more,
   ], { stdio: ["ignore", out, log] });
   for (let tries = 0; !fs.existsSync(ready); tries += 1) {
     assert(tries < 400 && gateway.exitCode === null, "the gateway did not become ready");

@@ -25,12 +25,13 @@ impl Place {
         Self { port: free_port(), admin: free_port(), data }
     }
 
-    /// The command that starts it.
+    /// The command that starts it, on the driver of this run.
     pub fn command(&self) -> String {
         let Self { port, admin, data } = self;
+        let driver = std::env::var("TIDEGATE_TEST_DRIVER").map_or_else(|_| String::new(), |name| format!(" --driver {name}"));
         format!(
             "{} serve --listen 127.0.0.1:{port} --admin-listen 127.0.0.1:{admin} --data-dir {} --log-level error \
-             --store-free-bytes-min 1048576 --protocol-send-rate 10000 --protocol-send-burst 1000 --protocol-fetch-rate 10000",
+             --store-free-bytes-min 1048576 --protocol-send-rate 10000 --protocol-send-burst 1000 --protocol-fetch-rate 10000{driver}",
             gateway().display(),
             data.display()
         )
@@ -59,6 +60,22 @@ impl Place {
         line
     }
 
+    /// Runs the scenario of a file, which also says where everything is.
+    pub fn file(&self, scenario: &str, start: &str, more: &str) -> (Output, serde_json::Value) {
+        let (file, json) = (self.data.with_extension("toml"), self.data.with_extension("json"));
+        let Self { port, admin, data } = self;
+        let text = format!(
+            "scenario = \"{scenario}\"\nstart = \"{start}\"\nurl = \"ws://127.0.0.1:{port}/ws\"\nadmin = \"127.0.0.1:{admin}\"\n\
+             data_dir = \"{}\"\njson = \"{}\"\n{more}",
+            data.display(),
+            json.display()
+        );
+        std::fs::write(&file, text).expect("a file");
+        let output = Command::new(env!("CARGO_BIN_EXE_loadgen")).arg("file").arg(&file).output();
+        std::fs::remove_file(&file).expect("a file");
+        (output.expect("the load generator runs"), self.report())
+    }
+
     /// What the run reported; null if nothing.
     pub fn report(&self) -> serde_json::Value {
         let report = std::fs::read_to_string(self.data.with_extension("json")).ok();
@@ -82,11 +99,11 @@ pub fn said(output: &Output) -> String {
     format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// The gateway of the same profile. Cargo knows whether it must be built.
+/// The gateway of the same profile. Cargo knows whether it must be built; with the whole workspace named, as it was for this test.
 fn gateway() -> &'static PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let status = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "tidegate", "--bin", "tidegate"]).status();
+        let status = Command::new(env!("CARGO")).args(["build", "--quiet", "--workspace", "--bin", "tidegate"]).status();
         assert!(status.is_ok_and(|status| status.success()), "the gateway is built");
         PathBuf::from(env!("CARGO_BIN_EXE_loadgen")).with_file_name("tidegate")
     })
