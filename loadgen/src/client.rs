@@ -67,6 +67,8 @@ pub struct Client {
     pending: VecDeque<Pending>,
     /// Most of these.
     outbox: usize,
+    /// When its connection was begun.
+    begun_ns: u64,
     /// `pos` of the last DELIVER of this session.
     pos: u64,
     /// An unfinished answer or frame.
@@ -119,6 +121,7 @@ impl Client {
             seats: seats.collect(),
             pending: VecDeque::new(),
             outbox: usize::MAX,
+            begun_ns: 0,
             pos: 0,
             carry: Vec::new(),
             out: Vec::new(),
@@ -255,6 +258,11 @@ impl Client {
         self.machine.handle_closed(hub.now(), closed);
     }
 
+    /// Says goodbye as a page does that is closed; the connection is to be ended behind it. What it has to send, it sends when it is back.
+    pub fn leave(&mut self, hub: &mut Hub<'_>) {
+        self.close_frame(hub, GOING_AWAY);
+    }
+
     /// Does what is due. To be called after every other call, and at `wake_ns`.
     pub fn turn(&mut self, hub: &mut Hub<'_>) -> Want {
         let now = hub.now();
@@ -264,6 +272,7 @@ impl Client {
             match action {
                 Action::Connect { .. } => {
                     self.link = Link::Opening;
+                    self.begun_ns = hub.now_ns;
                     want = Want::Connect;
                 }
                 Action::Token => self.machine.handle_token(&self.token),
@@ -344,7 +353,7 @@ impl Client {
     fn judge(&mut self, hub: &mut Hub<'_>, frame: &ServerFrame<'_>) {
         match frame {
             ServerFrame::Welcome(welcome) => {
-                hub.stats.counts.welcomed += 1;
+                hub.stats.welcomed(self.begun_ns, hub.now_ns);
                 if welcome.resumed == 0 {
                     self.pos = 0;
                 } else {
@@ -496,6 +505,8 @@ pub fn name_of(error: &SendError) -> String {
 /// Counted causes.
 pub type Causes = BTreeMap<String, u64>;
 
+/// RFC 6455 7.4.1.
+const GOING_AWAY: u16 = 1001;
 /// Bytes waiting for the socket, beyond which no more frames are made.
 const OUT_BYTES_MAX: usize = 256 * 1024;
 /// Places an idle client may keep.

@@ -11,6 +11,7 @@
 //!  main ─► hold: ramp, rounds of pings, echoes ──orders──► Swarm ◄──boards── light: thousands of clients per thread, no ledger, on either network
 //! ```
 
+pub mod churn;
 pub mod client;
 pub mod framing;
 pub mod half_open;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::churn::Churn;
 use crate::client::Causes;
 use crate::half_open::HalfOpen;
 use crate::hold::Held;
@@ -49,6 +50,9 @@ pub struct Report {
     /// Only after a storm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storm: Option<Storm>,
+    /// Only where connections came and went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub churn: Option<Churn>,
     /// Only where connections stood half open.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub half_open: Vec<HalfOpen>,
@@ -315,6 +319,9 @@ impl Report {
                 )?;
             }
         }
+        if let Some(churn) = &self.churn {
+            churn.write(out)?;
+        }
         for HalfOpen { kind, opened, closed, longest_s } in &self.half_open {
             writeln!(out, "half open, {kind}: {opened} opened, {closed} closed by the gateway, the last after {longest_s:.2} s")?;
         }
@@ -322,12 +329,12 @@ impl Report {
             held.write(out)?;
             return self.write_end(out);
         }
-        let Counts { submitted, acknowledged, delivered, received, given_up, welcomed, cut_off, cut_on_purpose, .. } =
+        let Counts { submitted, acknowledged, delivered, received, given_up, welcomed, cut_off, cut_on_purpose, left, .. } =
             self.counts;
         writeln!(
             out,
             "messages: {submitted} submitted, {acknowledged} acknowledged, {given_up} given up; {delivered} delivered, {received} \
-             given out; connections: {welcomed} welcomed, {cut_on_purpose} cut on purpose, {cut_off} cut off otherwise"
+             given out; connections: {welcomed} welcomed, {cut_on_purpose} cut on purpose, {left} left, {cut_off} cut off otherwise"
         )?;
         if !self.errors.is_empty() || !self.causes.is_empty() {
             let errors = self.errors.iter().map(|(code, count)| format!("ERROR {code} x{count}"));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate_client::Settings;
 
+use crate::churn::{Churn, Departures, Moment};
 use crate::client::Client;
 use crate::half_open;
 use crate::hdr::Log;
@@ -84,6 +85,8 @@ pub struct Run<'a> {
     report: Report,
     /// When the last sample was taken, and what the boards showed then and when, nanoseconds.
     last: (Instant, u64, Counts),
+    /// Who leaves meanwhile.
+    departures: Departures,
     log: Option<Log>,
 }
 
@@ -132,7 +135,8 @@ impl Bench {
                     })
                 })
                 .collect();
-            let mut run = Run { bench: self, shared: &shared, report, last: (Instant::now(), 0, Counts::default()), log };
+            let last = (Instant::now(), 0, Counts::default());
+            let mut run = Run { bench: self, shared: &shared, report, last, departures: Departures::default(), log };
             let done = run
                 .ramp()
                 .and_then(|()| {
@@ -163,6 +167,9 @@ impl Bench {
             // The gateway hears of closed connections a moment later.
             std::thread::sleep(Duration::from_secs(2));
             report.gateway.extend(process.usage_of_all_threads().map(|usage| ("after the last one left".to_owned(), usage)));
+            if let (Some(churn), [(_, before), .., (_, after)]) = (&mut report.churn, &*report.gateway) {
+                churn.sockets = Some((before.sockets, after.sockets));
+            }
         }
         report.warn(self.workers);
         Ok(report)
@@ -294,6 +301,11 @@ impl Run<'_> {
         let seconds: f64 = legs.iter().map(|leg| leg.seconds).sum();
         let latencies = [sent, deliver, pacing].map(|latency| Percentiles::of(&latency.all));
         let whole = marks[legs.len()].since(&marks[0]).stage(steady(messages / seconds, seconds), latencies);
+        if self.departures.per_s > 0.0 {
+            let connect_us = Percentiles::of(&settled.stats.connect.all);
+            let [from, until] = [&marks[0], &marks[legs.len()]].map(Mark::moment);
+            self.report.churn = Some(Churn::between(&from, &until, self.departures.per_s, connect_us));
+        }
         self.absorb(&settled);
         self.report.measured_s = Some((window.from_ns() as f64 / 1e9, window.until_ns() as f64 / 1e9));
         Ok((whole, stages))
@@ -472,9 +484,10 @@ impl Run<'_> {
         stage
     }
 
-    /// Cuts so many connections per second from now on.
-    pub fn churn(&self, per_s: f64) {
-        self.shared.churn(per_s);
+    /// From now on connections leave so; what is measured meanwhile says what it came to.
+    pub fn churn(&mut self, departures: Departures) {
+        self.departures = departures;
+        self.shared.churn(departures);
     }
 
     fn ramp(&mut self) -> Result<(), String> {
@@ -487,7 +500,7 @@ impl Run<'_> {
     }
 
     fn drain(&mut self) -> Result<(), String> {
-        self.shared.churn(0.0);
+        self.shared.churn(Departures::default());
         self.shared.stop_sending();
         let board = self.settle(self.bench.drain)?;
         self.absorb(&board);
@@ -626,6 +639,10 @@ struct Span {
 }
 
 impl Mark {
+    fn moment(&self) -> Moment {
+        Moment { at_ns: self.board.at_ns, counts: self.board.stats.counts, gateway: self.gateway }
+    }
+
     fn since(&self, before: &Self) -> Span {
         let span_s = (self.board.at_ns.saturating_sub(before.board.at_ns)) as f64 / 1e9;
         let (now, then) = (self.board.stats.counts, before.board.stats.counts);

@@ -38,8 +38,12 @@ pub struct Counts {
     pub repeats_recognised: u64,
     /// Connections that ended without a Close frame, or could not be opened.
     pub cut_off: u64,
+    /// Connections that the gateway refused at the upgrade, or ended with a Close frame of its own.
+    pub sent_away: u64,
     /// Connections this generator cut on purpose.
     pub cut_on_purpose: u64,
+    /// Connections it left with a Close frame.
+    pub left: u64,
 }
 
 /// Which messages are measured: those that were meant to leave in one of its stages, which follow each other.
@@ -146,6 +150,8 @@ pub struct Stats {
     pub deliver: Latency,
     /// From the intended time to the moment at which it was handed to the client.
     pub pacing: Latency,
+    /// From the first step of a connection to its WELCOME.
+    pub connect: Latency,
     /// Everything since the run began.
     pub counts: Counts,
     /// ERROR by code.
@@ -162,7 +168,8 @@ impl Default for Stats {
             window,
             sent: latency.clone(),
             deliver: latency.clone(),
-            pacing: latency,
+            pacing: latency.clone(),
+            connect: latency,
             counts: Counts::default(),
             errors: BTreeMap::new(),
             causes: Causes::new(),
@@ -173,7 +180,7 @@ impl Default for Stats {
 impl Stats {
     /// Latencies start from nothing, for messages in this window; counts go on.
     pub fn begin(&mut self, window: Window) {
-        for latency in [&mut self.sent, &mut self.deliver, &mut self.pacing] {
+        for latency in [&mut self.sent, &mut self.deliver, &mut self.pacing, &mut self.connect] {
             *latency = Latency::new(&window);
         }
         self.window = window;
@@ -203,6 +210,14 @@ impl Stats {
         }
     }
 
+    /// WELCOME came to a connection that was begun then.
+    pub fn welcomed(&mut self, begun_ns: u64, now_ns: u64) {
+        self.counts.welcomed += 1;
+        if let Some(stage) = self.window.stage(begun_ns) {
+            self.connect.record(stage, now_ns.saturating_sub(begun_ns));
+        }
+    }
+
     /// A message was given up.
     pub fn given_up(&mut self, error: &SendError) {
         self.counts.given_up += 1;
@@ -211,12 +226,14 @@ impl Stats {
 
     /// The gateway sent a Close frame.
     pub fn closed(&mut self, code: Option<u16>) {
+        self.counts.sent_away += 1;
         let cause = code.map_or_else(|| "close without a code".to_owned(), |code| format!("close {code}"));
         *self.causes.entry(cause).or_default() += 1;
     }
 
     /// The gateway answered the upgrade with this status.
     pub fn refused(&mut self, status: &str) {
+        self.counts.sent_away += 1;
         *self.causes.entry(format!("http {status}")).or_default() += 1;
     }
 
@@ -225,6 +242,7 @@ impl Stats {
         self.sent.add(&other.sent);
         self.deliver.add(&other.deliver);
         self.pacing.add(&other.pacing);
+        self.connect.add(&other.connect);
         let (sum, one) = (&mut self.counts, &other.counts);
         for (sum, one) in [
             (&mut sum.submitted, one.submitted),
@@ -239,7 +257,9 @@ impl Stats {
             (&mut sum.resyncs, one.resyncs),
             (&mut sum.repeats_recognised, one.repeats_recognised),
             (&mut sum.cut_off, one.cut_off),
+            (&mut sum.sent_away, one.sent_away),
             (&mut sum.cut_on_purpose, one.cut_on_purpose),
+            (&mut sum.left, one.left),
         ] {
             *sum += one;
         }

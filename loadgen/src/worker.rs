@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_client::Closed;
 
+use crate::churn::{Departures, Who};
 use crate::client::{Client, Hub, Want};
 use crate::network::{Ending, Network, Ready};
 use crate::notes::Notes;
@@ -40,8 +41,8 @@ pub struct Shared {
     /// When messages leave, of all workers together.
     schedule: Mutex<Schedule>,
     schedule_version: AtomicU64,
-    /// Connections cut per second in all.
-    churn: Mutex<f64>,
+    /// Who leaves, in all.
+    churn: Mutex<Departures>,
     /// Intended times that are measured.
     window: Mutex<Window>,
     /// Counts the storms that were ordered.
@@ -95,7 +96,7 @@ impl Shared {
             ramp_per_s,
             schedule: Mutex::default(),
             schedule_version: AtomicU64::new(0),
-            churn: Mutex::new(0.0),
+            churn: Mutex::default(),
             window: Mutex::default(),
             storms: AtomicU64::new(0),
             is_audit: AtomicBool::new(false),
@@ -122,9 +123,9 @@ impl Shared {
         *lock(&self.schedule) = Schedule::default();
     }
 
-    /// From now on so many connections are cut per second.
-    pub fn churn(&self, per_s: f64) {
-        *lock(&self.churn) = per_s;
+    /// From now on connections leave so.
+    pub fn churn(&self, departures: Departures) {
+        *lock(&self.churn) = departures;
     }
 
     /// Cuts all connections at once, but for those that are spared.
@@ -181,7 +182,9 @@ pub struct Worker<'a, N> {
     stage: u64,
     schedule: Schedule,
     churn: Pace,
-    churn_rate: f64,
+    departures: Departures,
+    /// Whose turn it is to leave.
+    leaver: usize,
     storms: u64,
     random: Random,
     stats: Stats,
@@ -208,7 +211,8 @@ impl<'a, N: Network> Worker<'a, N> {
             stage: 0,
             schedule: Schedule::default(),
             churn: Pace::default(),
-            churn_rate: 0.0,
+            departures: Departures::default(),
+            leaver: 0,
             storms: 0,
             random: Random::new(shared.load.seed ^ (number as u64) << 48),
             stats: Stats::default(),
@@ -255,9 +259,9 @@ impl<'a, N: Network> Worker<'a, N> {
             self.show_at = 0;
         }
         let churn = *lock(&self.shared.churn);
-        if (churn - self.churn_rate).abs() > f64::EPSILON {
-            self.churn = Pace::new(Schedule::steady(churn, self.shared.now_ns()), self.number, self.shared.workers);
-            self.churn_rate = churn;
+        if churn != self.departures {
+            self.churn = Pace::new(Schedule::steady(churn.per_s, self.shared.now_ns()), self.number, self.shared.workers);
+            self.departures = churn;
         }
         let storms = self.shared.storms.load(Ordering::Acquire);
         if storms != self.storms {
@@ -306,8 +310,17 @@ impl<'a, N: Network> Worker<'a, N> {
                 return false;
             }
             let brisk = self.born.min(self.brisk);
-            if brisk > 0 {
-                let at = self.random.below(brisk);
+            if brisk == 0 {
+                continue;
+            }
+            let at = match self.departures.who {
+                Who::Anyone => self.random.below(brisk),
+                Who::NextInTurn => (self.leaver + 1) % brisk,
+            };
+            self.leaver = at;
+            if self.random.unit() < self.departures.polite {
+                self.leave(at);
+            } else {
                 self.cut(at);
             }
         }
@@ -319,6 +332,19 @@ impl<'a, N: Network> Worker<'a, N> {
         if self.clients[at].is_active() {
             self.stats.counts.cut_on_purpose += 1;
             self.drop_link(at, Closed::default(), Ending::Reset);
+        }
+    }
+
+    /// Closes a client's connection as the protocol has it.
+    fn leave(&mut self, at: usize) {
+        if self.clients[at].is_active() {
+            self.stats.counts.left += 1;
+            self.with(at, Client::leave);
+            self.write(at);
+            // What could not be written ended it already.
+            if self.clients[at].is_active() {
+                self.drop_link(at, Closed::default(), Ending::Orderly);
+            }
         }
     }
 

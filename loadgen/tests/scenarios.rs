@@ -104,6 +104,71 @@ fn churn_resumes_and_leaves_nothing() {
     assert!(report["counts"]["resumed"].as_u64().is_some_and(|count| count > 20), "{}", said(&output));
 }
 
+/// Connections come, talk and go at a rate, half of them with a goodbye: what was opened, closed, and is left of it is reported.
+#[test]
+fn churn_comes_talks_and_goes() {
+    let place = Place::new();
+    let more = ["--min-turnover", "0.1", "--max-connect-p99", "60000", "--no-sockets-left"];
+    let (output, report) = place.loadgen("churn", &tireless(&place), place.port, &[&CHURN[..], &more].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let churn = &report["churn"];
+    for rate in ["opened_per_s", "closed_per_s"] {
+        assert!(churn[rate].as_f64().is_some_and(|rate| rate > 0.0), "{}", said(&output));
+    }
+    assert!(churn["connect_us"]["count"].as_u64().is_some_and(|count| count > 10), "{}", said(&output));
+    assert!(churn["connect_us"]["p99"].as_f64().is_some_and(|p99| p99 > 0.0), "{}", said(&output));
+    assert!(churn["resumed"].as_u64().is_some_and(|count| count > 0), "{}", said(&output));
+    assert_eq!(churn["failed"].as_u64(), Some(0), "{}", said(&output));
+    assert!(churn["memory_bytes"][1].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{}", said(&output));
+    assert_eq!(churn["sockets"][0], churn["sockets"][1], "{}", said(&output));
+    let counts = &report["counts"];
+    for count in ["left", "cut_on_purpose", "acknowledged"] {
+        assert!(counts[count].as_u64().is_some_and(|count| count > 10), "{count}: {}", said(&output));
+    }
+}
+
+/// Thresholds of churn set the exit code, also those of a file: connecting takes longer than no time, nobody leaves more often than is
+/// meant, and a gateway that lets nobody in twice sends those away who come back.
+#[test]
+fn churn_names_what_was_not_kept() {
+    let place = Place::new();
+    let more = ["--min-turnover", "2", "--max-connect-p99", "0"];
+    let (output, report) = place.loadgen("churn", &tireless(&place), place.port, &[&CHURN[..], &more].concat());
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    assert_eq!(report["broken"].as_array().map(Vec::len), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("p99 of connecting is") && said(&output).contains("closed per second, below 2"));
+
+    let place = Place::new();
+    let start = format!("{} --protocol-hello-per-minute 1", place.command());
+    let more = "connections = 30\nchurn = 15\npolite = 0.5\nmin_turnover = 0\nmax_failed = 3\nwarm_up = 0\nseconds = 3\ndrain = 1\n\
+                back_off_ms = 20\nback_off_max_ms = 100\n";
+    let (output, _) = place.file("churn", &start, more);
+    assert_ne!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(said(&output).contains("were refused, cut off or sent away, above 3"), "{}", said(&output));
+}
+
+/// A gateway that lets a device in as often as it comes.
+fn tireless(place: &Place) -> String {
+    format!("{} --protocol-hello-per-minute 0", place.command())
+}
+
+const CHURN: [&str; 14] = [
+    "-n",
+    "30",
+    "--churn",
+    "15",
+    "--rate",
+    "60",
+    "--warm-up",
+    "0",
+    "--seconds",
+    "4",
+    "--back-off-ms",
+    "20",
+    "--back-off-max-ms",
+    "100",
+];
+
 /// A storm cuts all but the spared, who go on; who was cut comes back in time, and what is not in time breaks a threshold.
 #[test]
 fn a_storm_cuts_all_but_the_spared() {

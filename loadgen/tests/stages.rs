@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::process::{Command, Output};
-
 use serde_json::Value;
 use support::{Place, said};
 
@@ -35,8 +33,8 @@ fn a_file_has_stages() {
     for (scenario, flags) in [("echo", "--echo"), ("idle", "")] {
         let place = Place::new();
         let start = format!("{} {flags} --drain-lead-ms 0", place.command());
-        let more = "[[stage]]\nseconds = 1\nrate = 200\n[[stage]]\nseconds = 0.5\nrate = 200.0\n";
-        let (output, report) = run_file(&place, scenario, &start, more);
+        let more = "connections = 4\n[[stage]]\nseconds = 1\nrate = 200\n[[stage]]\nseconds = 0.5\nrate = 200.0\n";
+        let (output, report) = place.file(scenario, &start, more);
         assert_eq!(output.status.code(), Some(0), "{}", said(&output));
         let echo = &report["held"]["echo"];
         assert_eq!(counts(&echo["stages"], "round_trip_us"), [100, 100], "{}", said(&output));
@@ -64,7 +62,7 @@ fn mistakes_are_named() {
     for wrong in
         ["[[stage]]\nseconds = 3\n", "[[stage]]\nseconds = \"3\"\nrate = 1\n", "[[stage]]\nseconds = 3\nrate = 1\nup = 1\n"]
     {
-        let (output, _) = run_file(&place, "chat", never, wrong);
+        let (output, _) = place.file("chat", never, wrong);
         assert_eq!(output.status.code(), Some(4), "{wrong}: {}", said(&output));
         assert!(said(&output).contains("a [[stage]] has seconds and rate"), "{wrong}: {}", said(&output));
     }
@@ -78,21 +76,4 @@ fn rates(stages: &Value) -> Vec<(f64, f64)> {
     let rate = |stage: &Value, key: &str| stage[key].as_f64().unwrap_or(-1.0);
     let stages = stages.as_array().into_iter().flatten();
     stages.map(|stage| (rate(stage, "rate_from_per_s"), rate(stage, "rate_to_per_s"))).collect()
-}
-
-/// Runs the scenario of a file, which also says where everything is.
-fn run_file(place: &Place, scenario: &str, start: &str, more: &str) -> (Output, Value) {
-    let (file, json) = (place.data.with_extension("toml"), place.data.with_extension("json"));
-    let Place { port, admin, data } = place;
-    let text = format!(
-        "scenario = \"{scenario}\"\nconnections = 4\nstart = \"{start}\"\nurl = \"ws://127.0.0.1:{port}/ws\"\nadmin = \"127.0.0.1:{admin}\"\n\
-         data_dir = \"{}\"\njson = \"{}\"\n{more}",
-        data.display(),
-        json.display()
-    );
-    std::fs::write(&file, text).expect("a file");
-    let output = Command::new(env!("CARGO_BIN_EXE_loadgen")).arg("file").arg(&file).output().expect("the load generator runs");
-    std::fs::remove_file(&file).expect("a file");
-    let report = std::fs::read_to_string(&json).ok().and_then(|text| serde_json::from_str(&text).ok());
-    (output, report.unwrap_or_default())
 }

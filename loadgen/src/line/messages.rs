@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use loadgen::churn::{Bounds, Departures, Who};
 use loadgen::network::source;
 use loadgen::pace::{Leg, legs};
 use loadgen::phantom::Device;
@@ -87,9 +88,10 @@ pub struct ChatArgs {
     /// Seconds of measuring.
     #[arg(long, default_value_t = 10.0)]
     pub seconds: f64,
-    /// Connections cut per second, which then come back by themselves.
-    #[arg(long, default_value_t = 0.0)]
-    pub churn: f64,
+    /// Connections that leave per second, and then come back by themselves: cut off, unless the scenario says otherwise. By default none, in
+    /// `churn` a tenth of all.
+    #[arg(long, value_name = "PER_S")]
+    pub churn: Option<f64>,
     /// Fail if the p99 of DELIVER is above this many milliseconds.
     #[arg(long, value_name = "MS")]
     pub max_p99: Option<f64>,
@@ -120,6 +122,24 @@ pub struct SlowArgs {
     /// How many read nothing once they are welcomed; by default a tenth.
     #[arg(long, value_name = "N")]
     pub deaf: Option<usize>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ChurnArgs {
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    /// Part of those that leave who say goodbye first; the others are cut off.
+    #[arg(long, default_value_t = 0.5, value_name = "PART")]
+    pub polite: f64,
+    /// Fail if the p99 from the first step of a connection to its WELCOME is above this many milliseconds.
+    #[arg(long, value_name = "MS")]
+    pub max_connect_p99: Option<f64>,
+    /// Fail if less than this part of the departures takes place, or less than that many come back.
+    #[arg(long, default_value_t = 0.9, value_name = "PART")]
+    pub min_turnover: f64,
+    /// Fail if more connections than this are refused, cut off or sent away by the gateway.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub max_failed: u64,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -194,8 +214,13 @@ pub struct StormArgs {
 
 impl ChatArgs {
     pub fn stage(&self, run: &mut Run<'_>) -> Result<Stage, String> {
+        let per_s = self.churn.unwrap_or(0.0);
+        self.stage_with(Departures { per_s, ..Departures::default() }, run)
+    }
+
+    fn stage_with(&self, departures: Departures, run: &mut Run<'_>) -> Result<Stage, String> {
         let seconds = Duration::from_secs_f64;
-        run.churn(self.churn);
+        run.churn(departures);
         if let Some(legs) = self.legs()? {
             return run.stages(&legs, seconds(self.common.drain));
         }
@@ -221,6 +246,18 @@ impl ChatArgs {
             least.map(|least| format!("{:.1} % of the rate was acknowledged, below {:.1} %", part * 100.0, least * 100.0)),
         );
         broken
+    }
+}
+
+impl ChurnArgs {
+    pub fn stage(&self, run: &mut Run<'_>) -> Result<Stage, String> {
+        // So each lives ten seconds: more often a gateway with its own defaults does not let one device in.
+        let per_s = self.chat.churn.unwrap_or(self.chat.common.connections as f64 / 10.0);
+        self.chat.stage_with(Departures { per_s, polite: self.polite, who: Who::NextInTurn }, run)
+    }
+
+    pub fn bounds(&self) -> Bounds {
+        Bounds { connect_ms_p99: self.max_connect_p99, part_min: Some(self.min_turnover), failed_max: Some(self.max_failed) }
     }
 }
 

@@ -19,7 +19,7 @@ use signal_hook::flag;
 
 pub use self::file::arguments;
 use self::many::{EchoArgs, IdleArgs};
-use self::messages::{ChatArgs, CrashArgs, HalfOpenArgs, PeakArgs, SlowArgs, StormArgs};
+use self::messages::{ChatArgs, ChurnArgs, CrashArgs, HalfOpenArgs, PeakArgs, SlowArgs, StormArgs};
 use self::show::BAR;
 use self::verify::VerifyArgs;
 
@@ -42,6 +42,8 @@ pub enum Scenario {
     Group(ChatArgs),
     /// Chat beside connections that read slowly or not at all.
     Slow(SlowArgs),
+    /// Connections come, talk a little and go, at a rate; how long it takes to come, and what is left behind.
+    Churn(ChurnArgs),
     /// Chat beside connections that begin and never come to an end; the gateway must close them.
     HalfOpen(HalfOpenArgs),
     /// Very many sessions that only live: no messages but heartbeats, and what that costs.
@@ -79,6 +81,7 @@ impl Line {
             Scenario::Chat(args) => ("chat", &args.common),
             Scenario::Group(args) => ("group", &args.common),
             Scenario::Slow(args) => ("slow", &args.chat.common),
+            Scenario::Churn(args) => ("churn", &args.chat.common),
             Scenario::HalfOpen(args) if args.chat.common.aim.target()?.is_secure => {
                 return Err("half-open has no TLS: name a ws:// address".to_owned());
             }
@@ -89,12 +92,13 @@ impl Line {
             Scenario::Crash(args) => ("crash", &args.common),
             Scenario::Storm(args) => ("storm", &args.common),
             Scenario::File { .. } | Scenario::Page { .. } | Scenario::Verify(_) => {
-                return Err("a file names chat, group, slow, half-open, idle, echo, peak, crash or storm".to_owned());
+                return Err("a file names chat, group, slow, churn, half-open, idle, echo, peak, crash or storm".to_owned());
             }
         };
         if let Scenario::Chat(args)
         | Scenario::Group(args)
         | Scenario::Slow(SlowArgs { chat: args, .. })
+        | Scenario::Churn(ChurnArgs { chat: args, .. })
         | Scenario::HalfOpen(HalfOpenArgs { chat: args, .. }) = &self.scenario
         {
             args.legs()?;
@@ -123,6 +127,9 @@ impl Line {
             Scenario::Chat(args) | Scenario::Group(args) | Scenario::Slow(SlowArgs { chat: args, .. }) => {
                 bench.run(name, load, |run| args.stage(run).map(|stage| broken.extend(args.broken(&stage))))
             }
+            Scenario::Churn(args) => {
+                bench.run(name, load, |run| args.stage(run).map(|stage| broken.extend(args.chat.broken(&stage))))
+            }
             Scenario::HalfOpen(HalfOpenArgs { chat: args, each, within }) => bench.run(name, load, |run| {
                 let stage = run.half_open(*each, seconds(*within), |run| args.stage(run))?;
                 broken.extend(args.broken(&stage));
@@ -150,11 +157,15 @@ impl Line {
         if let Scenario::Chat(args)
         | Scenario::Group(args)
         | Scenario::Slow(SlowArgs { chat: args, .. })
+        | Scenario::Churn(ChurnArgs { chat: args, .. })
         | Scenario::HalfOpen(HalfOpenArgs { chat: args, .. }) = &self.scenario
         {
             broken.extend(args.max_growth.and_then(|percent| report.growth(percent)));
             broken.extend(args.max_rss.and_then(|mib| report.too_large(mib)));
             broken.extend(args.no_sockets_left.then(|| report.sockets_left()).flatten());
+        }
+        if let (Scenario::Churn(args), Some(churn)) = (&self.scenario, &report.churn) {
+            broken.extend(churn.broken(args.bounds()));
         }
         if let Scenario::Storm(args) = &self.scenario {
             broken.extend(report.unweathered(args.max_ratio, args.max_memory));
