@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::kernel::Counted;
 use crate::nats::Publishers;
 use crate::paired::{Case, Generator, Options, Per, Sample, Team, Watch, measure};
 use crate::server::{Bare, Contender, Server};
@@ -38,7 +39,8 @@ pub fn run(options: &Options) -> Result<(), String> {
         ("in_flight_count", f64::from(IN_FLIGHT)),
         ("payload_bytes", work::PAYLOAD_BYTES as f64),
     ];
-    measure("durable", &Case { name, unit: "message", facts, reference: Contender::Nats, per: Per::Second }, teams, options)
+    let (reference, per, counted) = (Contender::Nats, Per::Second, Counted::Syncs);
+    measure("durable", &Case { name, unit: "message", facts, reference, per, seconds: SECONDS, counted }, teams, options)
 }
 
 enum Senders {
@@ -57,3 +59,4 @@ impl Generator for Senders {
 
 const SENDERS: usize = work::CONNECTIONS;
 const IN_FLIGHT: u32 = 16;
+const SECONDS: f64 = 10.0;

@@ -1,6 +1,6 @@
 //! WebSocket echo against a bare TCP echo: what framing, sessions and turns cost above the system calls nobody can save.
 
-use crate::paired::{Case, Options, Per, Team, measure};
+use crate::paired::{Case, Options, Team, measure};
 use crate::server::{Bare, Contender, Server};
 use crate::volley::{Shape, Volley};
 
@@ -27,7 +27,7 @@ fn one(options: &Options, name: String, shape: Shape, contenders: &[Contender]) 
         ("connections_count", shape.connections as f64),
         ("in_flight_count", shape.depth as f64),
     ];
-    measure("echo", &Case { name, unit: "message", facts, reference: Contender::Floor, per: Per::CpuSecond }, teams, options)
+    measure("echo", &Case::against_floor(name, "message", facts), teams, options)
 }
 
 /// Payload, connections, messages in flight, who.

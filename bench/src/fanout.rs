@@ -16,7 +16,7 @@ use tidegate::wire::envelope::{ClientFrame, Encoding, Send, ServerFrame, encode_
 
 use crate::client::{Outbox, Ready, Script, Swarm, acknowledge, each_frame};
 use crate::idle::{Greeter, user};
-use crate::paired::{Case, Generator, Options, Per, Sample, Team, Watch, measure};
+use crate::paired::{Case, Generator, Options, Sample, Team, Watch, measure};
 use crate::peer::{self, Guests, Peer};
 use crate::server::{Bare, Contender, Server};
 
@@ -56,12 +56,7 @@ pub fn run(options: &Options) -> Result<(), String> {
             ("burst_count", shape.burst as f64),
             ("payload_bytes", PAYLOAD_BYTES as f64),
         ];
-        measure(
-            "fanout",
-            &Case { name, unit: "delivery", facts, reference: Contender::Floor, per: Per::CpuSecond },
-            teams,
-            options,
-        )?;
+        measure("fanout", &Case::against_floor(name, "delivery", facts), teams, options)?;
     }
     Ok(())
 }

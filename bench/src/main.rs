@@ -34,6 +34,7 @@ mod fanout;
 mod floor;
 mod gateway;
 mod idle;
+mod kernel;
 mod load;
 mod machine;
 mod nats;

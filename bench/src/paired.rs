@@ -14,7 +14,8 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Map, Value, json};
 
 use crate::Common;
-use crate::results;
+use crate::kernel::{Counted, Counter, Window, may_count, per_unit};
+use crate::results::{self, Spread};
 use crate::server::{Contender, Core, Probe, Server, on_core};
 use crate::threads;
 
@@ -36,9 +37,9 @@ pub struct Options {
     /// Repetitions of each case.
     #[arg(long, default_value_t = 7)]
     pub repetitions: usize,
-    /// Seconds for which each contender is driven in a repetition.
-    #[arg(long, default_value_t = 1.0)]
-    pub seconds: f64,
+    /// Seconds for which each contender is driven in a repetition; by default what the case needs.
+    #[arg(long)]
+    pub seconds: Option<f64>,
     /// Only cases whose name contains one of these. May be repeated.
     #[arg(long = "case", value_name = "PART")]
     pub cases: Vec<String>,
@@ -66,7 +67,7 @@ impl Options {
             connections: 0,
             runs: self.repetitions,
             warm_up: 0.0,
-            seconds: self.seconds,
+            seconds: self.seconds.unwrap_or(SECONDS),
             payload: None,
             settings: self.settings.clone(),
             note: self.note.clone(),
@@ -108,11 +109,26 @@ pub trait Generator {
 pub struct Watch {
     probe: Probe,
     begun: Option<(Instant, f64, f64)>,
+    counter: Option<Counter>,
 }
 
 impl Watch {
+    /// Over one server.
+    pub fn of(probe: Probe) -> Self {
+        Self { probe, begun: None, counter: None }
+    }
+
+    /// Drives while the kernel counts what is asked for.
+    fn drive(&mut self, generator: &mut impl Generator, order: &Order) -> Result<Sample, String> {
+        self.counter = order.counted.map(|counted| self.probe.count(counted)).transpose()?;
+        let mut sample = generator.drive(order.warm_up, order.duration, self)?;
+        sample.counted = self.counter.take().map(Counter::total).transpose()?;
+        Ok(sample)
+    }
+
     /// From here on it counts.
     pub fn begin(&mut self) -> Result<(), String> {
+        self.counter.as_mut().map_or(Ok(()), Counter::begin)?;
         self.begun = Some((Instant::now(), self.probe.cpu()?, threads::own()?.cpu_s));
         Ok(())
     }
@@ -121,7 +137,9 @@ impl Watch {
     pub fn end(&mut self, units: f64) -> Result<Sample, String> {
         let (at, cpu, own) = self.begun.take().ok_or("the end of what was not begun")?;
         let (cpu, own) = (self.probe.cpu()? - cpu, threads::own()?.cpu_s - own);
-        Ok(Sample { units, seconds: at.elapsed().as_secs_f64(), cpu_s: cpu, own_cpu_s: own, more: Vec::new() })
+        let seconds = at.elapsed().as_secs_f64();
+        self.counter.as_mut().map_or(Ok(()), Counter::end)?;
+        Ok(Sample { units, seconds, cpu_s: cpu, own_cpu_s: own, counted: None, more: Vec::new() })
     }
 }
 
@@ -135,6 +153,8 @@ pub struct Sample {
     pub cpu_s: f64,
     /// CPU of the generator.
     pub own_cpu_s: f64,
+    /// What the kernel was asked to count meanwhile.
+    pub counted: Option<f64>,
     /// Figures of the subject's own.
     pub more: Vec<(&'static str, f64)>,
 }
@@ -145,6 +165,10 @@ impl Sample {
             Per::CpuSecond => self.units / self.cpu_s,
             Per::Second => self.units / self.seconds,
         }
+    }
+
+    fn window(&self) -> Option<Window> {
+        self.counted.map(|counted| Window { units: self.units, seconds: self.seconds, counted })
     }
 }
 
@@ -160,6 +184,18 @@ pub struct Case {
     pub reference: Contender,
     /// What is compared.
     pub per: Per,
+    /// For how long each is driven in a repetition, if nobody says.
+    pub seconds: f64,
+    /// What the kernel counts: calls in windows of their own, syncs while time is measured.
+    pub counted: Counted,
+}
+
+impl Case {
+    /// What it costs, against the bare server.
+    pub fn against_floor(name: String, unit: &'static str, facts: Vec<(&'static str, f64)>) -> Self {
+        let (reference, per, counted) = (Contender::Floor, Per::CpuSecond, Counted::Calls);
+        Self { name, unit, facts, reference, per, seconds: SECONDS, counted }
+    }
 }
 
 /// What is compared.
@@ -171,15 +207,24 @@ pub enum Per {
     Second,
 }
 
+/// What a generator is told.
+struct Order {
+    warm_up: Duration,
+    duration: Duration,
+    counted: Option<Counted>,
+}
+
 /// One server with the thread that drives it.
 pub struct Team {
     contender: Contender,
-    server: Server,
-    orders: Option<Sender<(Duration, Duration)>>,
+    /// Ends with the team.
+    _server: Server,
+    orders: Option<Sender<Order>>,
     answers: Receiver<Result<Sample, String>>,
     thread: Option<JoinHandle<()>>,
     samples: Vec<Sample>,
-    calls: Option<f64>,
+    /// What was counted per unit.
+    counted: Option<Spread>,
 }
 
 impl Team {
@@ -189,7 +234,7 @@ impl Team {
         server: Server,
         open: impl FnOnce() -> Result<G, String> + Send + 'static,
     ) -> Result<Self, String> {
-        let (orders, to_do) = channel::<(Duration, Duration)>();
+        let (orders, to_do) = channel::<Order>();
         let (done, answers) = channel();
         let probe = server.probe();
         let work = move || {
@@ -200,18 +245,25 @@ impl Team {
                 Ok(generator) => generator,
                 Err(error) => return drop(done.send(Err(error))),
             };
-            let mut watch = Watch { probe, begun: None };
-            let ready = Sample { units: 0.0, seconds: 0.0, cpu_s: 0.0, own_cpu_s: 0.0, more: Vec::new() };
+            let mut watch = Watch::of(probe);
+            let ready = Sample { units: 0.0, seconds: 0.0, cpu_s: 0.0, own_cpu_s: 0.0, counted: None, more: Vec::new() };
             let mut answer = Ok(ready);
             while done.send(answer).is_ok() {
-                let Ok((warm_up, duration)) = to_do.recv() else { return };
-                answer = generator.drive(warm_up, duration, &mut watch);
+                let Ok(order) = to_do.recv() else { return };
+                answer = watch.drive(&mut generator, &order);
             }
         };
         let thread =
             std::thread::Builder::new().name(contender.name().to_owned()).spawn(work).map_err(|error| error.to_string())?;
-        let team =
-            Self { contender, server, orders: Some(orders), answers, thread: Some(thread), samples: Vec::new(), calls: None };
+        let team = Self {
+            contender,
+            _server: server,
+            orders: Some(orders),
+            answers,
+            thread: Some(thread),
+            samples: Vec::new(),
+            counted: None,
+        };
         team.wait()?;
         Ok(team)
     }
@@ -221,20 +273,22 @@ impl Team {
         answer.map_err(|error| format!("{}: {error}", self.contender))
     }
 
-    fn order(&self, warm_up: Duration, duration: Duration) -> Result<(), String> {
+    fn drive(&self, duration: Duration, counted: Option<Counted>) -> Result<Sample, String> {
         let orders = self.orders.as_ref().expect("taken when dropped");
-        orders.send((warm_up, duration)).map_err(|_| format!("{}: the generator ended", self.contender))
+        let order = Order { warm_up: WARM_UP, duration, counted };
+        orders.send(order).map_err(|_| format!("{}: the generator ended", self.contender))?;
+        self.wait()
     }
 
-    /// System calls per unit: by the kernel's count, and by our own if the kernel may not be asked.
-    fn count_calls(&mut self, seconds: f64) -> Result<(), String> {
-        let own_before = self.server.system_calls();
-        self.order(WARM_UP, Duration::from_secs_f64(seconds + 0.4))?;
-        std::thread::sleep(WARM_UP + Duration::from_millis(100));
-        let per_s = self.server.probe().system_calls_per_s(seconds);
-        let sample = self.wait()?;
-        let own = own_before.zip(self.server.system_calls()).map(|(before, after)| (after - before) / sample.units);
-        self.calls = per_s.map(|per_s| per_s / (sample.units / sample.seconds)).or(own);
+    /// System calls per unit, in windows of their own: until enough of them say something.
+    fn count_calls(&mut self) -> Result<(), String> {
+        let usual_per_s = results::spread(self.samples.iter().map(|sample| sample.speed(Per::Second)).collect()).median;
+        let mut windows = Vec::new();
+        while self.counted.is_none() && windows.len() < CALLS_WINDOWS_MAX {
+            let sample = self.drive(CALLS_WINDOW, Some(Counted::Calls))?;
+            windows.extend(sample.window());
+            self.counted = per_unit(&windows, usual_per_s);
+        }
         Ok(())
     }
 }
@@ -250,28 +304,44 @@ impl Drop for Team {
 
 /// Measures a case with these teams, the floor first among them; prints and keeps what came out.
 pub fn measure(subject: &str, case: &Case, mut teams: Vec<Team>, options: &Options) -> Result<(), String> {
-    let duration = Duration::from_secs_f64(options.seconds);
+    let seconds = options.seconds.unwrap_or(case.seconds);
+    let duration = Duration::from_secs_f64(seconds);
+    // Syncs are rare: to count them costs nothing.
+    let counted = Some(case.counted).filter(|&counted| counted == Counted::Syncs);
     for repetition in 0..options.repetitions {
         for turn in 0..teams.len() {
             let at = (repetition + turn) % teams.len();
             let team = &mut teams[at];
-            team.order(WARM_UP, duration)?;
-            let sample = team.wait()?;
+            let sample = team.drive(duration, counted)?;
             team.samples.push(sample);
         }
     }
     for team in &mut teams {
-        team.count_calls(CALLS_SECONDS)?;
+        match case.counted {
+            Counted::Calls if may_count() => team.count_calls()?,
+            Counted::Calls => {}
+            Counted::Syncs => {
+                let windows: Vec<Window> = team.samples.iter().filter_map(Sample::window).collect();
+                team.counted = per_unit(&windows, 0.0);
+            }
+        }
     }
-    report(subject, case, &teams, options)
+    report(subject, case, &teams, seconds, options)
 }
 
-fn report(subject: &str, case: &Case, teams: &[Team], options: &Options) -> Result<(), String> {
+fn report(subject: &str, case: &Case, teams: &[Team], seconds: f64, options: &Options) -> Result<(), String> {
     let reference = teams.iter().find(|team| team.contender == case.reference);
     let reference: Option<Vec<f64>> = reference.map(|team| team.samples.iter().map(|sample| sample.speed(case.per)).collect());
     println!(
         "{subject}: {}\n{:<20} {:>8} {:>17} {:>9} {:>9} {:>7} {:>7}",
-        case.name, "", "ratio", "least..most", "us/unit", "units/s", "calls", "gen %"
+        case.name,
+        "",
+        "ratio",
+        "least..most",
+        "us/unit",
+        "units/s",
+        case.counted.word(),
+        "gen %"
     );
     let mut contenders = Map::new();
     for team in teams {
@@ -292,7 +362,7 @@ fn report(subject: &str, case: &Case, teams: &[Team], options: &Options) -> Resu
             ratio.as_ref().map_or_else(String::new, |ratio| format!("{:.3}..{:.3}", ratio.least, ratio.most)),
             cpu_us.median,
             rate.median,
-            team.calls.map_or_else(|| "-".to_owned(), |calls| format!("{calls:.3}")),
+            team.counted.as_ref().map_or_else(|| "-".to_owned(), |counted| format!("{:.3}", counted.median)),
             generator.median,
         );
         if let Some(ratio) = ratio {
@@ -301,7 +371,8 @@ fn report(subject: &str, case: &Case, teams: &[Team], options: &Options) -> Resu
         figures.insert(format!("cpu_us_per_{}", case.unit), cpu_us.json());
         figures.insert(format!("{}s_per_s", case.unit), rate.json());
         figures.insert("generator_cpu_percent".to_owned(), generator.json());
-        figures.extend(team.calls.map(|calls| (format!("system_calls_per_{}", case.unit), json!(calls))));
+        let counted = team.counted.as_ref();
+        figures.extend(counted.map(|counted| (format!("{}_per_{}", case.counted.name(), case.unit), counted.json())));
         for (at, &(name, _)) in samples[0].more.iter().enumerate() {
             let values = samples.iter().map(|sample| sample.more[at].1).collect();
             let spread = results::spread(values);
@@ -318,7 +389,7 @@ fn report(subject: &str, case: &Case, teams: &[Team], options: &Options) -> Resu
         "case": case.name,
         "facts": facts,
         "repetitions": options.repetitions,
-        "seconds": options.seconds,
+        "seconds": seconds,
         "contenders": contenders,
     });
     results::keep(subject, &options.common(""), record)
@@ -326,5 +397,8 @@ fn report(subject: &str, case: &Case, teams: &[Team], options: &Options) -> Resu
 
 /// Driven before it is measured, in every repetition.
 const WARM_UP: Duration = Duration::from_millis(150);
-/// How long system calls are counted.
-const CALLS_SECONDS: f64 = 0.5;
+/// How long most cases are driven in a repetition.
+const SECONDS: f64 = 1.0;
+/// How long system calls are counted each time, and how often at most.
+const CALLS_WINDOW: Duration = Duration::from_millis(400);
+const CALLS_WINDOWS_MAX: usize = 6;

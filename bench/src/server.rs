@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::gateway::{Gateway, free_address, metric_sum};
+use crate::gateway::{Gateway, free_address};
+use crate::kernel::{Counted, Counter};
 use crate::nats;
 use crate::paired::Options;
 use crate::peer;
@@ -225,12 +226,6 @@ impl Server {
         };
         Probe::of(pid)
     }
-
-    /// System calls since its start, as its own counters know them.
-    pub fn system_calls(&self) -> Option<f64> {
-        let metrics = self.gateway()?.metrics().ok()?;
-        Some(metric_sum(&metrics, "tidegate_driver_system_calls_total"))
-    }
 }
 
 impl Drop for Server {
@@ -286,14 +281,9 @@ impl Probe {
         kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path} has no {name}"))
     }
 
-    /// System calls per second over `seconds`, counted by the kernel. `None`: `perf` is not here, or may not.
-    pub fn system_calls_per_s(self, seconds: f64) -> Option<f64> {
-        let (pid, sleep) = (self.pid.to_string(), seconds.to_string());
-        let arguments = ["stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", &pid, "--", "sleep", &sleep];
-        let output = Command::new("perf").args(arguments).output().ok()?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = text.lines().find(|line| line.contains("raw_syscalls"))?;
-        Some(line.split(',').next()?.parse::<f64>().ok()? / seconds)
+    /// Lets the kernel count, from when it is told.
+    pub fn count(self, counted: Counted) -> Result<Counter, String> {
+        Counter::attach(self.pid, counted)
     }
 }
 

@@ -74,7 +74,8 @@ fn render(results: &Path) -> Result<String, String> {
     writeln!(
         out,
         "Medians of ratios taken within one repetition, all contenders in turn, in brackets the least and the most; one core for the servers and \
-         one for the clients, limits on what one user may send lifted. {}.",
+         one for the clients, limits on what one user may send lifted. Calls: system calls of all threads of the server per message, counted \
+         by the kernel, the median of three windows at least that are none of the repetitions. {}.",
         origins.join("; "),
     )
     .expect("a string takes all");
@@ -91,9 +92,9 @@ fn cell(figures: &Value, record: &Value, aim: Option<f64>, is_ours: bool) -> Str
     if let (Some(median), Some(least), Some(most)) = (bytes["median"].as_f64(), bytes["least"].as_f64(), bytes["most"].as_f64()) {
         return format!("{median:.0} B ({least:.0} to {most:.0}), {:.0} µs", us.as_f64().unwrap_or_default());
     }
-    let median = |name: &str| figures[name]["median"].as_f64();
-    if let (Some(seconds), Some(us), Some(memory)) = (median("back_s"), us.as_f64(), median("memory_ratio")) {
-        let p99 = median("ping_p99_ratio").map_or_else(String::new, |ratio| format!(", p99 × {ratio:.1}"));
+    let figure = |name: &str| figures[name]["median"].as_f64();
+    if let (Some(seconds), Some(us), Some(memory)) = (figure("back_s"), us.as_f64(), figure("memory_ratio")) {
+        let p99 = figure("ping_p99_ratio").map_or_else(String::new, |ratio| format!(", p99 × {ratio:.1}"));
         return format!("{seconds:.2} s, {us:.0} µs, memory × {memory:.2}{p99}");
     }
     let ratio = &figures["ratio"];
@@ -106,7 +107,7 @@ fn cell(figures: &Value, record: &Value, aim: Option<f64>, is_ours: bool) -> Str
     if let Some(us) = unit.and_then(|unit| figures[format!("cpu_us_per_{unit}")]["median"].as_f64()) {
         write!(text, ", {us:.2} µs").expect("a string takes all");
     }
-    if let Some(calls) = figures["system_calls_per_message"].as_f64().filter(|_| record["subject"] == "echo") {
+    if let Some(calls) = figure("system_calls_per_message").filter(|_| record["subject"] == "echo") {
         write!(text, ", {calls:.2} calls").expect("a string takes all");
     }
     if let Some(rate) = figures["deliverys_per_s"]["median"].as_f64() {

@@ -12,7 +12,7 @@ use rustix::net::sockopt::set_socket_linger;
 
 use crate::client::Swarm;
 use crate::idle::Greeter;
-use crate::paired::{Case, Generator, Options, Per, Sample, Team, Watch, measure};
+use crate::paired::{Case, Generator, Options, Sample, Team, Watch, measure};
 use crate::server::{Bare, Contender, Server};
 
 /// Both cases.
@@ -48,7 +48,7 @@ fn compare(name: &str, options: &Options, arguments: &[&str], until: Until) -> R
     };
     let teams = options.choose(OURS).into_iter().map(team).collect::<Result<_, _>>()?;
     let facts = vec![("connections_count", CONNECTIONS as f64), ("opening_count", OPENING_MAX as f64)];
-    let case = Case { name: name.to_owned(), unit: "connection", facts, reference: Contender::Floor, per: Per::CpuSecond };
+    let case = Case::against_floor(name.to_owned(), "connection", facts);
     measure("upgrade", &case, teams, options)
 }
 
@@ -166,6 +166,7 @@ fn rounds(
                 seconds: before.seconds + one.seconds,
                 cpu_s: before.cpu_s + one.cpu_s,
                 own_cpu_s: before.own_cpu_s + one.own_cpu_s,
+                counted: None,
                 more: one.more,
             },
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::SendOptions;
 use crate::client::Swarm;
 use crate::idle::Greeter;
-use crate::paired::{Case, Generator, Options, Per, Sample, Team, Watch, measure};
+use crate::paired::{Case, Generator, Options, Sample, Team, Watch, measure};
 use crate::send::{Load, Loop, drain};
 use crate::server::{Bare, Contender, Server};
 use crate::volley::{Shape, Volley};
@@ -34,12 +34,7 @@ pub fn run(options: &Options) -> Result<(), String> {
             ("in_flight_count", f64::from(in_flight)),
             ("payload_bytes", PAYLOAD_BYTES as f64),
         ];
-        measure(
-            "work",
-            &Case { name, unit: "message", facts, reference: Contender::Floor, per: Per::CpuSecond },
-            teams,
-            options,
-        )?;
+        measure("work", &Case::against_floor(name, "message", facts), teams, options)?;
     }
     Ok(())
 }
