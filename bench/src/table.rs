@@ -132,6 +132,9 @@ const SECTIONS: &[Section] = &[
         subject: "echo",
         title: "WebSocket echo, messages per CPU-second, against a bare TCP echo",
         aims: &[
+            // Wanted is this of 100 to 1,000 connections.
+            (" 1 connections", None),
+            (" 10000 connections", None),
             ("16 in flight", Some(0.92)),
             ("16384 B", Some(0.85)),
             ("4096 B", None),
