@@ -16,8 +16,8 @@ use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
+use crate::durable::Closed;
 use crate::pace::nanos;
-use crate::paired::{Generator, Sample, Watch};
 use crate::send::latency_histogram;
 
 /// Writes the configuration of a server that keeps its promise: each message is synced before it is acknowledged.
@@ -39,7 +39,6 @@ pub struct Publishers {
     in_flight: usize,
     buffer: Vec<u8>,
     origin: Instant,
-    acknowledged_count: u64,
     latency: Histogram<u64>,
     is_stopping: bool,
 }
@@ -52,6 +51,7 @@ struct Line {
     out: Vec<u8>,
     /// When what is not acknowledged was sent. Acknowledgements come in order.
     sent_at: VecDeque<u64>,
+    acknowledged_count: u64,
 }
 
 impl Publishers {
@@ -63,7 +63,6 @@ impl Publishers {
             in_flight,
             buffer: vec![0; 256 * 1024],
             origin: Instant::now(),
-            acknowledged_count: 0,
             latency: latency_histogram()?,
             is_stopping: false,
         };
@@ -82,7 +81,14 @@ impl Publishers {
         let publication =
             [format!("PUB s.{index} a.{index} {payload_bytes}\r\n").into_bytes(), vec![b'n'; payload_bytes], b"\r\n".to_vec()];
         let publication = publication.concat();
-        self.lines.push(Line { stream, publication, carry: Vec::new(), out: Vec::new(), sent_at: VecDeque::new() });
+        self.lines.push(Line {
+            stream,
+            publication,
+            carry: Vec::new(),
+            out: Vec::new(),
+            sent_at: VecDeque::new(),
+            acknowledged_count: 0,
+        });
         Ok(())
     }
 
@@ -94,26 +100,6 @@ impl Publishers {
             line.sent_at.push_back(now);
         }
         line.flush().map_err(|error| format!("connection {index}: {error}"))
-    }
-
-    fn turn_for(&mut self, duration: Duration) -> Result<(), String> {
-        let (started, mut events) = (Instant::now(), Events::with_capacity(1024));
-        while started.elapsed() < duration && !(self.is_stopping && self.lines.iter().all(|line| line.sent_at.is_empty())) {
-            match self.poll.poll(&mut events, Some(Duration::from_millis(100))) {
-                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(format!("poll: {error}")),
-                _ => {}
-            }
-            for event in &events {
-                let index = event.token().0;
-                if event.is_writable() {
-                    self.lines[index].flush().map_err(|error| format!("connection {index}: {error}"))?;
-                }
-                if event.is_readable() {
-                    self.read(index).map_err(|error| format!("connection {index}: {error}"))?;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn read(&mut self, index: usize) -> Result<(), String> {
@@ -132,7 +118,7 @@ impl Publishers {
                 let sent_at = line.sent_at.pop_front().ok_or("an acknowledgement of nothing")?;
                 self.latency.saturating_record(now - sent_at);
             }
-            self.acknowledged_count += acknowledged as u64;
+            line.acknowledged_count += acknowledged as u64;
             if acknowledged > 0 && !self.is_stopping {
                 self.publish(index, acknowledged)?;
             }
@@ -155,26 +141,48 @@ impl Line {
     }
 }
 
-impl Generator for Publishers {
-    fn drive(&mut self, warm_up: Duration, duration: Duration, watch: &mut Watch) -> Result<Sample, String> {
+impl Closed for Publishers {
+    fn start(&mut self) -> Result<(), String> {
         self.is_stopping = false;
-        for index in 0..self.lines.len() {
-            self.publish(index, self.in_flight)?;
+        (0..self.lines.len()).try_for_each(|index| self.publish(index, self.in_flight))
+    }
+
+    fn turn_for(&mut self, duration: Duration) -> Result<(), String> {
+        let (deadline, mut events) = (Instant::now() + duration, Events::with_capacity(1024));
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.is_stopping && self.lines.iter().all(|line| line.sent_at.is_empty()) {
+                return Ok(());
+            }
+            match self.poll.poll(&mut events, Some(left.min(Duration::from_millis(100)))) {
+                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(format!("poll: {error}")),
+                _ => {}
+            }
+            for event in &events {
+                let index = event.token().0;
+                if event.is_writable() {
+                    self.lines[index].flush().map_err(|error| format!("connection {index}: {error}"))?;
+                }
+                if event.is_readable() {
+                    self.read(index).map_err(|error| format!("connection {index}: {error}"))?;
+                }
+            }
         }
-        self.turn_for(warm_up)?;
-        self.latency.reset();
-        watch.begin()?;
-        let before = self.acknowledged_count;
-        self.turn_for(duration)?;
-        let mut sample = watch.end((self.acknowledged_count - before) as f64)?;
-        let us = |quantile| self.latency.value_at_quantile(quantile) as f64 / 1e3;
-        sample.more = vec![("sent_us_p50", us(0.5)), ("sent_us_p99", us(0.99))];
+    }
+
+    fn acknowledged(&self) -> Vec<u64> {
+        self.lines.iter().map(|line| line.acknowledged_count).collect()
+    }
+
+    fn latency(&mut self) -> &mut Histogram<u64> {
+        &mut self.latency
+    }
+
+    fn stop(&mut self) -> Result<(), String> {
         self.is_stopping = true;
         self.turn_for(DRAIN_MAX)?;
-        if self.lines.iter().any(|line| !line.sent_at.is_empty()) {
-            return Err("not every message was acknowledged".to_owned());
-        }
-        Ok(sample)
+        let is_done = self.lines.iter().all(|line| line.sent_at.is_empty());
+        if is_done { Ok(()) } else { Err("not every message was acknowledged".to_owned()) }
     }
 }
 

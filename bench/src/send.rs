@@ -167,8 +167,12 @@ impl Loop {
 
     /// Lets time pass.
     pub fn turn_for(&mut self, swarm: &mut Swarm, load: &mut Load, duration: Duration) -> Result<(), String> {
-        let started = Instant::now();
-        while started.elapsed() < duration {
+        let deadline = Instant::now() + duration;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
             let mut budget = SENDS_PER_TURN_MAX;
             while let Some(intended) = self.pace.as_mut().filter(|_| budget > 0).and_then(Pace::due) {
                 let index = self.next;
@@ -179,13 +183,12 @@ impl Loop {
                 }
                 budget -= 1;
             }
-            let max_wait = if budget == 0 { Duration::ZERO } else { Duration::from_millis(100) };
+            let max_wait = if budget == 0 { Duration::ZERO } else { left.min(Duration::from_millis(100)) };
             if let Some(pace) = &self.pace {
                 pace.arm().map_err(|error| format!("timer: {error}"))?;
             }
             swarm.turn(max_wait, load)?;
         }
-        Ok(())
     }
 }
 
@@ -241,6 +244,8 @@ struct Side {
     /// The highest seq below which nothing is missing.
     have: u64,
     unacked: u32,
+    /// Messages of its own that were acknowledged.
+    sent_count: u64,
 }
 
 impl Load {
@@ -257,6 +262,7 @@ impl Load {
             send_window: 1,
             have: 0,
             unacked: 0,
+            sent_count: 0,
         };
         Ok(Self {
             greeter,
@@ -275,6 +281,11 @@ impl Load {
             sent_latency: latency_histogram()?,
             deliver_latency: latency_histogram()?,
         })
+    }
+
+    /// Messages of each connection that were acknowledged.
+    pub fn sent_counts(&self) -> Vec<u64> {
+        self.pairs.iter().map(|side| side.sent_count).collect()
     }
 
     /// Whether something was sent and not answered, not delivered, or refused and not delivered again.
@@ -324,6 +335,7 @@ impl Load {
         let at = side.in_flight.iter().position(|&(waiting, _)| waiting == rid);
         let at = at.ok_or_else(|| format!("connection {index}: SENT for rid {rid}, which is not waited for"))?;
         let (_, intended) = side.in_flight.remove(at).expect("its position was just found");
+        side.sent_count += 1;
         self.sent_latency.saturating_record(now.saturating_sub(intended));
         self.sent_count += 1;
         if self.is_stopping {

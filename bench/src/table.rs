@@ -110,6 +110,10 @@ fn cell(figures: &Value, record: &Value, aim: Option<f64>, is_ours: bool) -> Str
     if let Some(calls) = figure("system_calls_per_message").filter(|_| record["subject"] == "echo") {
         write!(text, ", {calls:.2} calls").expect("a string takes all");
     }
+    if let Some((rate, syncs)) = figure("messages_per_s").zip(figure("syncs_per_message")) {
+        let decimals = if syncs < 0.1 { 4 } else { 2 };
+        write!(text, ", {:.1} thousand/s, {syncs:.decimals$} syncs", rate / 1e3).expect("a string takes all");
+    }
     if let Some(rate) = figures["deliverys_per_s"]["median"].as_f64() {
         write!(text, ", {:.0} thousand/s", rate / 1e3).expect("a string takes all");
     }

@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
+
 use crate::SendOptions;
 use crate::client::Swarm;
+use crate::durable::Closed;
 use crate::idle::Greeter;
 use crate::paired::{Case, Generator, Options, Sample, Team, Watch, measure};
 use crate::send::{Load, Loop, drain};
@@ -62,35 +65,55 @@ pub fn pairs(
         // Conversations are looked up when their first message comes; of those that wait for it the gateway keeps a bounded number.
         let first = SendOptions { in_flight: 1, ..options.clone() };
         Loop::new(&first, &load, &mut swarm)?.start(&mut swarm, &mut load)?;
-        load.is_stopping = true;
-        drain(&mut swarm, &mut load)?;
-        Ok(OurPairs { options, swarm, load })
+        let driver = Loop::new(&options, &load, &mut swarm)?;
+        let mut pairs = OurPairs { driver, swarm, load };
+        pairs.stop()?;
+        Ok(pairs)
     })
 }
 
 /// Pairs of users who send to one another.
 pub struct OurPairs {
-    options: SendOptions,
+    driver: Loop,
     swarm: Swarm,
     load: Load,
 }
 
+impl Closed for OurPairs {
+    fn start(&mut self) -> Result<(), String> {
+        self.load.is_stopping = false;
+        self.driver.start(&mut self.swarm, &mut self.load)
+    }
+
+    fn turn_for(&mut self, duration: Duration) -> Result<(), String> {
+        self.driver.turn_for(&mut self.swarm, &mut self.load, duration)
+    }
+
+    fn acknowledged(&self) -> Vec<u64> {
+        self.load.sent_counts()
+    }
+
+    fn latency(&mut self) -> &mut Histogram<u64> {
+        &mut self.load.sent_latency
+    }
+
+    fn stop(&mut self) -> Result<(), String> {
+        self.load.is_stopping = true;
+        drain(&mut self.swarm, &mut self.load)
+    }
+}
+
 impl Generator for OurPairs {
     fn drive(&mut self, warm_up: Duration, duration: Duration, watch: &mut Watch) -> Result<Sample, String> {
-        let Self { options, swarm, load } = self;
-        let mut driver = Loop::new(options, load, swarm)?;
-        load.is_stopping = false;
-        driver.start(swarm, load)?;
-        driver.turn_for(swarm, load, warm_up)?;
-        load.sent_latency.reset();
+        self.start()?;
+        self.turn_for(warm_up)?;
+        self.load.sent_latency.reset();
         watch.begin()?;
-        let before = load.sent_count;
-        driver.turn_for(swarm, load, duration)?;
-        let mut sample = watch.end((load.sent_count - before) as f64)?;
-        let us = |quantile| load.sent_latency.value_at_quantile(quantile) as f64 / 1e3;
-        sample.more = vec![("sent_us_p50", us(0.5)), ("sent_us_p99", us(0.99))];
-        load.is_stopping = true;
-        drain(swarm, load)?;
+        let before = self.load.sent_count;
+        self.turn_for(duration)?;
+        let mut sample = watch.end((self.load.sent_count - before) as f64)?;
+        sample.more = self.quantiles();
+        self.stop()?;
         Ok(sample)
     }
 }
