@@ -37,6 +37,7 @@ mod idle;
 mod kernel;
 mod load;
 mod machine;
+mod million;
 mod nats;
 mod overload;
 mod pace;

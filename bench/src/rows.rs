@@ -34,8 +34,12 @@ pub fn render(results: &Path) -> Result<String, String> {
 
 /// The machine and the commit of a record.
 pub fn origin(machine: &Value) -> String {
-    let word = |name: &str| machine[name].as_str().unwrap_or("?").to_owned();
-    format!("Linux {}, {}, {} cores, commit {}", word("kernel"), word("processor"), machine["cores"], word("commit"))
+    let word = |name: &str| match &machine[name] {
+        Value::String(word) => word.clone(),
+        Value::Null => "?".to_owned(),
+        other => other.to_string(),
+    };
+    format!("Linux {}, {}, {} cores, commit {}", word("kernel"), word("processor"), word("cores"), word("commit"))
 }
 
 struct Row {
@@ -104,7 +108,7 @@ impl Figure {
 }
 
 /// Three digits, or all before the point, in groups of three.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let size = value.abs();
     let decimals = if size >= 100.0 || value.fract() == 0.0 { 0 } else { usize::from(size < 10.0) + 1 };
     let text = format!("{value:.decimals$}");

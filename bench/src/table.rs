@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::million;
 use crate::paired::Options;
 use crate::rows;
 
@@ -15,6 +16,10 @@ pub fn run(options: &Options) -> Result<(), String> {
     let path = Path::new("README.md");
     let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}; run this at the root", path.display()))?;
     let text = between(&text, BEGIN, END, &render(&options.results)?)?;
+    let text = match million::render(&options.results)? {
+        Some(table) => between(&text, BEGIN_MILLION, END_MILLION, &table)?,
+        None => text,
+    };
     let text = between(&text, BEGIN_ROWS, END_ROWS, &rows::render(&options.results)?)?;
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -34,7 +39,6 @@ fn order(record: &Value) -> Vec<u64> {
 
 fn render(results: &Path) -> Result<String, String> {
     let mut out = String::new();
-    let mut origins = BTreeSet::new();
     for section in SECTIONS {
         let path = results.join(format!("{}.json", section.subject));
         let Ok(text) = fs::read_to_string(&path) else { continue };
@@ -43,7 +47,7 @@ fn render(results: &Path) -> Result<String, String> {
         if records.is_empty() {
             continue;
         }
-        origins.extend(records.iter().map(|record| origin(record)));
+        let origins: BTreeSet<String> = records.iter().map(|record| origin(record)).collect();
         records.sort_by_key(|record| order(record));
         let columns: Vec<&(&str, &str)> =
             COLUMNS.iter().filter(|(name, _)| records.iter().any(|record| record["contenders"][name].is_object())).collect();
@@ -65,20 +69,13 @@ fn render(results: &Path) -> Result<String, String> {
             let aim = aim.map_or_else(String::new, |aim| format!("{aim:.2}"));
             line(&mut out, [case.to_owned()].into_iter().chain(cells).chain([aim]).collect());
         }
-        out.push('\n');
+        let origins: Vec<String> = origins.into_iter().collect();
+        writeln!(out, "\n{}.\n", origins.join("; ")).expect("a string takes all");
     }
-    if origins.is_empty() {
+    if out.is_empty() {
         return Err("there is nothing in the results yet".to_owned());
     }
-    let origins: Vec<String> = origins.into_iter().collect();
-    writeln!(
-        out,
-        "Medians of ratios taken within one repetition, all contenders in turn, in brackets the least and the most; one core for the servers and \
-         one for the clients, limits on what one user may send lifted. Calls: system calls of all threads of the server per message, counted \
-         by the kernel, the median of three windows at least that are none of the repetitions. {}.",
-        origins.join("; "),
-    )
-    .expect("a string takes all");
+    out.push_str(CAPTION);
     Ok(out)
 }
 
@@ -188,9 +185,16 @@ const COLUMNS: &[(&str, &str)] = &[
     ("nchan", "Nchan"),
     ("floor_again", "the floor itself"),
 ];
+const CAPTION: &str = "Below each table: repetitions, how long each is driven in one, and what was measured. Medians of ratios taken within one \
+    repetition, all contenders in turn, in brackets the least and the most; one core for the servers and one for the clients, limits on what \
+    one user may send lifted. Calls: system calls of all threads of the server per message, counted by the kernel from the first message of a \
+    window to its last, the median of three windows at least beside the repetitions. Syncs: the same of fsync and its kin, within the \
+    repetitions.\n";
 const UNITS: &[&str] = &["message", "connection", "delivery"];
 const BEGIN: &str = "<!-- figures: written by `tidegate-bench table` -->";
 const END: &str = "<!-- end of figures -->";
+const BEGIN_MILLION: &str = "<!-- million: written by `tidegate-bench table` -->";
+const END_MILLION: &str = "<!-- end of million -->";
 const BEGIN_ROWS: &str = "<!-- rows: written by `tidegate-bench table` -->";
 const END_ROWS: &str = "<!-- end of rows -->";
 
