@@ -17,8 +17,12 @@ mod inner;
 mod malformed;
 #[path = "fuzz/mutator.rs"]
 mod mutator;
+#[path = "fuzz/others.rs"]
+mod others;
 #[path = "fuzz/targets.rs"]
 mod targets;
+#[path = "support/tokens.rs"]
+mod tokens;
 #[path = "support/websocket.rs"]
 mod websocket;
 
@@ -94,7 +98,7 @@ fn fuzz_json_codec() {
 
 #[test]
 fn fuzz_token() {
-    fuzz("token", inner::token, &inner::TOKEN_WORDS, vec![inner::signed_token()]);
+    fuzz("token", inner::token, &inner::TOKEN_WORDS, inner::token_seeds());
 }
 
 #[test]
@@ -147,7 +151,9 @@ fn answer_to_request(bytes: &[u8], chunk: usize) -> (Expected, Option<String>) {
     (Expected::Silence, None)
 }
 
-/// Runs a target over its corpus, then over mutations until the time is up.
+/// Runs a target over its corpus, then over mutations until the time is up. Ends with one line of what came of it.
+///
+/// A finding ends the short form. A campaign goes on until it has [`FINDINGS_MAX`], and fails at its end.
 fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: Vec<Vec<u8>>) {
     let budget = Budget::of_run();
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").subsec_nanos();
@@ -156,34 +162,73 @@ fn fuzz(name: &str, target: fn(&[u8]) -> u64, words: &[&[u8]], seeds: Vec<Vec<u8
     let corpus_count = pool.len();
     assert!(corpus_count > 0, "the corpus of {name} is missing");
     pool.extend(seeds.into_iter().filter(|bytes| bytes.len() <= INPUT_BYTES_MAX));
-    let mut kinds: HashSet<u64> = pool.iter().map(|input| run(name, target, input)).collect();
-    let first_count = pool.len();
+    println!("fuzz {name}: seed {seed}, {corpus_count} corpus files and {} seeds", pool.len() - corpus_count);
 
+    let findings_max = if budget.is_cpu { FINDINGS_MAX } else { 1 };
+    let mut tally = Tally { name, inputs_count: 0, kinds: HashSet::new(), findings: Vec::new() };
+    for input in &pool {
+        tally.run(target, input);
+    }
     let mut random = Random(seed);
-    let mut executions_count = pool.len() as u64;
     let mut told_s = 0;
     loop {
         let spent_s = budget.spent_s();
-        if spent_s >= budget.seconds || spent_s >= told_s + TELL_EVERY_S {
-            told_s = spent_s;
-            println!(
-                "fuzz {name}: seed {seed}, {executions_count} executions in {spent_s} s{} from {corpus_count} corpus files and {} seeds, \
-                 {} kinds of outcome",
-                if budget.is_cpu { " of CPU" } else { "" },
-                first_count - corpus_count,
-                kinds.len()
-            );
-        }
-        if spent_s >= budget.seconds {
+        if spent_s >= budget.seconds || tally.findings.len() >= findings_max {
+            tally.tell("ended", spent_s, budget.is_cpu);
             break;
         }
-        for _ in 0..256 {
+        if spent_s >= told_s + TELL_EVERY_S {
+            told_s = spent_s;
+            tally.tell("so far", spent_s, budget.is_cpu);
+        }
+        for _ in 0..INPUTS_PER_LOOK {
             let input = mutate(&mut random, &pool, words);
-            executions_count += 1;
-            if kinds.insert(run(name, target, &input)) && pool.len() < POOL_MAX {
+            if tally.run(target, &input) && pool.len() < POOL_MAX {
                 pool.push(input);
             }
         }
+    }
+    assert!(tally.findings.is_empty(), "{name}: {}", tally.findings.join("; "));
+}
+
+/// What came of a target until now.
+struct Tally<'a> {
+    name: &'a str,
+    inputs_count: u64,
+    kinds: HashSet<u64>,
+    /// What was found, and where the input is saved.
+    findings: Vec<String>,
+}
+
+impl Tally<'_> {
+    /// Runs one input; `true` if something new happened. An input that panics or takes too long is saved.
+    fn run(&mut self, target: fn(&[u8]) -> u64, input: &[u8]) -> bool {
+        self.inputs_count += 1;
+        let started = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| target(input)));
+        let slow = started.elapsed() > INPUT_TIME_MAX;
+        match outcome {
+            Ok(kind) if !slow => self.kinds.insert(kind),
+            _ => {
+                let number = self.findings.len();
+                let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{number}-{}.bin", self.name, input.len()));
+                fs::write(&path, input).expect("the failing input is saved");
+                let why = if slow { "took too long" } else { "broke a promise" };
+                self.findings.push(format!("an input of {} bytes {why}; it is saved as {}", input.len(), path.display()));
+                false
+            }
+        }
+    }
+
+    /// The line that `tests/fuzz/README.md` keeps for a campaign.
+    fn tell(&self, when: &str, spent_s: u64, is_cpu: bool) {
+        let unit = if is_cpu { "s of CPU" } else { "s" };
+        let Self { name, inputs_count, kinds, findings } = self;
+        println!(
+            "fuzz {name}: {when}: {spent_s} {unit}, {inputs_count} inputs, {} behaviours, {} found",
+            kinds.len(),
+            findings.len()
+        );
     }
 }
 
@@ -218,22 +263,6 @@ fn thread_cpu_ns() -> u64 {
     stat.split(' ').next().and_then(|spent| spent.parse().ok()).expect("nanoseconds on the CPU")
 }
 
-/// Runs one input; a panic saves it and fails the test with its name.
-fn run(name: &str, target: fn(&[u8]) -> u64, input: &[u8]) -> u64 {
-    let started = Instant::now();
-    let outcome = catch_unwind(AssertUnwindSafe(|| target(input)));
-    let slow = started.elapsed() > INPUT_TIME_MAX;
-    match outcome {
-        Ok(kind) if !slow => kind,
-        _ => {
-            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.bin", input.len()));
-            fs::write(&path, input).expect("the failing input is saved");
-            let why = if slow { "took too long" } else { "broke a promise" };
-            panic!("an input of {} bytes {why}; it is saved as {}", input.len(), path.display());
-        }
-    }
-}
-
 /// The files of a corpus, in the order of their names.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
@@ -248,6 +277,12 @@ fn env(name: &str) -> Option<u64> {
 
 /// Inputs kept for changing further. Full: new kinds of outcome are still counted, not kept.
 const POOL_MAX: usize = 4096;
+
+/// Findings after which a campaign ends early.
+const FINDINGS_MAX: usize = 8;
+
+/// Inputs between two looks at the clock.
+const INPUTS_PER_LOOK: usize = 256;
 
 /// How often a campaign tells how far it is, in its own seconds.
 const TELL_EVERY_S: u64 = 300;

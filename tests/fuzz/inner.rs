@@ -9,12 +9,15 @@ use tidegate::config::load::{Layers, load};
 use tidegate::config::settings::DEFINITIONS;
 use tidegate::config::value::Raw;
 use tidegate::session::auth::{AuthError, Verifier, mint};
+use tidegate::session::keys::Keys;
 use tidegate::store::disk_memory::MemoryDisk;
 use tidegate::store::entry::entries;
 use tidegate::store::log::{Log, LogSettings, OpenError};
 use tidegate::wire::envelope::{ClientFrame, Cursors, Encoding, Frames, ServerFrames, Users, encode_client, encode_server};
 
+use crate::others;
 use crate::targets::hash;
+use crate::tokens::{AUDIENCE, Signer, bad_tokens, good_claims, key_file};
 
 /// Words of the binary frames: types with short lengths, counts, names.
 pub const BINARY_WORDS: [&[u8]; 14] = [
@@ -59,13 +62,15 @@ pub const JSON_WORDS: [&[u8]; 20] = [
 ];
 
 /// Words of a token.
-pub const TOKEN_WORDS: [&[u8]; 10] = [
+pub const TOKEN_WORDS: [&[u8]; 12] = [
     b".",
     b"..",
     b"=",
     b"eyJhbGciOiJIUzI1NiJ9",
     b"eyJhbGciOiJub25lIn0",
     b"eyJhbGciOiJSUzI1NiJ9",
+    b"eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIn0",
+    b"eyJhbGciOiJFZERTQSIsImtpZCI6ImVkIn0",
     b"eyJzdWIiOiJhbCIsImV4cCI6OTk5OTk5OTk5OX0",
     b"-_",
     b"+/",
@@ -142,38 +147,69 @@ pub fn binary(input: &[u8]) -> u64 {
     envelope(Encoding::Binary, input)
 }
 
-/// See [`binary`].
+/// See [`binary`]. Each line means to another reader of JSON what it means here.
 pub fn json(input: &[u8]) -> u64 {
+    input.split(|&byte| byte == b'\n').for_each(others::check_line);
     envelope(Encoding::Json, input)
 }
 
-/// No token passes but the ones this key has signed: whatever is changed in one makes it invalid, and never "expired", which is said of good
-/// ones alone.
+/// No token passes but those that these keys have signed, of each algorithm one: whatever is changed in one makes it invalid, and never
+/// "expired", which is said of those that were good once.
 pub fn token(input: &[u8]) -> u64 {
-    static KEY: LazyLock<(Verifier, String)> = LazyLock::new(|| {
-        let secret = Secret::new(vec![7; 32]).expect("long enough");
-        let token = mint(&secret, "al", None, 0..9_999_999_999).expect("a name");
-        (Verifier::new(&secret, 0), token)
-    });
-    let (verifier, signed) = &*KEY;
+    let Court { verifier, keys, good, expired } = &*COURT;
     let text = String::from_utf8_lossy(input);
-    let judged = verifier.verify(&text, "phone", 1_764_000_000_000);
-    // The seeds hold one token of this key that is good and one that has expired; nobody else can make another.
-    let is_ours = text == signed.as_str();
-    match judged {
-        Ok(identity) => assert!(is_ours && identity.user.as_str() == "al", "a forged token passed: {text}"),
-        Err(AuthError::Expired) => panic!("a forger learned that a token was good once: {text}"),
-        Err(AuthError::Invalid) => assert!(!is_ours),
-        Err(AuthError::Overloaded) => panic!("a token of a secret is judged at once: {text}"),
+    let is_public = verifier.defers(&text).is_some();
+    let read = if is_public { verifier.read_public(keys, &text, NOW_S * 1000) } else { verifier.read(&text, NOW_S * 1000) };
+    // A signature can be made by its key alone, so it is what was signed that counts. There may be more than one signature for it.
+    let is_one_of = |tokens: &[String]| {
+        tokens.iter().any(|token| token.rsplit_once('.').map(|(said, _)| said) == text.rsplit_once('.').map(|(said, _)| said))
+    };
+    match read.and_then(|identity| identity.shown_by(|device| device == "1")) {
+        Ok(identity) => assert!(is_one_of(good) && identity.user.as_str() == "al", "a forged token passed: {text}"),
+        Err(AuthError::Expired) => assert!(is_one_of(expired), "a forger learned that a token was good once: {text}"),
+        Err(AuthError::Invalid) => assert!(!good.iter().any(|token| *token == text), "a good token is refused: {text}"),
+        Err(AuthError::Overloaded) => panic!("a token is judged at once: {text}"),
     }
     let parts: Vec<usize> = text.split('.').take(5).map(|part| part.len().min(40) / 8).collect();
-    hash(&parts)
+    let algorithm = jsonwebtoken::decode_header(&*text).ok().map(|header| format!("{:?}", header.alg));
+    hash(&(parts, is_public, algorithm, Verifier::lacks_key(keys, &text)))
 }
 
-/// A token the key of [`token`] has signed.
-pub fn signed_token() -> Vec<u8> {
-    let secret = Secret::new(vec![7; 32]).expect("long enough");
-    mint(&secret, "al", None, 0..9_999_999_999).expect("a name").into_bytes()
+/// Who judges the tokens of [`token`], and what was signed.
+struct Court {
+    verifier: Verifier,
+    keys: Keys,
+    good: Vec<String>,
+    expired: Vec<String>,
+}
+
+static COURT: LazyLock<Court> = LazyLock::new(|| {
+    let secret = Secret::new(SECRET.to_vec()).expect("long enough");
+    let mut keys = Keys::default();
+    for name in ["rsa.pem", "ec.pem", "ec2.pem", "ed.pem", "jwks.json"] {
+        let text = std::fs::read_to_string(key_file(name)).expect("a file of the tests");
+        keys.add(Keys::read(name, &text, None).expect("good keys")).expect("good keys");
+    }
+    let signed = |until_s| {
+        [Signer::Rsa, Signer::Ec, Signer::Ec2, Signer::Ed].map(|signer| signer.token(signer.header(), &good_claims(until_s)))
+    };
+    let of_secret = mint(&secret, "al", None, 0..9_999_999_999).expect("a name");
+    Court {
+        verifier: Verifier::with_public_keys(Some(&secret), vec![AUDIENCE.to_owned()], 0),
+        keys,
+        good: [of_secret].into_iter().chain(signed(NOW_S + 3600)).collect(),
+        expired: signed(NOW_S - 60).into(),
+    }
+});
+
+/// When tokens are judged, Unix seconds.
+const NOW_S: u64 = 1_764_000_000;
+const SECRET: [u8; 32] = [7; 32];
+
+/// Tokens of every algorithm, and those of the table that must not pass.
+pub fn token_seeds() -> Vec<Vec<u8>> {
+    let bad = bad_tokens(NOW_S, "http://127.0.0.1:1/", &SECRET).into_iter().map(|bad| bad.token);
+    COURT.good.iter().cloned().chain(bad).map(String::into_bytes).collect()
 }
 
 /// A file is taken or all its mistakes are told, each in one line; what is taken is made of values that each setting takes.

@@ -19,6 +19,7 @@ use tidegate::wire::frame::Reserved;
 use tidegate::wire::proxy::{self, Source};
 use tidegate::wire::upgrade::{self, Endpoint, Origins, Policy, Refusal};
 
+use crate::others;
 use crate::websocket::{Seen, receive, receive_slowly};
 
 /// Words of HTTP.
@@ -131,7 +132,7 @@ pub fn upgrade(input: &[u8]) -> u64 {
     };
     let refusal = match found {
         Ok(None) => return 0,
-        Ok(Some(end)) => match upgrade::parse(&stream[..end], &policy) {
+        Ok(Some(end)) => match judge(&stream[..end], &policy) {
             Ok(request) => {
                 check_lawful(&stream[..end]);
                 assert_eq!(request.encoding.is_some(), policy.endpoint == Endpoint::Gateway);
@@ -151,6 +152,13 @@ pub fn upgrade(input: &[u8]) -> u64 {
     refusal.write((settings & 4 != 0).then_some(30), &mut out);
     assert!(out.starts_with(format!("HTTP/1.1 {} ", refusal.status()).as_bytes()));
     hash(&refusal)
+}
+
+/// The verdict on a whole head, held against that of another server.
+fn judge<'a>(head: &'a [u8], policy: &Policy<'_>) -> Result<upgrade::Request<'a>, Refusal> {
+    let judged = upgrade::parse(head, policy);
+    others::check_head(head, &judged);
+    judged
 }
 
 /// A PROXY header: an answer is final whatever comes behind it and lies within its bound; whom it names may then speak in HTTP, where the
