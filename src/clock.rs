@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Moment {
     /// Monotonic nanoseconds since an arbitrary origin of this process.
     pub mono_ns: u64,
-    /// Wall clock, milliseconds since the Unix epoch. May jump.
+    /// Wall clock, milliseconds since the Unix epoch. May jump: what must follow it compares the two.
     pub unix_ms: u64,
 }
 

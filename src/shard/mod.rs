@@ -205,6 +205,7 @@ pub struct Shard {
     /// State of the generator that spreads times to wait.
     random: u64,
     now: Moment,
+    clocks: timing::Clocks,
     /// Plain counts, published by the reactor once a turn.
     pub counters: ReactorCounters,
     /// Latencies recorded since the reactor last took them.
@@ -288,6 +289,7 @@ impl Shard {
             let_in_count: 0,
             random: u64::from(id.0),
             now,
+            clocks: timing::Clocks::new(now),
             counters: ReactorCounters::default(),
             latencies: Latencies::default(),
             arrivals: Vec::new(),

@@ -16,6 +16,7 @@ impl Shard {
     /// Fires what is due, looks at the next liveness stripes, and sends mail that waited.
     pub fn handle_time(&mut self, now: Moment, outlet: &mut impl Outlet) {
         self.now = now;
+        self.follow_wall_clock();
         let mut fired = std::mem::take(&mut self.fired);
         self.wheel.advance(now.tick(), limits::EXPIRIES_PER_TURN_MAX, |timer| fired.push(timer));
         for timer in fired.drain(..) {
@@ -34,6 +35,21 @@ impl Shard {
         self.silent = silent;
         self.sweep_signals();
         self.flush_mail(now, outlet);
+    }
+
+    /// The end of a token is filed by the monotonic clock. When the wall clock has moved against it, the ends of all tokens are filed once
+    /// more, from where it stands now; an entry that then comes too early finds that there is time left. Looks at every session.
+    fn follow_wall_clock(&mut self) {
+        if !self.clocks.have_moved(self.now) {
+            return;
+        }
+        for slot in 0..self.sessions.slots_count() {
+            let Some((_, session)) = self.sessions.at(slot) else { continue };
+            let (id, expires_s) = (session.connection, session.expires_s);
+            if session.stage == Stage::Active {
+                self.watch_expiry(id, expires_s);
+            }
+        }
     }
 
     /// Forgets the rates of those who have not signalled or named cursors for long enough: a full bucket says nothing.
@@ -229,6 +245,45 @@ impl Shard {
     }
 }
 
+/// How the two clocks of a core stand to one another.
+#[derive(Debug)]
+pub(super) struct Clocks {
+    /// Wall clock less monotonic clock, when ends of tokens were last filed by it. Wraps.
+    apart_ms: u64,
+    /// When that was, monotonic milliseconds.
+    followed_ms: u64,
+    /// How long it is not followed again.
+    pause_ms: u64,
+}
+
+impl Clocks {
+    pub(super) fn new(now: Moment) -> Self {
+        let mono_ms = now.mono_ns / 1_000_000;
+        Self { apart_ms: now.unix_ms.wrapping_sub(mono_ms), followed_ms: mono_ms, pause_ms: FOLLOW_PAUSE_MS_MIN }
+    }
+
+    /// Whether the wall clock has moved since it was last followed, and is to be followed now. Each time leaves an entry per session in the
+    /// wheel, so a clock that will not rest is followed less and less often.
+    fn have_moved(&mut self, now: Moment) -> bool {
+        let mono_ms = now.mono_ns / 1_000_000;
+        let apart_ms = now.unix_ms.wrapping_sub(mono_ms);
+        let moved_ms = apart_ms.wrapping_sub(self.apart_ms);
+        let followed_for_ms = mono_ms.saturating_sub(self.followed_ms);
+        if moved_ms.min(moved_ms.wrapping_neg()) < CLOCKS_APART_MS || followed_for_ms < self.pause_ms {
+            return false;
+        }
+        let has_rested = followed_for_ms >= 2 * FOLLOW_PAUSE_MS_MAX;
+        let pause_ms = if has_rested { FOLLOW_PAUSE_MS_MIN } else { FOLLOW_PAUSE_MS_MAX.min(2 * self.pause_ms) };
+        *self = Self { apart_ms, followed_ms: mono_ms, pause_ms };
+        true
+    }
+}
+
+/// A wall clock that is off by less than this is not followed.
+const CLOCKS_APART_MS: u64 = 1_000;
+/// Between two times that the wall clock is followed; doubled each time, until it has rested.
+const FOLLOW_PAUSE_MS_MIN: u64 = 1_000;
+const FOLLOW_PAUSE_MS_MAX: u64 = 600_000;
 /// How often rates that say nothing any more are looked for.
 const SIGNALS_SWEEP_MS: u64 = 5_000;
 
@@ -236,6 +291,52 @@ const SIGNALS_SWEEP_MS: u64 = 5_000;
 mod tests {
     use super::*;
     use crate::shard::alone_tests::Core;
+
+    /// A token of ten minutes ends when the wall clock says so, wherever that clock has jumped meanwhile and however often; the one of a
+    /// neighbour, which ends later, does not.
+    #[test]
+    fn tokens_end_by_the_wall_clock_when_it_jumps() {
+        for jumps_s in [&[][..], &[-3_600], &[590], &[700], &[-60, 120, -60], &[-1, 1]] {
+            let mut core = Core::new();
+            let end_ms = core.now.unix_ms + 600_000;
+            let (id, _) = core.active(end_ms / 1_000);
+            let (other, _) = core.active(end_ms / 1_000 + 86_400);
+            for jump_s in jumps_s {
+                core.pass(2);
+                core.text(id, r#"{"t":"ping"}"#);
+                core.now.unix_ms = core.now.unix_ms.checked_add_signed(jump_s * 1_000).expect("after 1970");
+            }
+            let jumped_ms = core.now.unix_ms;
+            while core.cause(id).is_none() && core.now.unix_ms < end_ms + 3_600_000 {
+                core.pass_ms(500);
+                for id in [id, other] {
+                    core.text(id, r#"{"t":"ping"}"#);
+                    core.said(id);
+                }
+            }
+            assert_eq!(core.cause(id), Some(CloseCause::TokenExpired), "{jumps_s:?}");
+            let late_ms = core.now.unix_ms - end_ms.max(jumped_ms);
+            assert!(core.now.unix_ms >= end_ms && late_ms <= 1_500, "{late_ms} ms late after {jumps_s:?}");
+            assert_eq!(core.cause(other), None);
+        }
+    }
+
+    /// A wall clock that jumps to and fro for hours leaves the wheel as small as it was, give or take a few entries per session.
+    #[test]
+    fn a_clock_that_will_not_rest_does_not_fill_the_wheel() {
+        let mut core = Core::new();
+        let (id, _) = core.active(core.now.unix_ms / 1_000 + 86_400);
+        let before = core.shard.wheel.len();
+        for second in 0..3 * 3_600 {
+            core.pass(1);
+            core.text(id, r#"{"t":"ping"}"#);
+            core.said(id);
+            core.now.unix_ms = core.now.unix_ms.checked_add_signed(if second % 2 == 0 { 5_000 } else { -5_000 }).unwrap();
+        }
+        let filed = core.shard.wheel.len().saturating_sub(before);
+        assert!((10..=10 + 3 * 6 + 2).contains(&filed), "{filed} entries");
+        assert_eq!(core.cause(id), None);
+    }
 
     /// A peer that says nothing is asked for a sign of life within `ping_ms`, is still there after 2.4 times as long, and is gone after
     /// 2.5 times; any bytes begin it anew.
