@@ -141,14 +141,15 @@ impl Stashes {
 
     /// Takes a slot for connection `owner`. Costs no memory until bytes come, and cannot fail: there is at most one per connection.
     pub(super) fn open(&mut self, owner: u32) -> StashIndex {
-        if let Some(index) = self.vacant.pop() {
-            self.slots[index as usize - 1].owner = owner;
-            return StashIndex(index);
+        if let Some(index) = self.vacant.pop().map(StashIndex) {
+            self.stash(index).owner = owner;
+            return index;
         }
         self.slots.push(Stash { owner, ..Stash::default() });
         StashIndex(u32::try_from(self.slots.len()).expect("fewer stashes than connections"))
     }
 
+    #[expect(clippy::indexing_slicing, reason = "`open` names slots, and slots go only when none is named")]
     pub(super) fn stash(&mut self, index: StashIndex) -> &mut Stash {
         &mut self.slots[index.0 as usize - 1]
     }
@@ -163,7 +164,8 @@ impl Stashes {
             return Ok(());
         }
         let class = STASH_CLASSES_BYTES.iter().position(|&class_bytes| needed <= class_bytes);
-        let target = class.map_or_else(|| needed.max(end_bytes.min(2 * held)), |class| STASH_CLASSES_BYTES[class]);
+        let class_bytes = class.and_then(|class| STASH_CLASSES_BYTES.get(class).copied());
+        let target = class_bytes.unwrap_or_else(|| needed.max(end_bytes.min(2 * held)));
         if self.used_bytes - held + target > self.bytes_max {
             return Err(StashesFull);
         }
@@ -208,6 +210,7 @@ impl Stashes {
     }
 
     /// Keeps memory for the next message if it is of a size class and there is room, else drops it.
+    #[expect(clippy::indexing_slicing, reason = "a list per class, and a class that was just found")]
     pub(super) fn recycle(&mut self, mut bytes: Vec<u8>) {
         let held = bytes.capacity();
         let Some(class) = STASH_CLASSES_BYTES.iter().position(|&class_bytes| class_bytes == held) else { return };
@@ -219,6 +222,7 @@ impl Stashes {
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "a list per class, and classes that the callers have found or that are constant")]
     fn take_free(&mut self, class: usize) -> Vec<u8> {
         match self.free[class].pop() {
             Some(bytes) => {
@@ -282,7 +286,7 @@ impl HeadCarry {
         let end = self.scan.push(piece)?;
         let consumed_bytes = end.unwrap_or(piece.len());
         if end.is_some() && self.bytes.is_empty() {
-            return Ok(Some(Head { bytes: &piece[..consumed_bytes], consumed_bytes }));
+            return Ok(Some(Head { bytes: piece.get(..consumed_bytes).unwrap_or(piece), consumed_bytes }));
         }
         let len = self.bytes.len() + consumed_bytes;
         assert!(len <= UPGRADE_HEAD_BYTES_MAX);
@@ -290,7 +294,7 @@ impl HeadCarry {
             let capacity = len.next_power_of_two().clamp(HEAD_BYTES_MIN, UPGRADE_HEAD_BYTES_MAX);
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
-        self.bytes.extend_from_slice(&piece[..consumed_bytes]);
+        self.bytes.extend_from_slice(piece.get(..consumed_bytes).unwrap_or(piece));
         Ok(end.map(|_| Head { bytes: &self.bytes, consumed_bytes }))
     }
 

@@ -155,8 +155,8 @@ impl<'b> Reader<'b> {
         };
         let (opcode, payload) = found;
         let payload = match payload {
-            Payload::Lent(range) => &self.bytes[range],
-            Payload::Assembled => &self.assembled[..],
+            Payload::Lent(range) => self.lent(range),
+            Payload::Assembled => self.assembled.as_slice(),
         };
         match opcode {
             Opcode::Text => Ok(Some(Event::Text(payload))),
@@ -176,7 +176,13 @@ impl<'b> Reader<'b> {
     /// The bytes no event has used yet, as they arrived. Whoever stops early may lend them again later.
     #[must_use]
     pub fn rest(&self) -> &[u8] {
-        &self.bytes[self.consumed..]
+        self.lent(self.consumed..self.bytes.len())
+    }
+
+    /// A part of the lent bytes.
+    #[expect(clippy::indexing_slicing, reason = "`arrived` and `rest` cut no range that ends beyond the lent bytes")]
+    fn lent(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes[range]
     }
 
     /// Goes on until a message or control frame is whole, and says what it is and where it lies.
@@ -208,8 +214,9 @@ impl<'b> Reader<'b> {
     }
 
     /// The next header, from the lent bytes alone or together with what was kept of it.
+    #[expect(clippy::indexing_slicing, reason = "fewer bytes are kept than a header has, and no more are taken than it lacks")]
     fn header(&mut self, receive: &mut Receive, reserved: Reserved) -> Result<Option<Header>, Violation> {
-        let lent = &self.bytes[self.consumed..];
+        let lent = self.rest();
         let kept = usize::from(receive.header_len);
         if kept == 0
             && let Some(header) = frame::decode_with(lent, Sender::Client, reserved)?
@@ -228,7 +235,7 @@ impl<'b> Reader<'b> {
                 Ok(Some(header))
             }
             None => {
-                assert!(taken == lent.len());
+                assert!(taken == self.rest().len());
                 self.consumed += taken;
                 receive.header_len = u8::try_from(kept + taken).expect("at most 13");
                 Ok(None)
@@ -248,7 +255,7 @@ impl<'b> Reader<'b> {
             stashes.reserve(index, Part::Control, arrived.len(), frame::CONTROL_PAYLOAD_BYTES_MAX)?;
             receive.set(CONTROL_STASHED);
             self.unmask(receive, arrived.clone());
-            stashes.stash(index).part(Part::Control).extend_from_slice(&self.bytes[arrived]);
+            stashes.stash(index).part(Part::Control).extend_from_slice(self.lent(arrived));
         }
         if !whole {
             return Ok(None);
@@ -272,10 +279,10 @@ impl<'b> Reader<'b> {
             self.unmask(receive, arrived.clone());
             if receive.is(IS_COMPRESSED) {
                 receive.clear(IN_FRAME | IN_MESSAGE | IS_TEXT | IS_COMPRESSED);
-                self.assembled = inflate(&self.bytes[arrived], opcode, stashes, limits)?;
+                self.assembled = inflate(self.lent(arrived), opcode, stashes, limits)?;
                 return Ok(Some((opcode, Payload::Assembled)));
             }
-            if opcode == Opcode::Text && !utf8::is_valid(&self.bytes[arrived.clone()]) {
+            if opcode == Opcode::Text && !utf8::is_valid(self.lent(arrived.clone())) {
                 return Err(Violation::TextNotUtf8.into());
             }
             receive.clear(IN_FRAME | IN_MESSAGE | IS_TEXT);
@@ -294,9 +301,9 @@ impl<'b> Reader<'b> {
             self.unmask(receive, arrived.clone());
             let stash = stashes.stash(index);
             if opcode == Opcode::Text && !receive.is(IS_COMPRESSED) {
-                stash.utf8.push(&self.bytes[arrived.clone()]).map_err(|_| Violation::TextNotUtf8)?;
+                stash.utf8.push(self.lent(arrived.clone())).map_err(|_| Violation::TextNotUtf8)?;
             }
-            stash.part(Part::Message).extend_from_slice(&self.bytes[arrived]);
+            stash.part(Part::Message).extend_from_slice(self.lent(arrived));
         }
         if !whole {
             return Ok(None);
@@ -329,6 +336,7 @@ impl<'b> Reader<'b> {
     }
 
     /// Consumes a range of payload.
+    #[expect(clippy::indexing_slicing, reason = "as in `lent`")]
     fn unmask(&mut self, receive: &mut Receive, range: Range<usize>) {
         assert!(range.start == self.consumed);
         self.consumed = range.end;

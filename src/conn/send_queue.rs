@@ -15,6 +15,7 @@
 //! at the end of the queue ([`Wrap::Joined`]).
 //!
 //! Blocks and nodes are recycled, so that a core at rest allocates nothing. Trimmed by [`SendPool::trim`].
+#![expect(clippy::indexing_slicing, reason = "frames and nodes are named by whom this pool has given them to; no peer names one")]
 
 use std::rc::Rc;
 
@@ -190,29 +191,32 @@ impl SendPool {
     /// Queues a message of one connection's own, written by `write` and best short, behind everything else: joined to the one before it if
     /// that is such a one, and they are few yet.
     pub fn push_short(&mut self, queue: &mut SendQueue, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(frame) = self.open_end(queue) else {
+        let Some(index) = self.open_end(queue) else {
             let frame = self.build(Wrap::Joined, |out| join(out, opcode, write));
             self.push(queue, frame, 0);
             return self.release(frame);
         };
-        let bytes = unshared(&mut frame.bytes);
+        let bytes = unshared(&mut self.frames[index].bytes);
         let (len, capacity) = (bytes.len(), bytes.capacity());
-        join(bytes, opcode, write);
-        let (more, room) = (bytes.len() - len, bytes.capacity() - capacity);
-        assert!(bytes.len() < (u32::MAX / 2) as usize);
-        self.blocks_bytes += room;
+        let mut end = OpenEnd { bytes, len, capacity, blocks_bytes: &mut self.blocks_bytes };
+        join(end.bytes, opcode, write);
+        assert!(end.bytes.len() < (u32::MAX / 2) as usize);
+        end.len = end.bytes.len();
+        let more = end.len - len;
+        drop(end);
         queue.bytes += u32::try_from(more).expect("asserted above");
         self.queued_bytes += more as u64;
     }
 
-    /// The block at the end of a queue, if messages can be joined to it: nobody else has it, and it is short.
-    fn open_end(&mut self, queue: &SendQueue) -> Option<&mut Frame> {
-        let frame = &mut self.frames[self.nodes[queue.tail as usize].frame as usize];
+    /// The frame at the end of a queue, if messages can be joined to it: nobody else has it, and it is short.
+    fn open_end(&self, queue: &SendQueue) -> Option<usize> {
+        let index = self.nodes[queue.tail as usize].frame as usize;
+        let frame = &self.frames[index];
         let is_open = frame.wrap == Wrap::Joined
             && frame.count == 1
             && frame.bytes.len() <= JOINED_BYTES_MAX
             && Rc::strong_count(&frame.bytes) == 1;
-        is_open.then_some(frame)
+        is_open.then_some(index)
     }
 
     /// Queues a control frame before all data that has not begun to leave; a frame is never split, and the answer to the upgrade is
@@ -436,6 +440,22 @@ struct Frame {
 impl Frame {
     fn len(&self) -> u32 {
         u32::try_from(self.bytes.len()).expect("asserted when built")
+    }
+}
+
+/// A block while a message is joined to it. What grew counts in any case; after a panic the block ends where it did before, as its queue
+/// has it.
+struct OpenEnd<'a> {
+    bytes: &'a mut Vec<u8>,
+    len: usize,
+    capacity: usize,
+    blocks_bytes: &'a mut usize,
+}
+
+impl Drop for OpenEnd<'_> {
+    fn drop(&mut self) {
+        self.bytes.truncate(self.len);
+        *self.blocks_bytes += self.bytes.capacity() - self.capacity;
     }
 }
 
@@ -663,6 +683,25 @@ mod tests {
         assert_eq!(push(&mut pool, 10).0, 3);
         let sum = 12 + 204 + 12 + JOINED_BYTES_MAX + 4 + 12;
         assert_eq!(take_all(&mut pool, &mut queue, usize::MAX).len(), sum);
+    }
+
+    /// A message that panics while it is joined to others leaves no byte; the others leave as they were, and what is counted stays true.
+    #[test]
+    fn half_a_message_is_not_joined() {
+        let mut pool = SendPool::new();
+        let mut queue = SendQueue::default();
+        pool.push_short(&mut queue, Opcode::Binary, |out| out.push(1));
+        let waiting_bytes = (queue.bytes(), pool.queued_bytes);
+        let half = |out: &mut Vec<u8>| {
+            out.resize(out.len() + 5_000, 7);
+            panic!("a defect was planted");
+        };
+        let joined = std::panic::AssertUnwindSafe(|| pool.push_short(&mut queue, Opcode::Binary, half));
+        assert!(std::panic::catch_unwind(joined).is_err());
+        assert_eq!((queue.bytes(), pool.queued_bytes), waiting_bytes);
+        pool.push_short(&mut queue, Opcode::Binary, |out| out.push(2));
+        assert_eq!(take_all(&mut pool, &mut queue, usize::MAX), [0x82, 1, 1, 0x82, 1, 2]);
+        assert_eq!((queue.bytes(), pool.queued_bytes, pool.used_bytes()), (0, 0, 0));
     }
 
     /// One frame for many receivers is one block; the last receiver frees it for the next frame, without allocating.

@@ -14,6 +14,7 @@
 //! waits for, drops it or files it again. Buckets are vectors, so filing and firing run through memory in order.
 //!
 //! Receiving bytes moves no entry either: it writes one `u32` into [`Liveness`], whose array is scanned in stripes.
+#![expect(clippy::indexing_slicing, reason = "places come from ticks, cut to the size of the wheel, and from slots of this core")]
 
 use std::collections::VecDeque;
 
