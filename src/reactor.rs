@@ -5,17 +5,12 @@
 //!  └────────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! A `catch_unwind` stands here, around the handling of one connection's bytes: that connection is closed with 1011, a crash record is
-//! logged, the others go on. The other one of the product stands around one token in `auth`. A panic in any other phase ends the process.
+//! A panic in the code of one connection ends that connection alone: where it is caught, `shard/guard.rs` says. Here it is logged, and so many
+//! within a minute end the process. Beside that one the product catches panics around one token, in `auth`. Any other ends the process.
 
-#[cfg(debug_assertions)]
-use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-#[cfg(debug_assertions)]
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::address::Shown;
@@ -34,7 +29,7 @@ use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
 use crate::observe::pressure::Pressure;
 use crate::observe::trace;
-use crate::shard::{Arrival, Command, Outlet, Shard};
+use crate::shard::{Arrival, Command, Outlet, Panicked, Shard};
 
 use self::steering::Steering;
 
@@ -126,7 +121,8 @@ pub struct Reactor<D: Driver> {
 impl<D: Driver> Reactor<D> {
     /// Joins the parts. The driver has been made on this thread.
     #[must_use]
-    pub fn new(driver: D, shard: Shard, stashes: Stashes, parts: Parts) -> Self {
+    pub fn new(driver: D, mut shard: Shard, stashes: Stashes, parts: Parts) -> Self {
+        shard.catch_panics();
         let hands = Hands {
             now: parts.clock.now(),
             trimmed: parts.clock.now(),
@@ -185,6 +181,7 @@ impl<D: Driver> Reactor<D> {
             self.hands.flush(&mut self.driver);
             self.hands.trim();
             busy = more_mail || self.hands.shard.is_busy();
+            self.hands.tell_panics();
             self.keep_room();
             self.publish(begun);
             if owed > 0 {
@@ -501,23 +498,8 @@ impl Hands {
         while slice.has_room(self.clock.now())
             && let Some(id) = self.shard.poll_handshake()
         {
-            self.guarded(id, |shard, now, stashes, outbox| shard.handle_handshake(now, id, stashes, outbox));
+            self.shard.handle_handshake(self.now, id, &mut self.stashes, &mut self.outbox);
         }
-    }
-
-    /// Handles bytes of one connection; a panic ends that connection alone.
-    fn guarded<T>(
-        &mut self,
-        id: ConnectionId,
-        handle: impl FnOnce(&mut Shard, Moment, &mut Stashes, &mut Outbox) -> T,
-    ) -> Option<T> {
-        let Self { shard, stashes, outbox, now, .. } = self;
-        let handled = catch_unwind(AssertUnwindSafe(|| handle(shard, *now, stashes, outbox)));
-        if handled.is_err() {
-            self.log_panic(id);
-            self.shard.handle_panic(id);
-        }
-        handled.ok()
     }
 
     /// Sends what waits, then does what the shard asked of the driver.
@@ -584,16 +566,14 @@ impl Hands {
         }
     }
 
-    fn log_panic(&mut self, id: ConnectionId) {
-        tracing::error!(
-            reactor = self.id.0,
-            slot = id.index,
-            "a panic while handling one connection's bytes; it is closed with 1011"
-        );
-        self.shard.counters.panics_count += 1;
-        if self.panics.too_many(self.now) {
-            tracing::error!(reactor = self.id.0, "ten panics within a minute: ending the process");
-            std::process::abort();
+    /// A line per panic since the last turn, beside the crash record that each has left. Too many end the process.
+    fn tell_panics(&mut self) {
+        for Panicked { work, slot } in self.shard.take_panics() {
+            tracing::error!(reactor = self.id.0, slot, ?work, "a panic in the code of one connection, which ends");
+            if self.panics.too_many(self.now) {
+                tracing::error!(reactor = self.id.0, "ten panics within a minute: ending the process");
+                std::process::abort();
+            }
         }
     }
 }
@@ -628,15 +608,11 @@ impl<D: Driver> Sink<D> for Hands {
         self.lends_count = self.lends_count.wrapping_add(1);
         let lent = self.lends_count.is_multiple_of(PARSE_SAMPLED_EVERY).then(|| self.clock.now());
         let messages_count = self.shard.counters.messages_received_count;
-        let handled = self.guarded(id, |shard, now, stashes, outbox| {
-            #[cfg(debug_assertions)]
-            panic_over_defect(bytes);
-            shard.handle_bytes(now, id, bytes, stashes, outbox)
-        });
+        let flow = self.shard.handle_bytes(self.now, id, bytes, &mut self.stashes, &mut self.outbox);
         if let Some(lent) = lent.filter(|_| self.shard.counters.messages_received_count > messages_count) {
             self.histograms.parsed(self.clock.now().since(lent));
         }
-        handled.unwrap_or(Flow::Close)
+        flow
     }
 
     fn eof(&mut self, _driver: &mut D, id: ConnectionId) {
@@ -724,18 +700,6 @@ const TURN_STALLED: Duration = Duration::from_millis(50);
 const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(60);
 /// As many panics within a minute end the process.
 const PANICS_PER_MINUTE_MAX: u32 = 10;
-
-/// The defect that a build with debug assertions has if its environment names the bytes, so that tests see what follows a panic.
-#[cfg(debug_assertions)]
-fn panic_over_defect(bytes: &[u8]) {
-    static DEFECT: LazyLock<Vec<u8>> =
-        LazyLock::new(|| std::env::var_os("FAULT_PANIC_OVER").map_or(DEFECT_OF_TESTS.to_vec(), OsString::into_encoded_bytes));
-    assert!(bytes.is_empty() || bytes != *DEFECT, "a defect was planted");
-}
-
-/// Those of the unit tests; no bytes: there is no defect.
-#[cfg(debug_assertions)]
-const DEFECT_OF_TESTS: &[u8] = if cfg!(test) { b"the bytes of a defect" } else { b"" };
 
 #[cfg(test)]
 mod tests;

@@ -105,7 +105,7 @@ fn a_defect_ends_one_connection_and_leaves_a_crash_record() {
     let record = eventually("the crash record", || {
         gateway.log().lines().find(|line| line.contains("panicked: a defect was planted")).map(str::to_owned)
     });
-    for part in [r#""level":"ERROR""#, r#""thread":"reactor-0""#, r#""place":"src/reactor.rs:"#, "panic_over_defect"] {
+    for part in [r#""level":"ERROR""#, r#""thread":"reactor-0""#, r#""place":"src/shard/guard.rs:"#, "panic_over_defect"] {
         assert!(record.contains(part), "{part}: {record}");
     }
 }

@@ -205,8 +205,15 @@ impl Stashes {
             let bytes = self.take(index, part);
             self.recycle(bytes);
         }
-        *self.stash(index) = Stash::default();
+        *self.stash(index) = Stash { owner: NOBODY, ..Stash::default() };
         self.vacant.push(index.0);
+    }
+
+    /// Gives back every slot of connection `owner`, also one whose name was lost. Looks at every slot.
+    pub fn close_all_of(&mut self, owner: u32) {
+        let owned = (1..).zip(&self.slots).filter(|(_, stash)| stash.owner == owner);
+        let owned: Vec<_> = owned.map(|(index, _)| StashIndex(index)).collect();
+        owned.into_iter().for_each(|index| self.close(index));
     }
 
     /// Keeps memory for the next message if it is of a size class and there is room, else drops it.
@@ -305,6 +312,8 @@ impl HeadCarry {
     }
 }
 
+/// Owner of a vacant slot.
+const NOBODY: u32 = u32::MAX;
 /// Size class an inflated message begins in.
 const INFLATED_CLASS: usize = 2;
 /// First allocation of a [`HeadCarry`]: most heads of browsers fit.

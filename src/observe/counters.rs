@@ -178,7 +178,7 @@ counters! {
     stale_events_count: Counter = "Events and mail for a connection or session that is no more.",
     arena_chunks_count: Counter = "Arena chunks asked of the allocator.",
     trace_steps_dropped_count: Counter = "Steps of followed messages that were not written to the log because a turn had too many.",
-    panics_count: Counter = "Panics caught while the bytes of one connection were handled.",
+    panics_count: Counter = "Panics caught in the code of one connection.",
     turns_count: Counter = "Turns of the loop.",
     turns_over_5ms_count: Counter = "Turns that worked longer than 5 ms.",
     turns_over_50ms_count: Counter = "Turns that worked longer than 50 ms.",

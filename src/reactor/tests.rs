@@ -7,7 +7,7 @@ use crate::mail::{Event, PageReply, Reached, SendMail, Sender};
 use crate::mailbox::{Gathering, LaneReceiver, Post, lane, reactor_lanes, spares};
 use crate::observe::counters::CloseCause;
 use crate::session::auth::Verifier;
-use crate::shard::Rules;
+use crate::shard::{DEFECT_OF_TESTS, Rules};
 use crate::wire::envelope::{ErrorCode, send_flags};
 use crate::wire::message::Body;
 use crate::wire::tls::{Keys, Pair, Policy};

@@ -23,12 +23,15 @@ pub(super) struct Port {
     pub(super) is_full: bool,
     /// The lane to the store.
     pub(super) takes_nothing: bool,
+    /// The lane to the store has a defect.
+    pub(super) panics: bool,
     pub(super) asked: Vec<Judge>,
     pub(super) submitted: Vec<Submit>,
 }
 
 impl Outlet for Port {
     fn submit(&mut self, mail: Submit) -> Result<(), Submit> {
+        assert!(!self.panics, "a defect was planted");
         if self.takes_nothing {
             return Err(mail);
         }
@@ -140,7 +143,7 @@ impl Core {
     }
 
     pub(super) fn cause(&self, id: ConnectionId) -> Option<CloseCause> {
-        self.shard.cold[id.index as usize].cause
+        self.shard.cold[id].cause
     }
 
     /// Turns as a reactor does until the connection is told to end, or `unix_ms`. Returns what was said.

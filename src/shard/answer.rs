@@ -137,7 +137,7 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.state = State::Failing;
         let failure = super::Failure { rid, code, detail };
-        self.cold[id.index as usize].extra.get_or_insert_default().failure = Some(failure);
+        self.cold[id].extra.get_or_insert_default().failure = Some(failure);
         self.schedule(id, super::FAILING_MS, Kind::Failing);
     }
 
@@ -152,14 +152,14 @@ impl Shard {
         if self.connections.get(id).is_none_or(|connection| connection.state != State::Failing) {
             return;
         }
-        let failure = self.cold[id.index as usize].extra.as_mut().and_then(|extra| extra.failure.take());
+        let failure = self.cold[id].extra.as_mut().and_then(|extra| extra.failure.take());
         self.drop_empty_extra(id);
         let super::Failure { rid, code, detail } = failure.expect("comes with the state");
         self.fail(id, rid, code, detail);
     }
 
     fn is_answered(&self, id: ConnectionId) -> bool {
-        let cold = &self.cold[id.index as usize];
+        let cold = &self.cold[id];
         cold.sends_unanswered == 0 && cold.oks_unanswered == 0 && cold.reads_waiting == 0
     }
 
@@ -185,7 +185,7 @@ impl Shard {
         let connection = self.connections.get_mut(id).expect("looked up by the caller");
         connection.state = State::Closing;
         connection.flags &= !flags::PAUSED;
-        self.cold[id.index as usize].cause.get_or_insert(cause);
+        self.cold[id].cause.get_or_insert(cause);
         self.detach_session(id);
         self.schedule(id, CLOSE_MS, Kind::Close);
         self.touch(id);

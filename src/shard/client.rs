@@ -27,8 +27,8 @@ pub struct Balancers {
     pub header: Option<Header>,
 }
 
-/// An address and a port, packed: kept per connection only where balancers are configured.
-#[derive(Clone, Copy, Debug)]
+/// An address and a port, packed: kept per connection only where balancers are configured. By default it is not known.
+#[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Client {
     ip: [u8; 16],
     port: [u8; 2],
@@ -36,10 +36,6 @@ pub(super) struct Client {
 
 /// What a connection costs more where balancers are configured, bytes.
 pub const CLIENT_BYTES: usize = size_of::<Client>();
-
-impl Client {
-    const UNKNOWN: Self = Self { ip: [0; 16], port: [0; 2] };
-}
 
 impl From<SocketAddr> for Client {
     fn from(address: SocketAddr) -> Self {
@@ -62,7 +58,7 @@ impl Shard {
     #[must_use]
     pub fn client(&self, id: ConnectionId) -> Option<SocketAddr> {
         self.connections.get(id)?;
-        self.clients.get(id.index as usize).copied().map(SocketAddr::from)
+        self.clients.find(id).copied().map(SocketAddr::from)
     }
 
     /// A connection was accepted from `peer`.
@@ -71,11 +67,7 @@ impl Shard {
         if balancers.networks.is_empty() {
             return;
         }
-        let slot = id.index as usize;
-        if self.clients.len() <= slot {
-            self.clients.resize(slot + 1, Client::UNKNOWN);
-        }
-        self.clients[slot] = peer.map_or(Client::UNKNOWN, Client::from);
+        self.clients.begin(id, peer.map(Client::from).unwrap_or_default());
         let is_balancer = peer.is_some_and(|peer| balancers.networks.contain(peer.ip()));
         if balancers.sends_proxy && is_balancer {
             self.connections.get_mut(id).expect("just accepted").state = State::Proxy;
@@ -85,14 +77,13 @@ impl Shard {
     /// Takes the PROXY header from the front of a connection. Returns how many of `bytes` it used; `None`: more must come, or the
     /// connection ends.
     pub(super) fn take_proxy_header(&mut self, id: ConnectionId, bytes: &[u8]) -> Option<usize> {
-        let extra = self.cold[id.index as usize].extra.get_or_insert_default();
+        let extra = self.cold[id].extra.get_or_insert_default();
         let carried = extra.proxy.len();
         let decoded = if carried == 0 {
             proxy::decode(bytes)
         } else {
             // No more than a header may have is copied, and the bound ends the wait.
-            let more = bytes.len().min(crate::limits::PROXY_HEADER_BYTES_MAX);
-            extra.proxy.extend_from_slice(&bytes[..more]);
+            extra.proxy.extend(bytes.iter().take(crate::limits::PROXY_HEADER_BYTES_MAX));
             proxy::decode(&extra.proxy)
         };
         let (source, length) = match decoded {
@@ -114,7 +105,7 @@ impl Shard {
         self.counters.proxy_headers_count += 1;
         self.connections.get_mut(id).expect("looked up by the caller").state = State::Upgrade;
         if let Source::Client(client) = source {
-            self.clients[id.index as usize] = client.into();
+            self.clients[id] = client.into();
             if !self.judge_address(id, client.ip()) {
                 return None;
             }
@@ -125,7 +116,7 @@ impl Shard {
     /// Reads from a whole request head whom the balancers before it speak for. Returns whether that client may go on.
     pub(super) fn take_forwarded(&mut self, id: ConnectionId, head: &[u8]) -> bool {
         let Some(header) = self.rules.balancers.header else { return true };
-        let Some(known) = self.clients.get_mut(id.index as usize) else { return true };
+        let Some(known) = self.clients.find_mut(id) else { return true };
         let networks = &self.rules.balancers.networks;
         let peer = SocketAddr::from(*known);
         let client = forwarded::client(head, header, peer, |address| networks.contain(address));

@@ -10,7 +10,7 @@
 //! token is bad.
 
 use super::request::{RETRY_HELD_MS, RETRY_LOAD_MS};
-use super::{ATTACH_MS, Greeting, Joining, Kind, Outlet, Shard, State};
+use super::{ATTACH_MS, Greeting, Joining, Kind, Outlet, Shard, State, Work};
 use crate::clock::Moment;
 use crate::ids::{self, ConnectionId};
 use crate::mail::{Attach, AuthError, Claim, Court, Identity, Judge, Judged, RenewMail, Submit};
@@ -22,7 +22,7 @@ use crate::wire::message::Text;
 
 impl Shard {
     pub(super) fn handle_hello(&mut self, id: ConnectionId, hello: &Hello<'_>, outlet: &mut impl Outlet) {
-        let bearer = self.cold[id.index as usize].extra.as_mut().and_then(|extra| extra.bearer.take());
+        let bearer = self.cold[id].extra.as_mut().and_then(|extra| extra.bearer.take());
         let token: &str = if hello.token.is_empty() { bearer.as_deref().unwrap_or("") } else { &hello.token };
         if !ids::is_device(&hello.device) {
             return self.fail(id, 0, ErrorCode::BadField, "device: 1 to 64 of [A-Za-z0-9_.:@-]");
@@ -39,7 +39,7 @@ impl Shard {
             return self.greet(id, greeting, verdict, outlet);
         };
         if self.ask(court, id, 0, token, outlet) {
-            self.cold[id.index as usize].extra.get_or_insert_default().greeting = Some(greeting);
+            self.cold[id].extra.get_or_insert_default().greeting = Some(greeting);
             self.connections.get_mut(id).expect("checked after every frame").state = State::Judging;
         } else {
             self.unjudged(id);
@@ -48,7 +48,6 @@ impl Shard {
 
     /// AUTH: a fresh token of the same user for a session that is active.
     pub(super) fn handle_auth(&mut self, id: ConnectionId, rid: u32, token: &str, outlet: &mut impl Outlet) {
-        let slot = id.index as usize;
         if let Err(retry_ms) = self.take_read(id) {
             return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
@@ -56,11 +55,11 @@ impl Shard {
             let verdict = self.verifier.read(token, self.now.unix_ms);
             return self.renew(id, rid, verdict, outlet);
         };
-        if self.cold[slot].extra.as_ref().is_some_and(|extra| extra.renewing.is_some()) {
+        if self.cold[id].extra.as_ref().is_some_and(|extra| extra.renewing.is_some()) {
             return self.refuse(id, rid, ErrorCode::WindowExceeded, RETRY_HELD_MS, "one AUTH at a time");
         }
         if self.ask(court, id, rid, token, outlet) {
-            self.cold[slot].extra.get_or_insert_default().renewing = Some(rid);
+            self.cold[id].extra.get_or_insert_default().renewing = Some(rid);
             self.ok_awaited(id);
         } else {
             self.renew(id, rid, Err(AuthError::Overloaded), outlet);
@@ -70,9 +69,14 @@ impl Shard {
     /// A thread of `auth` has judged a token.
     pub fn handle_judged(&mut self, now: Moment, mail: Judged, outlet: &mut impl Outlet) {
         self.now = now;
+        let id = mail.connection;
+        self.guarded(Work::Verdict, id, |shard| shard.take_verdict(mail, outlet));
+    }
+
+    fn take_verdict(&mut self, mail: Judged, outlet: &mut impl Outlet) {
         let Judged { connection: id, rid, verdict } = mail;
         let Some(state) = self.connections.get(id).map(|connection| connection.state) else { return self.stale() };
-        let Some(extra) = &mut self.cold[id.index as usize].extra else { return };
+        let Some(extra) = &mut self.cold[id].extra else { return };
         if rid == 0 {
             let greeting = extra.greeting.take();
             self.drop_empty_extra(id);
@@ -158,7 +162,7 @@ impl Shard {
         connection.state = State::Joining;
         let joining =
             Joining { user: user.clone(), minor: MINOR, attached: false, done: false, resumed: None, cursors: Vec::new() };
-        self.cold[id.index as usize].extra.get_or_insert_default().joining = Some(joining);
+        self.cold[id].extra.get_or_insert_default().joining = Some(joining);
         let Greeting { device, platform, caps, claim, .. } = greeting;
         let session = self.session_ref(session_id);
         let attach = Attach { session, user, device, platform, caps, claim, token: identity.token };

@@ -78,7 +78,7 @@ fn a_token_nobody_judges_is_no_bad_token() {
     let said = core.said(silent);
     assert!(is_told_to_come_later(&said), "{said}");
     assert_eq!((core.shard.counters.tokens_unjudged_count, core.shard.counters.tokens_asked_count), (3, 2));
-    let causes = [full, silent, unknown].map(|id| core.shard.cold[id.index as usize].cause);
+    let causes = [full, silent, unknown].map(|id| core.shard.cold[id].cause);
     assert_eq!(causes, [Some(CloseCause::Overloaded); 3]);
     // The verdict comes after all: nobody waits for it any more.
     core.judged(silent, 0, Ok(al()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::answer::opcode_of;
-use super::{Kind, Outlet, Shard, State};
+use super::{Kind, Outlet, Shard, State, Work};
 use crate::clock::Moment;
 use crate::conn::send_queue::Wrap;
 use crate::ids::{ConnectionId, FrameIndex, Mid, SessionRef};
@@ -33,7 +33,19 @@ impl Shard {
         self.now = now;
         self.counters.groups_received_count += 1;
         for event in &group.events {
-            self.handle_event_of_group(event, &group.targets, outlet);
+            match event {
+                Event::Sent { session, .. }
+                | Event::Ok { session, .. }
+                | Event::Renewed { session, .. }
+                | Event::Failed { session, .. }
+                | Event::PageRefused { session, .. }
+                | Event::Kick { session, .. } => {
+                    self.guarded_session(Work::Answer, slot_of(*session), |shard| {
+                        shard.handle_event_of_group(event, &group.targets, outlet);
+                    });
+                }
+                _ => self.handle_event_of_group(event, &group.targets, outlet),
+            }
         }
     }
 
@@ -58,7 +70,7 @@ impl Shard {
                 let Some(id) = self.connection_of(*session) else { return self.stale() };
                 self.answered(id);
                 if *costs_nothing {
-                    self.cold[id.index as usize].sends.give_back(self.rules.send_rate);
+                    self.cold[id].sends.give_back(self.rules.send_rate);
                     self.give_back_to_user(id);
                 }
                 self.settle(id, *cmid);
@@ -109,58 +121,63 @@ impl Shard {
                 }
             }
             Event::Deliver { message, first, count } => {
-                let targets = &targets[*first as usize..][..*count as usize];
+                let targets = receivers(targets, *first, *count);
                 if message.flags & deliver_flags::TRANSIENT != 0 {
                     return self.tell(Shed::Transient, targets, |own| ServerFrame::Deliver(deliver_of(message, own, false)));
                 }
                 self.deliver(message, targets);
             }
             Event::Notice { conv, head, mid, first, count } => {
-                self.notice((conv, *head, *mid), &targets[*first as usize..][..*count as usize]);
+                self.notice((conv, *head, *mid), receivers(targets, *first, *count));
             }
             Event::Kick { session, why } => self.kicked(*session, *why),
             Event::Receipt { conv, user, recv, read, first, count } => {
                 let (conv, user): (&str, &str) = (conv, user);
                 let frame = |_| ServerFrame::Receipt { conv: conv.into(), user: user.into(), recv: *recv, read: *read };
-                self.tell(Shed::Transient, &targets[*first as usize..][..*count as usize], frame);
+                self.tell(Shed::Transient, receivers(targets, *first, *count), frame);
             }
             Event::Presence { user, state, seen_ms, first, count } => {
                 let user: &str = user;
                 let frame = |_| ServerFrame::Presence { user: user.into(), state: *state, seen_ms: *seen_ms };
-                self.tell(Shed::Presence, &targets[*first as usize..][..*count as usize], frame);
+                self.tell(Shed::Presence, receivers(targets, *first, *count), frame);
             }
             Event::Signalled { conv, from, kind, payload, first, count } => {
                 let (conv, from, payload): (&str, &str, &[u8]) = (conv, from, payload);
                 let frame =
                     |_| ServerFrame::Signalled { conv: conv.into(), from: from.into(), kind: *kind, payload: payload.into() };
-                self.tell(Shed::Signal, &targets[*first as usize..][..*count as usize], frame);
+                self.tell(Shed::Signal, receivers(targets, *first, *count), frame);
             }
             Event::Conv { conv, event, version, data, first, count } => {
-                for target in &targets[*first as usize..][..*count as usize] {
-                    let session = self.session_of(*target);
-                    let Some(line) = self.sessions.get_mut(slot_of(session)) else { continue };
-                    if line.stage != Stage::Active {
-                        line.miss();
-                        continue;
-                    }
-                    let id = line.connection;
-                    let (conv, data) = (conv.as_str().into(), (&**data).into());
-                    self.push_server(id, &ServerFrame::Conv { conv, event: *event, version: *version, data });
+                let (conv, data): (&str, &[u8]) = (conv, data);
+                for target in receivers(targets, *first, *count) {
+                    let session = slot_of(self.session_of(*target));
+                    let frame = ServerFrame::Conv { conv: conv.into(), event: *event, version: *version, data: data.into() };
+                    self.guarded_session(Work::Delivery, session, |shard| shard.tell_conversation(session, &frame));
                 }
             }
             Event::Resync => self.resync_all(),
         }
     }
 
+    /// CONV, or a note that one was missed.
+    fn tell_conversation(&mut self, session: ConnectionId, frame: &ServerFrame<'_>) {
+        let Some(line) = self.sessions.get_mut(session) else { return };
+        if line.stage != Stage::Active {
+            return line.miss();
+        }
+        let id = line.connection;
+        self.push_server(id, frame);
+    }
+
     /// A SEND was answered for good or not: its place in the send window is free.
     fn answered(&mut self, id: ConnectionId) {
-        let cold = &mut self.cold[id.index as usize];
+        let cold = &mut self.cold[id];
         cold.sends_unanswered = cold.sends_unanswered.saturating_sub(1);
     }
 
     /// A READ was answered.
     pub(super) fn ok_answered(&mut self, id: ConnectionId) {
-        let cold = &mut self.cold[id.index as usize];
+        let cold = &mut self.cold[id];
         cold.oks_unanswered = cold.oks_unanswered.saturating_sub(1);
         self.check_failing(id);
     }
@@ -177,13 +194,15 @@ impl Shard {
             }
         }
         for target in targets {
-            self.deliver_one(message, *target, &mut variants);
+            let session = slot_of(self.session_of(*target));
+            self.guarded_session(Work::Delivery, session, |shard| shard.deliver_one(message, *target, &mut variants));
         }
         for frame in variants.into_iter().flatten() {
             self.pool.release(frame);
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "`variant_of` is below `VARIANTS`")]
     fn deliver_one(&mut self, message: &Delivery, target: Target, variants: &mut [Option<FrameIndex>; VARIANTS]) {
         // Before the session is looked up: it may be the one detached the longest, from which nothing is to be had any more then.
         let within = self.relieve();
@@ -213,9 +232,10 @@ impl Shard {
         if session.backlog.is_none() {
             session.backlog = self.backlogs.take();
         }
+        // First counted, then named: a panic between the two loses a count, which nobody else can miss.
+        self.pool.hold(frame);
         let pos = session.deliver(Held { frame, bytes });
         let is_slow = session.window_bytes > self.rules.queue_soft_bytes;
-        self.pool.hold(frame);
         self.counters.deliveries_count += 1;
         if active {
             if is_slow {
@@ -228,53 +248,71 @@ impl Shard {
     /// A large conversation moved. Who has too much waiting is told once there is room, who is away after a resume.
     fn notice(&mut self, (conv, head, mid): (&Text, u64, Mid), targets: &[Target]) {
         let mut variants: [Option<FrameIndex>; 2] = [None; 2];
-        let now_ms = self.mono_ms();
         for target in targets {
-            let session_id = slot_of(self.session_of(*target));
-            let within = self.relieve();
-            let Some(session) = self.sessions.get_mut(session_id) else { continue };
-            if session.stage == Stage::Leaving {
-                continue;
-            }
-            let (id, encoding, is_active) = (session.connection, session.encoding, session.stage == Stage::Active);
-            let has_room = within && self.connections.get(id).is_some_and(|it| it.queue.bytes() <= self.rules.queue_soft_bytes);
-            if !is_active || !has_room || session.is_behind() {
-                if session.mark(conv, head, mid, now_ms) && is_active {
-                    self.schedule(id, self.rules.ack_timeout_ms, Kind::Acknowledge);
-                }
-                continue;
-            }
-            session.mark_told(conv, head, mid);
-            let index = *variants[usize::from(encoding == Encoding::Json)].get_or_insert_with(|| {
-                let frame = ServerFrame::Notice { conv: conv.as_str().into(), head, mid };
-                self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, &frame, out))
-            });
-            self.counters.notices_sent_count += 1;
-            self.push_frame(id, index, 0);
+            let session = slot_of(self.session_of(*target));
+            self.guarded_session(Work::Delivery, session, |shard| shard.notice_one((conv, head, mid), session, &mut variants));
         }
         for frame in variants.into_iter().flatten() {
             self.pool.release(frame);
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "a variant for each encoding")]
+    fn notice_one(
+        &mut self,
+        (conv, head, mid): (&Text, u64, Mid),
+        session_id: ConnectionId,
+        variants: &mut [Option<FrameIndex>; 2],
+    ) {
+        let now_ms = self.mono_ms();
+        let within = self.relieve();
+        let Some(session) = self.sessions.get_mut(session_id) else { return };
+        if session.stage == Stage::Leaving {
+            return;
+        }
+        let (id, encoding, is_active) = (session.connection, session.encoding, session.stage == Stage::Active);
+        let has_room = within && self.connections.get(id).is_some_and(|it| it.queue.bytes() <= self.rules.queue_soft_bytes);
+        if !is_active || !has_room || session.is_behind() {
+            if session.mark(conv, head, mid, now_ms) && is_active {
+                self.schedule(id, self.rules.ack_timeout_ms, Kind::Acknowledge);
+            }
+            return;
+        }
+        session.mark_told(conv, head, mid);
+        let index = *variants[usize::from(encoding == Encoding::Json)].get_or_insert_with(|| {
+            let frame = ServerFrame::Notice { conv: conv.as_str().into(), head, mid };
+            self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, &frame, out))
+        });
+        self.counters.notices_sent_count += 1;
+        self.push_frame(id, index, 0);
+    }
+
     fn resync_all(&mut self) {
         for slot in 0..self.sessions.slots_count() {
             let Some(session_id) = self.sessions.at(slot).map(|(key, _)| ConnectionId::from(key)) else { continue };
-            let Some(session) = self.sessions.get_mut(session_id) else { continue };
-            if session.stage == Stage::Leaving {
-                continue;
-            }
-            session.mark_all();
-            let (id, active) = (session.connection, session.stage == Stage::Active);
-            if active {
-                self.catch_up(id);
-            }
+            self.guarded_session(Work::Delivery, session_id, |shard| shard.resync_one(session_id));
+        }
+    }
+
+    fn resync_one(&mut self, session_id: ConnectionId) {
+        let Some(session) = self.sessions.get_mut(session_id) else { return };
+        if session.stage == Stage::Leaving {
+            return;
+        }
+        session.mark_all();
+        let (id, active) = (session.connection, session.stage == Stage::Active);
+        if active {
+            self.catch_up(id);
         }
     }
 
     /// A reader has finished a page.
     pub fn handle_page(&mut self, now: Moment, reply: PageReply, outlet: &mut impl Outlet) {
         self.now = now;
+        self.guarded_session(Work::Page, slot_of(reply.session), |shard| shard.take_page(reply, outlet));
+    }
+
+    fn take_page(&mut self, reply: PageReply, outlet: &mut impl Outlet) {
         let Some(id) = self.connection_of(reply.session) else { return self.stale() };
         let Some(encoding) = self.connections.get(id).and_then(|connection| connection.encoding) else { return };
         if reply.rid == 0 {
@@ -456,8 +494,14 @@ impl Shard {
 
     pub(super) fn joining_mut(&mut self, id: ConnectionId) -> Option<&mut super::Joining> {
         self.connections.get(id)?;
-        self.cold[id.index as usize].extra.as_mut()?.joining.as_mut()
+        self.cold[id].extra.as_mut()?.joining.as_mut()
     }
+}
+
+/// The targets of one event of a group.
+#[expect(clippy::indexing_slicing, reason = "the store appends them as it writes the event")]
+fn receivers(targets: &[Target], first: u32, count: u32) -> &[Target] {
+    &targets[first as usize..][..count as usize]
 }
 
 pub(super) fn slot_of(session: SessionRef) -> ConnectionId {

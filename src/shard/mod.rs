@@ -15,6 +15,12 @@
 //!                    shed.rs: what is given up for want of memory; tell.rs: what is said at most once
 //!                    secure.rs: between the bytes and all of this, for connections with TLS
 //! ```
+//!
+//! Nothing is indexed by what a peer sent, and nothing unwrapped, as in `wire`; a panic all the same ends at one connection: guard.rs.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::panic, clippy::string_slice, clippy::unreachable, clippy::unwrap_used)
+)]
 
 mod admission;
 mod again;
@@ -22,6 +28,8 @@ mod again;
 mod alone_tests;
 mod answer;
 mod client;
+mod guard;
+mod lines;
 mod login;
 mod mail;
 mod quota;
@@ -62,7 +70,12 @@ use crate::wire::envelope::{Encoding, ErrorCode};
 use crate::wire::message::{Arena, Text};
 use crate::wire::upgrade::Refusal;
 
+use lines::Lines;
+
 pub use client::{Balancers, CLIENT_BYTES};
+#[cfg(test)]
+pub use guard::DEFECT_OF_TESTS;
+pub use guard::{Panicked, Work};
 pub use mail::Latencies;
 pub use quota::Quotas;
 
@@ -155,9 +168,9 @@ pub struct Shard {
     rules: Arc<Rules>,
     verifier: Arc<Verifier>,
     connections: Table<Connection>,
-    cold: Vec<Cold>,
+    cold: Lines<Cold>,
     /// Of each connection, who is at its other end; empty where no balancers are configured.
-    clients: Vec<client::Client>,
+    clients: Lines<client::Client>,
     /// Tick of the last received byte, by slot: the only thing activity writes.
     liveness: Liveness,
     sessions: Table<Session>,
@@ -206,6 +219,7 @@ pub struct Shard {
     random: u64,
     now: Moment,
     clocks: timing::Clocks,
+    guard: guard::Guard,
     /// Plain counts, published by the reactor once a turn.
     pub counters: ReactorCounters,
     /// Latencies recorded since the reactor last took them.
@@ -254,8 +268,8 @@ impl Shard {
             id,
             verifier,
             connections: Table::with_capacity(connections_max),
-            cold: Vec::with_capacity(connections_max),
-            clients: Vec::with_capacity(if rules.balancers.networks.is_empty() { 0 } else { connections_max }),
+            cold: Lines::with_capacity(connections_max),
+            clients: Lines::with_capacity(if rules.balancers.networks.is_empty() { 0 } else { connections_max }),
             liveness: Liveness::new(connections_max, now.tick()),
             // As many attached as detached, and those on their way out.
             sessions: Table::with_capacity(2 * connections_max + SESSIONS_LEAVING_MAX),
@@ -290,6 +304,7 @@ impl Shard {
             random: u64::from(id.0),
             now,
             clocks: timing::Clocks::new(now),
+            guard: guard::Guard::default(),
             counters: ReactorCounters::default(),
             latencies: Latencies::default(),
             arrivals: Vec::new(),
@@ -312,17 +327,9 @@ impl Shard {
                 .ok()?,
         );
         self.handshakes_open += 1;
-        let slot = id.index as usize;
-        if self.cold.len() <= slot {
-            self.cold.resize_with(slot + 1, Cold::default);
-        }
         let now_ms = self.now_ms();
-        self.cold[slot] = Cold {
-            extra: None,
-            sends: Bucket::full(self.rules.send_rate, now_ms),
-            reads: Bucket::full(self.rules.read_rate, now_ms),
-            ..Cold::default()
-        };
+        let (sends, reads) = (Bucket::full(self.rules.send_rate, now_ms), Bucket::full(self.rules.read_rate, now_ms));
+        self.cold.begin(id, Cold { extra: None, sends, reads, ..Cold::default() });
         self.liveness.touch(id.index, self.now.tick());
         self.meet(id, peer);
         self.schedule(id, self.rules.upgrade_ms, Kind::Upgrade);
@@ -331,9 +338,13 @@ impl Shard {
 
     /// The peer will send nothing more.
     pub fn handle_eof(&mut self, id: ConnectionId) {
+        self.guarded(Work::End, id, |shard| shard.begin_end(id));
+    }
+
+    fn begin_end(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get(id) else { return self.stale() };
         if connection.state != State::Closing {
-            self.cold[id.index as usize].cause.get_or_insert(CloseCause::ClientGone);
+            self.cold[id].cause.get_or_insert(CloseCause::ClientGone);
         }
         // What is queued (an answer, a close frame) still leaves; then FIN.
         self.step_out(id);
@@ -346,12 +357,7 @@ impl Shard {
 
     /// The connection failed below us.
     pub fn handle_failed(&mut self, id: ConnectionId) {
-        self.abort(id, CloseCause::ClientGone);
-    }
-
-    /// The handling of its bytes panicked: whatever state it left, this connection ends, with 1011.
-    pub fn handle_panic(&mut self, id: ConnectionId) {
-        self.close(id, 1011, CloseCause::InternalError);
+        self.guarded(Work::End, id, |shard| shard.abort(id, CloseCause::ClientGone));
     }
 
     /// Gives back what the pools have not needed since the last call.
@@ -387,10 +393,10 @@ impl Shard {
         connection.receive.stop(stashes);
         self.forget_tls(id);
         self.detach_session(id);
-        let cold = std::mem::take(&mut self.cold[id.index as usize]);
+        let cold = std::mem::take(&mut self.cold[id]);
         self.leave_address(cold.address);
         let cause = cold.cause.unwrap_or(CloseCause::ClientGone);
-        self.counters.closes_count[cause.index()] += 1;
+        self.counters.count_close(cause);
         self.liveness.clear(id.index);
         self.connections.remove(id);
         Some(cause)
@@ -504,7 +510,7 @@ impl Shard {
         connection.state = State::Finished;
         self.pool.clear(&mut connection.queue);
         self.clear_records(id);
-        self.cold[id.index as usize].cause.get_or_insert(cause);
+        self.cold[id].cause.get_or_insert(cause);
         self.detach_session(id);
         self.commands.push_back(Command::Close(id, Close::Abort));
     }

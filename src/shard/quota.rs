@@ -100,7 +100,7 @@ impl Shard {
     /// Milliseconds to wait.
     pub(super) fn take_read(&mut self, id: ConnectionId) -> Result<(), u32> {
         let now_ms = self.now_ms();
-        self.cold[id.index as usize].reads.take(self.rules.read_rate, now_ms)?;
+        self.cold[id].reads.take(self.rules.read_rate, now_ms)?;
         self.take_of_user(id, Class::Read, 0)
     }
 
@@ -137,7 +137,7 @@ impl Shard {
         let may_come = tables.addresses.take(hash, *address_rate, self.now.mono_ns, 0).is_ok();
         let most = if *address_connections == 0 { u32::MAX } else { *address_connections };
         if may_come && tables.open.enter(key, most).is_ok() {
-            self.cold[id.index as usize].address = Some(key);
+            self.cold[id].address = Some(key);
             return true;
         }
         self.counters.addresses_limited_count += 1;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CLOSE_MS, Kind, Outlet, Rules, Shard, State, flags};
+use super::{CLOSE_MS, Kind, Outlet, Rules, Shard, State, Work, flags};
 use crate::clock::Moment;
 use crate::conn::carry::{HeadCarry, Stashes};
 use crate::conn::connection::{Event, Kinds, Reader, ReceiveLimits, Stop};
@@ -38,18 +38,25 @@ impl Shard {
         outlet: &mut impl Outlet,
     ) -> Flow {
         self.now = now;
+        let flow = self.guarded_bytes(Work::Bytes, id, stashes, |shard, stashes| shard.take_bytes(id, bytes, stashes, outlet));
+        flow.unwrap_or(Flow::Close)
+    }
+
+    fn take_bytes(&mut self, id: ConnectionId, bytes: &mut [u8], stashes: &mut Stashes, outlet: &mut impl Outlet) -> Flow {
+        #[cfg(debug_assertions)]
+        super::guard::panic_over_defect(bytes);
         let Some(connection) = self.connections.get_mut(id) else {
             self.stale();
             return Flow::Close;
         };
         connection.flags &= !flags::PINGED;
-        self.liveness.touch(id.index, now.tick());
+        self.liveness.touch(id.index, self.now.tick());
         self.counters.bytes_received_count += bytes.len() as u64;
         // A balancer speaks first and in the clear, before it is known to be TLS or HTTP.
         let mut bytes = bytes;
         if connection.state == State::Proxy {
             let taken = self.take_proxy_header(id, bytes).unwrap_or(bytes.len());
-            bytes = &mut bytes[taken..];
+            bytes = bytes.get_mut(taken..).unwrap_or_default();
         }
         match self.connections.get(id).map(|connection| connection.flags & flags::TLS) {
             Some(0) if !bytes.is_empty() => self.receive_plain(id, bytes, stashes, outlet),
@@ -75,7 +82,7 @@ impl Shard {
 
     /// Collects the request head; at its end answers 101 or refuses, and goes on with what was pipelined behind it.
     fn receive_head(&mut self, id: ConnectionId, bytes: &mut [u8], stashes: &mut Stashes, outlet: &mut impl Outlet) {
-        let extra = self.cold[id.index as usize].extra.get_or_insert_default();
+        let extra = self.cold[id].extra.get_or_insert_default();
         let mut carry = std::mem::take(&mut extra.head);
         let rules = self.rules.clone();
         let policy = Policy {
@@ -87,7 +94,7 @@ impl Shard {
         let consumed = match carry.push(bytes) {
             Err(refusal) => return self.refuse_upgrade(id, refusal, CloseCause::UpgradeRefused),
             Ok(None) => {
-                self.cold[id.index as usize].extra.get_or_insert_default().head = carry;
+                self.cold[id].extra.get_or_insert_default().head = carry;
                 return;
             }
             Ok(Some(head)) => {
@@ -103,7 +110,7 @@ impl Shard {
                 }
             }
         };
-        let pipelined = &mut bytes[consumed..];
+        let pipelined = bytes.get_mut(consumed..).unwrap_or_default();
         let accepted = self.connections.get(id).is_some_and(|connection| Self::reads_frames(connection.state));
         if accepted && !pipelined.is_empty() {
             self.receive_frames(id, pipelined, stashes, outlet);
@@ -134,7 +141,7 @@ impl Shard {
         } else {
             self.let_in(id, State::WaitHello);
             if let Some(bearer) = request.bearer {
-                self.cold[id.index as usize].extra.get_or_insert_default().bearer = Some(bearer.to_owned());
+                self.cold[id].extra.get_or_insert_default().bearer = Some(bearer.to_owned());
             }
             self.schedule(id, self.rules.hello_ms, Kind::Hello);
         }
@@ -160,7 +167,7 @@ impl Shard {
         self.pool.push(&mut connection.queue, frame, 0);
         self.pool.release(frame);
         connection.state = State::Closing;
-        let cold = &mut self.cold[id.index as usize];
+        let cold = &mut self.cold[id];
         cold.cause.get_or_insert(cause);
         cold.extra = None;
         self.end_handshake(id);
@@ -267,7 +274,9 @@ impl Shard {
         let cause = match stop {
             Stop::StashesFull => CloseCause::Overloaded,
             Stop::Violation(violation) => {
-                self.counters.violations_count[violation.index()] += 1;
+                if let Some(count) = self.counters.violations_count.get_mut(violation.index()) {
+                    *count += 1;
+                }
                 match violation {
                     Violation::MessageTooLarge | Violation::TooManyFragments => CloseCause::FrameTooLarge,
                     _ => CloseCause::ProtocolViolation,
@@ -278,7 +287,7 @@ impl Shard {
     }
 
     pub(super) fn drop_empty_extra(&mut self, id: ConnectionId) {
-        let cold = &mut self.cold[id.index as usize];
+        let cold = &mut self.cold[id];
         if cold.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
             cold.extra = None;
         }

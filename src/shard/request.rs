@@ -50,7 +50,9 @@ impl Shard {
     }
 
     fn handle_frame(&mut self, id: ConnectionId, frame: &ClientFrame<'_>, outlet: &mut impl Outlet) {
-        self.counters.requests_count[request_index(frame)] += 1;
+        if let Some(count) = self.counters.requests_count.get_mut(request_index(frame)) {
+            *count += 1;
+        }
         let state = self.connections.get(id).expect("checked after every frame").state;
         match (state, frame) {
             (State::WaitHello, ClientFrame::Hello(hello)) => self.handle_hello(id, hello, outlet),
@@ -129,9 +131,8 @@ impl Shard {
         if transient && send.flags & send_flags::RETRY != 0 {
             return self.fail(id, send.rid, ErrorCode::BadField, "TRANSIENT is never retried");
         }
-        let slot = id.index as usize;
         let mut owed = None;
-        if let Some(extra) = &mut self.cold[slot].extra {
+        if let Some(extra) = &mut self.cold[id].extra {
             let release = send.flags & send_flags::RELEASE != 0;
             match extra.holds.check(&send.conv, send.cmid, release) {
                 Verdict::Held => {
@@ -159,17 +160,17 @@ impl Shard {
                 // A repeat of what is stored costs nothing, which only the store can tell: at most a window of them is trusted.
                 let credit = if send.flags & send_flags::RETRY != 0 { self.rules.send_window } else { 0 };
                 let rate = self.rules.send_rate;
-                let mut taken = self.cold[slot].sends.take_on_credit(rate, now_ms, credit);
+                let mut taken = self.cold[id].sends.take_on_credit(rate, now_ms, credit);
                 if taken.is_ok() {
                     taken = self.take_of_user(id, Class::Send, credit);
                     if taken.is_err() {
-                        self.cold[slot].sends.give_back(rate);
+                        self.cold[id].sends.give_back(rate);
                     }
                 }
                 if let Err(retry_ms) = taken {
                     return self.refuse_early(id, send, ErrorCode::RateLimited, retry_ms);
                 }
-                let cold = &mut self.cold[slot];
+                let cold = &mut self.cold[id];
                 cold.abuse_count = 0;
                 if cold.sends_unanswered >= self.rules.send_window {
                     return self.refuse_send(id, send, ErrorCode::WindowExceeded, RETRY_HELD_MS);
@@ -205,7 +206,7 @@ impl Shard {
             received: self.now,
         };
         match outlet.submit(Submit::Send(mail)) {
-            Ok(()) => self.cold[slot].sends_unanswered = self.cold[slot].sends_unanswered.saturating_add(1),
+            Ok(()) => self.cold[id].sends_unanswered = self.cold[id].sends_unanswered.saturating_add(1),
             Err(_) => {
                 self.counters.submit_full_count += 1;
                 self.refuse_send(id, send, ErrorCode::StoreOverloaded, RETRY_LOAD_MS);
@@ -215,7 +216,7 @@ impl Shard {
 
     /// A request went to the store that OK answers.
     pub(super) fn ok_awaited(&mut self, id: ConnectionId) {
-        let cold = &mut self.cold[id.index as usize];
+        let cold = &mut self.cold[id];
         cold.oks_unanswered = cold.oks_unanswered.saturating_add(1);
     }
 
@@ -242,7 +243,7 @@ impl Shard {
             self.refuse(id, send.rid, ErrorCode::TooManySubscriptions, 0, "too many conversations are held");
         }
         if send.flags & send_flags::RELEASE != 0 {
-            self.cold[id.index as usize].extra.get_or_insert_default().holds.owe_release(&send.conv);
+            self.cold[id].extra.get_or_insert_default().holds.owe_release(&send.conv);
         }
     }
 
@@ -255,7 +256,7 @@ impl Shard {
 
     /// Counts a SEND that is refused by rate, or before the rate is asked. `true`: there were too many in a row, and the connection ends.
     fn goes_on_regardless(&mut self, id: ConnectionId) -> bool {
-        let cold = &mut self.cold[id.index as usize];
+        let cold = &mut self.cold[id];
         cold.abuse_count += 1;
         let is_too_much = cold.abuse_count >= ABUSE_MAX;
         if is_too_much {
@@ -324,7 +325,7 @@ impl Shard {
             return true;
         }
         if code.is_retryable() && code != ErrorCode::ShuttingDown {
-            return self.cold[id.index as usize].extra.get_or_insert_default().holds.hold(conv, cmid, by);
+            return self.cold[id].extra.get_or_insert_default().holds.hold(conv, cmid, by);
         }
         if !code.is_retryable() {
             self.settle(id, cmid);
@@ -334,7 +335,7 @@ impl Shard {
 
     /// A SEND was answered for good: what it held is free.
     pub(super) fn settle(&mut self, id: ConnectionId, cmid: Cmid) {
-        if let Some(extra) = &mut self.cold[id.index as usize].extra {
+        if let Some(extra) = &mut self.cold[id].extra {
             extra.holds.settle(cmid);
             self.drop_empty_extra(id);
         }
@@ -343,13 +344,12 @@ impl Shard {
     /// FETCH and SYNC: one in progress, a few waiting.
     fn handle_read(&mut self, id: ConnectionId, rid: u32, request: PageRequest, outlet: &mut impl Outlet) {
         let Some(from) = self.sender(id, rid) else { return };
-        let slot = id.index as usize;
         if let Err(retry_ms) = self.take_read(id) {
             return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
         let encoding = self.connections.get(id).and_then(|connection| connection.encoding).unwrap_or(Encoding::Binary);
         let page = PageMail { from, encoding, max_frame: self.rules.max_frame, request };
-        let cold = &mut self.cold[slot];
+        let cold = &mut self.cold[id];
         match cold.reads_waiting {
             0 => {
                 cold.reads_waiting = 1;
@@ -375,7 +375,7 @@ impl Shard {
 
     /// One read is answered: the next one of this connection starts.
     pub(super) fn next_page(&mut self, id: ConnectionId, outlet: &mut impl Outlet) {
-        let cold = &mut self.cold[id.index as usize];
+        let cold = &mut self.cold[id];
         assert!(cold.reads_waiting > 0);
         cold.reads_waiting -= 1;
         if mutant::on(Mutant::NextPageForgotten) {

@@ -19,7 +19,7 @@ use std::hint::black_box;
 
 use super::answer::opcode_of;
 use super::mail::slot_of;
-use super::{GONE_MS, Kind, Outlet, Shard, State};
+use super::{GONE_MS, Kind, Outlet, Shard, State, Work};
 use crate::clock::Moment;
 use crate::conn::send_queue::Wrap;
 use crate::ids::{ConnectionId, FrameIndex, RosterId, SessionRef};
@@ -77,7 +77,7 @@ impl Shard {
     fn unlink_session(&mut self, id: ConnectionId) -> Option<ConnectionId> {
         let session_id = self.session_id(id)?;
         self.connections.get_mut(id).expect("has a session").session = 0;
-        let cold = &mut self.cold[id.index as usize];
+        let cold = &mut self.cold[id];
         cold.sends_unanswered = 0;
         cold.oks_unanswered = 0;
         cold.reads_waiting = 0;
@@ -95,13 +95,11 @@ impl Shard {
         let Some(line) = self.sessions.get_mut(session_id) else { return };
         self.detached_count -= usize::from(line.stage == Stage::Detached);
         line.stage = Stage::Leaving;
-        let roster = line.roster;
-        let backlog = line.take_backlog();
-        backlog.into_held().for_each(|held| self.pool.let_go(held.frame));
         // While the attach is on its way the roster slot is not known: the answer to it brings the leave.
-        if let Some(roster) = roster {
+        if let Some(roster) = line.roster {
             self.leaves.push_back(Submit::Leave { session, roster });
         }
+        line.take_backlog().into_held().for_each(|held| self.pool.let_go(held.frame));
     }
 
     /// Frees the slot of a session that the store names no more, with all it holds.
@@ -240,6 +238,14 @@ impl Shard {
     /// Another core has something to say.
     pub fn handle_peer(&mut self, now: Moment, mail: Peer) {
         self.now = now;
+        let to = match &mail {
+            Peer::Gone { to, .. } => *to,
+            Peer::Moved(moved) => moved.to,
+        };
+        self.guarded_session(Work::Takeover, slot_of(to), |shard| shard.take_peer(mail));
+    }
+
+    fn take_peer(&mut self, mail: Peer) {
         match mail {
             Peer::Gone { to, cursors } => self.take_over(to, None, cursors),
             Peer::Moved(moved) => {
@@ -322,7 +328,7 @@ impl Shard {
     /// HELLO is answered: the session is active, gets again what it had not acknowledged, then what came while it was joining.
     pub(super) fn welcome(&mut self, id: ConnectionId) {
         let Some(session_id) = self.session_id(id) else { return };
-        let Some(joining) = self.cold[id.index as usize].extra.as_mut().and_then(|extra| extra.joining.take()) else { return };
+        let Some(joining) = self.cold[id].extra.as_mut().and_then(|extra| extra.joining.take()) else { return };
         self.drop_empty_extra(id);
         self.session_turn = self.session_turn.wrapping_add(1);
         let turn = self.session_turn;

@@ -15,7 +15,8 @@
 
 use std::collections::VecDeque;
 
-use super::{Outlet, Shard, State, flags};
+use super::lines::Lines;
+use super::{Outlet, Shard, State, Work, flags};
 use crate::clock::Moment;
 use crate::conn::carry::Stashes;
 use crate::conn::send_queue::{Batch, SendQueue, Wrap};
@@ -30,7 +31,7 @@ use crate::wire::upgrade::Refusal;
 pub(super) struct Tls {
     keys: Option<Keys>,
     /// By slot; as long as the last slot that has one needs.
-    sessions: Vec<Option<Box<Secure>>>,
+    sessions: Lines<Option<Box<Secure>>>,
     /// Handshakes with something to do. Some may have ended meanwhile.
     waiting: VecDeque<ConnectionId>,
     /// What lent records hold; reused.
@@ -56,7 +57,7 @@ impl Default for Tls {
     fn default() -> Self {
         Self {
             keys: None,
-            sessions: Vec::new(),
+            sessions: Lines::with_capacity(0),
             waiting: VecDeque::new(),
             plain: Vec::new(),
             said: Vec::new(),
@@ -67,7 +68,7 @@ impl Default for Tls {
 
 impl Tls {
     fn get(&mut self, id: ConnectionId) -> Option<&mut Secure> {
-        self.sessions.get_mut(id.index as usize)?.as_deref_mut()
+        self.sessions.find_mut(id)?.as_deref_mut()
     }
 }
 
@@ -81,11 +82,7 @@ impl Shard {
     pub fn expect_tls(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
         connection.flags |= flags::TLS;
-        let slot = id.index as usize;
-        if self.tls.sessions.len() <= slot {
-            self.tls.sessions.resize_with(slot + 1, || None);
-        }
-        self.tls.sessions[slot] = Some(Box::default());
+        self.tls.sessions.begin(id, Some(Box::default()));
         self.counters.tls_open += 1;
     }
 
@@ -103,12 +100,16 @@ impl Shard {
     /// One step of a handshake: the expensive part of a connection.
     pub fn handle_handshake(&mut self, now: Moment, id: ConnectionId, stashes: &mut Stashes, outlet: &mut impl Outlet) {
         self.now = now;
+        self.guarded_bytes(Work::Handshake, id, stashes, |shard, stashes| shard.step_handshake(id, stashes, outlet));
+    }
+
+    fn step_handshake(&mut self, id: ConnectionId, stashes: &mut Stashes, outlet: &mut impl Outlet) {
         // It may have ended while it waited.
         if self.connections.get(id).is_none_or(|connection| connection.state != State::Upgrade) {
             return;
         }
         let Tls { keys: Some(keys), sessions, plain, said, .. } = &mut self.tls else { return };
-        let Some(secure) = sessions[id.index as usize].as_deref_mut() else { return };
+        let Some(secure) = sessions.find_mut(id).and_then(Option::as_deref_mut) else { return };
         secure.is_waiting = false;
         plain.clear();
         let result = secure.session.step(keys, plain, said);
@@ -127,7 +128,7 @@ impl Shard {
             return;
         }
         let Tls { sessions, plain, said, .. } = &mut self.tls;
-        let Some(secure) = sessions.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(secure) = sessions.find_mut(id).and_then(Option::as_deref_mut) else { return };
         if secure.session.is_handshaking() {
             return self.hold_handshake(id, bytes);
         }
@@ -172,7 +173,7 @@ impl Shard {
             self.tls.plain = plain;
         }
         match result {
-            Ok(Progress { has_ended: true, .. }) => self.handle_eof(id),
+            Ok(Progress { has_ended: true, .. }) => self.begin_end(id),
             Ok(_) => {}
             Err(fault) => self.fail_tls(id, fault),
         }
@@ -191,6 +192,11 @@ impl Shard {
         }
         self.pool.release(frame);
         self.touch(id);
+    }
+
+    /// Drops what the session of one connection had to say, lest the next one says it.
+    pub(super) fn forget_said(&mut self) {
+        self.tls.said.clear();
     }
 
     /// Ends a connection whose records are no good. An alert that was queued still leaves; who spoke HTTP in the clear is told so in the
@@ -226,7 +232,7 @@ impl Shard {
 
     /// Whether keys are agreed on, or none are needed: only then can anything be said.
     pub(super) fn can_speak(&self, id: ConnectionId) -> bool {
-        let session = self.tls.sessions.get(id.index as usize).and_then(Option::as_deref);
+        let session = self.tls.sessions.find(id).and_then(Option::as_deref);
         session.is_none_or(|secure| !secure.session.is_handshaking())
     }
 
@@ -245,7 +251,7 @@ impl Shard {
     fn seal(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let Tls { sessions, plain, batch, .. } = &mut self.tls;
-        let Some(secure) = sessions.get_mut(id.index as usize).and_then(Option::as_deref_mut) else { return };
+        let Some(secure) = sessions.find_mut(id).and_then(Option::as_deref_mut) else { return };
         if !secure.sending.is_empty() {
             return;
         }
@@ -304,7 +310,7 @@ impl Shard {
     pub(super) fn forget_tls(&mut self, id: ConnectionId) {
         self.judge(id, Handshake::Left);
         self.clear_records(id);
-        let Some(secure) = self.tls.sessions.get_mut(id.index as usize).and_then(Option::take) else { return };
+        let Some(secure) = self.tls.sessions.find_mut(id).and_then(Option::take) else { return };
         self.counters.tls_open -= 1;
         drop(secure);
     }

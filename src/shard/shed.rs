@@ -9,7 +9,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Shard, State, flags};
+use super::{Shard, State, Work, flags};
 use crate::clock::Moment;
 use crate::ids::ConnectionId;
 use crate::limits::{IDLE_SESSION_BYTES, IDLE_TLS_BYTES, SHED_PER_TURN_MAX};
@@ -66,7 +66,7 @@ impl Shard {
                 return;
             }
             let address = self.client(id).or_else(|| address(id));
-            self.close_reader(id, address);
+            self.guarded(Work::Shed, id, |shard| shard.close_reader(id, address));
         }
     }
 

@@ -7,7 +7,7 @@
 
 use super::answer::opcode_of;
 use super::mail::{slot_of, variant_of};
-use super::{Kind, Outlet, Shard, flags};
+use super::{Kind, Outlet, Shard, Work, flags};
 use crate::conn::send_queue::Wrap;
 use crate::ids::{ConnectionId, FrameIndex};
 use crate::mail::{Submit, Target};
@@ -26,29 +26,42 @@ impl Shard {
         }
         let mut variants: [Option<FrameIndex>; 4] = [None; 4];
         for target in targets {
-            let session = self.sessions.get(slot_of(self.session_of(*target)));
-            // One that is joining has its WELCOME before it, one that is leaving nothing any more.
-            let Some(session) = session.filter(|session| session.stage == Stage::Active) else { continue };
-            let (id, encoding) = (session.connection, session.encoding);
-            let Some(connection) = self.connections.get(id) else { continue };
-            let is_full =
-                connection.queue.bytes() > self.rules.queue_soft_bytes || self.pool.queued_bytes > self.rules.queued_bytes_max;
-            if is_shed || is_full {
-                self.counters.transients_dropped_count += u64::from(!is_shed);
-                if kind == Shed::Presence {
-                    self.note_presence_lost(id);
-                }
-                continue;
-            }
-            let variant = variant_of(encoding, target.own, false);
-            let index = *variants[variant].get_or_insert_with(|| {
-                self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, &frame(target.own), out))
+            let session = slot_of(self.session_of(*target));
+            self.guarded_session(Work::Delivery, session, |shard| {
+                shard.tell_one(kind, is_shed, (session, target.own), &frame, &mut variants);
             });
-            self.push_frame(id, index, 0);
         }
         for frame in variants.into_iter().flatten() {
             self.pool.release(frame);
         }
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "`variant_of` is below 4 for what has no trace")]
+    fn tell_one<'f>(
+        &mut self,
+        kind: Shed,
+        is_shed: bool,
+        (session, own): (ConnectionId, bool),
+        frame: impl Fn(bool) -> ServerFrame<'f>,
+        variants: &mut [Option<FrameIndex>; 4],
+    ) {
+        // One that is joining has its WELCOME before it, one that is leaving nothing any more.
+        let Some(session) = self.sessions.get(session).filter(|session| session.stage == Stage::Active) else { return };
+        let (id, encoding) = (session.connection, session.encoding);
+        let Some(connection) = self.connections.get(id) else { return };
+        let is_full =
+            connection.queue.bytes() > self.rules.queue_soft_bytes || self.pool.queued_bytes > self.rules.queued_bytes_max;
+        if is_shed || is_full {
+            self.counters.transients_dropped_count += u64::from(!is_shed);
+            if kind == Shed::Presence {
+                self.note_presence_lost(id);
+            }
+            return;
+        }
+        let index = *variants[variant_of(encoding, own, false)].get_or_insert_with(|| {
+            self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| encode_server(encoding, &frame(own), out))
+        });
+        self.push_frame(id, index, 0);
     }
 
     fn note_presence_lost(&mut self, id: ConnectionId) {

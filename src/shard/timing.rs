@@ -1,6 +1,6 @@
 //! Time: deadlines from the wheel, and the striped scan for silent peers.
 
-use super::{CURSOR_RATE, Command, Kind, Outlet, STALL_CHECK_MS, Shard, State, flags};
+use super::{CURSOR_RATE, Command, Kind, Outlet, STALL_CHECK_MS, Shard, State, Work, flags};
 use crate::clock::Moment;
 use crate::ids::ConnectionId;
 use crate::io::driver::Close;
@@ -21,7 +21,8 @@ impl Shard {
         self.wheel.advance(now.tick(), limits::EXPIRIES_PER_TURN_MAX, |timer| fired.push(timer));
         for timer in fired.drain(..) {
             let id = ConnectionId { index: timer.index, generation: timer.generation };
-            self.handle_deadline(id, Kind::ALL[usize::from(timer.kind)], outlet);
+            let Some(&kind) = Kind::ALL.get(usize::from(timer.kind)) else { continue };
+            self.guarded(Work::Time, id, |shard| shard.handle_deadline(id, kind, outlet));
         }
         self.fired = fired;
         self.expire_detached();
@@ -30,7 +31,9 @@ impl Shard {
         let mut silent = std::mem::take(&mut self.silent);
         self.liveness.scan(now.tick_of(self.id.0), ping_ticks, limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
         for slot in silent.drain(..) {
-            self.check_silent(slot, ping_ticks);
+            if let Some(id) = self.connections.at(slot).map(|(key, _)| ConnectionId::from(key)) {
+                self.guarded(Work::Time, id, |shard| shard.check_silent(id, ping_ticks));
+            }
         }
         self.silent = silent;
         self.sweep_signals();
@@ -221,10 +224,9 @@ impl Shard {
     }
 
     /// Whoever has been silent for `ping_ms` is pinged, for 2.5 times as long is gone.
-    fn check_silent(&mut self, slot: u32, ping_ticks: u32) {
-        let Some(silent) = self.liveness.silent(slot, self.now.tick()) else { return };
-        let Some(id) = self.connections.at(slot).map(|(key, _)| ConnectionId::from(key)) else { return };
-        let connection = self.connections.get_mut(id).expect("just looked up");
+    fn check_silent(&mut self, id: ConnectionId, ping_ticks: u32) {
+        let Some(silent) = self.liveness.silent(id.index, self.now.tick()) else { return };
+        let connection = self.connections.get_mut(id).expect("looked up by the caller");
         if !matches!(
             connection.state,
             State::Echo | State::WaitHello | State::Judging | State::Joining | State::Active | State::Draining
@@ -239,7 +241,7 @@ impl Shard {
         if connection.flags & flags::PINGED == 0 {
             connection.flags |= flags::PINGED;
             self.counters.pings_sent_count += 1;
-            self.liveness.settle(slot);
+            self.liveness.settle(id.index);
             self.push_control(id, Opcode::Ping, &[]);
         }
     }

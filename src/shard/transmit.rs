@@ -1,6 +1,6 @@
 //! What leaves: the dirty list, gathered writes, and what their progress means.
 
-use super::{Command, Shard, State, flags};
+use super::{Command, Shard, State, Work, flags};
 use crate::conn::send_queue::Batch;
 use crate::ids::ConnectionId;
 use crate::io::driver::{Close, Piece};
@@ -25,6 +25,10 @@ impl Shard {
 
     /// Lays out the next write of a connection; `false` when there is none now.
     pub fn gather(&mut self, id: ConnectionId, batch: &mut Batch) -> bool {
+        self.guarded(Work::Output, id, |shard| shard.lay_out(id, batch)).unwrap_or(false)
+    }
+
+    fn lay_out(&mut self, id: ConnectionId, batch: &mut Batch) -> bool {
         let Some(connection) = self.connections.get(id) else { return false };
         if connection.flags & flags::SENDING != 0 || connection.state == State::Finished {
             return false;
@@ -46,12 +50,17 @@ impl Shard {
 
     /// One segment of what [`Shard::gather`] laid out.
     #[must_use]
+    #[expect(clippy::indexing_slicing, reason = "the reactor counts to the end of the batch that it was given")]
     pub fn piece<'a>(&'a self, batch: &'a Batch, index: usize) -> Piece<'a> {
         self.pool.piece(batch, &batch.segments[index])
     }
 
     /// The kernel took `taken` bytes at once.
     pub fn handle_taken(&mut self, id: ConnectionId, taken: usize) {
+        self.guarded(Work::Output, id, |shard| shard.advance(id, taken));
+    }
+
+    fn advance(&mut self, id: ConnectionId, taken: usize) {
         let Some(connection) = self.connections.get_mut(id) else { return self.stale() };
         connection.flags &= !flags::SENDING;
         if connection.state == State::Finished {
