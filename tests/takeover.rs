@@ -12,6 +12,7 @@ use tidegate::config::Secret;
 use tidegate::conn::carry::Stashes;
 use tidegate::conn::send_queue::Batch;
 use tidegate::ids::{Cmid, ConnectionId, Mid, ReactorId, RosterId, SessionRef};
+use tidegate::limits;
 use tidegate::mail::{Delivery, Event, Group, Peer, Submit, Target};
 use tidegate::observe::trace::Sampling;
 use tidegate::session::auth::{Verifier, mint};
@@ -295,10 +296,10 @@ impl Fixed {
             handshakes_max: 8,
             tls_waiting_max: 64,
             sampling: Sampling { every: 0 },
-            spare_backlogs_max: 16,
-            cursors_gathered_max: 1_024,
-            peers_kept_max: 64,
-            moved_bytes_max: 1 << 20,
+            spare_backlogs_max: limits::SPARE_BACKLOGS.part(2),
+            cursors_gathered_max: limits::CURSORS_GATHERED.part(2),
+            peers_kept_max: limits::PEERS_KEPT.part(2),
+            moved_bytes_max: limits::MOVED_BYTES.part(2) as u64,
             hashes: Hashes::new([3; 16]),
         };
         let token = mint(&secret, "bo", None, 0..NOW_MS / 1000 + 86_400).unwrap();
