@@ -110,7 +110,10 @@ fn a_signal_ends_the_campaign_with_a_report() {
         assert!(report["crash"]["kills"].as_u64().is_some_and(|kills| (2..100_000).contains(&kills)), "{report}");
         assert!(report["warnings"][0].as_str().is_some_and(|text| text.contains("ended by a signal")), "{report}");
         assert!(report["counts"]["acknowledged"].as_u64().is_some_and(|count| count >= 200), "{report}");
-        assert!(std::net::TcpStream::connect(("127.0.0.1", place.port)).is_err(), "the gateway has ended too");
+        // A ring is taken down by the kernel a moment after its process, and its listener with it.
+        let is_gone = || std::net::TcpStream::connect(("127.0.0.1", place.port)).is_err();
+        let mut looks = (0..500).map(|_| std::thread::sleep(Duration::from_millis(20)));
+        assert!(looks.any(|()| is_gone()), "the gateway has ended too");
     }
 }
 
