@@ -163,16 +163,15 @@ impl Stashes {
         if needed <= held {
             return Ok(());
         }
-        let class = STASH_CLASSES_BYTES.iter().position(|&class_bytes| needed <= class_bytes);
-        let class_bytes = class.and_then(|class| STASH_CLASSES_BYTES.get(class).copied());
-        let target = class_bytes.unwrap_or_else(|| needed.max(end_bytes.min(2 * held)));
+        let class = (0..).zip(STASH_CLASSES_BYTES).find(|&(_, class_bytes)| needed <= class_bytes);
+        let target = class.map_or_else(|| needed.max(end_bytes.min(2 * held)), |(_, class_bytes)| class_bytes);
         if self.used_bytes - held + target > self.bytes_max {
             return Err(StashesFull);
         }
         let bytes = std::mem::take(self.stash(index).part(part));
         self.used_bytes -= held;
         let grown = match class {
-            Some(class) => {
+            Some((class, _)) => {
                 let mut grown = self.take_free(class);
                 grown.extend_from_slice(&bytes);
                 self.recycle(bytes);
@@ -291,9 +290,10 @@ impl HeadCarry {
     /// protocol learns it from the first piece.
     pub fn push<'a>(&'a mut self, piece: &'a [u8]) -> Result<Option<Head<'a>>, Refusal> {
         let end = self.scan.push(piece)?;
-        let consumed_bytes = end.unwrap_or(piece.len());
+        let piece = end.and_then(|end| piece.get(..end)).unwrap_or(piece);
+        let consumed_bytes = piece.len();
         if end.is_some() && self.bytes.is_empty() {
-            return Ok(Some(Head { bytes: piece.get(..consumed_bytes).unwrap_or(piece), consumed_bytes }));
+            return Ok(Some(Head { bytes: piece, consumed_bytes }));
         }
         let len = self.bytes.len() + consumed_bytes;
         assert!(len <= UPGRADE_HEAD_BYTES_MAX);
@@ -301,7 +301,7 @@ impl HeadCarry {
             let capacity = len.next_power_of_two().clamp(HEAD_BYTES_MIN, UPGRADE_HEAD_BYTES_MAX);
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
-        self.bytes.extend_from_slice(piece.get(..consumed_bytes).unwrap_or(piece));
+        self.bytes.extend_from_slice(piece);
         Ok(end.map(|_| Head { bytes: &self.bytes, consumed_bytes }))
     }
 

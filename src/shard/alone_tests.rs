@@ -7,11 +7,12 @@ use crate::clock::Moment;
 use crate::config::{Secret, Settings};
 use crate::conn::carry::Stashes;
 use crate::conn::send_queue::Batch;
-use crate::ids::{ConnectionId, ReactorId, RosterId, SessionRef};
-use crate::mail::{Attach, AuthError, Event, Group, Identity, Judge, Judged, Peer, Submit, TokenMark};
+use crate::ids::{Cmid, ConnectionId, Mid, ReactorId, RosterId, SessionRef};
+use crate::mail::{Attach, AuthError, Delivery, Event, Group, Identity, Judge, Judged, Peer, Submit, TokenMark};
 use crate::observe::counters::CloseCause;
 use crate::session::auth::Verifier;
 use crate::shard::Rules;
+use crate::wire::message::Body;
 
 /// Header and claims of a token of a public key; what signs it does not matter here.
 pub(super) const TOKEN: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIn0.e30.e30";
@@ -88,12 +89,16 @@ impl Core {
 
     /// What leaves to a client.
     pub(super) fn said(&mut self, id: ConnectionId) -> String {
+        String::from_utf8_lossy(&self.said_bytes(id)).into_owned()
+    }
+
+    pub(super) fn said_bytes(&mut self, id: ConnectionId) -> Vec<u8> {
         let mut said = Vec::new();
         while let Some(bytes) = self.laid_out(id) {
             self.shard.handle_taken(id, bytes.len());
             said.extend(bytes);
         }
-        String::from_utf8_lossy(&said).into_owned()
+        said
     }
 
     /// The next write to a client, of which nothing is taken yet.
@@ -154,6 +159,22 @@ impl Core {
             said += &self.said(id);
         }
         said
+    }
+}
+
+/// The first message of a conversation.
+pub(super) fn delivery(payload: &[u8]) -> Delivery {
+    Delivery {
+        seq: 1,
+        mid: Mid(1),
+        flags: 0,
+        kind: 1,
+        exp_s: 0,
+        cmid: Cmid([1; 16]),
+        trace: None,
+        conv: "d:al:bo".into(),
+        from: "bo".into(),
+        payload: Body::copy_from(payload),
     }
 }
 

@@ -182,21 +182,11 @@ const PANICS_PER_TURN_MAX: usize = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Cmid, Mid, SessionRef};
-    use crate::mail::{Delivery, Event, Group, PageReply, Peer, Reached, Submit, Target};
+    use crate::ids::SessionRef;
+    use crate::mail::{Event, Group, PageReply, Peer, Reached, Submit, Target};
     use crate::shard::Command;
-    use crate::shard::alone_tests::{Core, al};
+    use crate::shard::alone_tests::{Core, al, delivery};
     use crate::shard::mail::slot_of;
-
-    /// Everything said to a connection.
-    fn said(core: &mut Core, id: ConnectionId) -> Vec<u8> {
-        let mut said = Vec::new();
-        while let Some(bytes) = core.laid_out(id) {
-            core.shard.handle_taken(id, bytes.len());
-            said.extend(bytes);
-        }
-        said
-    }
 
     fn core() -> Core {
         let mut core = Core::new();
@@ -210,18 +200,7 @@ mod tests {
 
     /// Delivers one message to all of `sessions`, in this order.
     fn deliver(core: &mut Core, sessions: &[SessionRef]) {
-        let message = Delivery {
-            seq: 1,
-            mid: Mid(1),
-            flags: 0,
-            kind: 1,
-            exp_s: 0,
-            cmid: Cmid([1; 16]),
-            trace: None,
-            conv: "d:al:bo".into(),
-            from: "bo".into(),
-            payload: crate::wire::message::Body::copy_from(b"for everybody"),
-        };
+        let message = delivery(b"for everybody");
         let targets = sessions.iter().map(|it| Target { index: it.index, generation: it.generation, own: false });
         let event = Event::Deliver { message, first: 0, count: u32::try_from(sessions.len()).unwrap() };
         let group = Group { events: vec![event], targets: targets.collect(), ..Group::default() };
@@ -237,7 +216,7 @@ mod tests {
         core.shard.guard.planted = Some((work, id.index));
         act(&mut core, id, [session, neighbour]);
         assert_eq!(struck(&mut core), [work]);
-        let end = said(&mut core, id);
+        let end = core.said_bytes(id);
         assert!(end.ends_with(&[0x88, 2, 0x03, 0xf3]), "{work:?}: {end:x?}");
         core.text(other, r#"{"t":"ping"}"#);
         assert!(core.said(other).contains("pong"), "{work:?}");
@@ -301,7 +280,7 @@ mod tests {
                 _ => [core.pass_ms(u64::from(core.shard.rules.hello_ms) + 200); 2],
             };
             assert_eq!(struck(&mut core), [work]);
-            assert!(said(&mut core, id).ends_with(&[0x88, 2, 0x03, 0xf3]));
+            assert!(core.said_bytes(id).ends_with(&[0x88, 2, 0x03, 0xf3]));
             assert_ne!(core.cause(other), Some(CloseCause::InternalError));
             assert_eq!(core.shard.handle_closed(id, &mut core.stashes), Some(CloseCause::InternalError));
             assert_eq!((core.shard.connections_count(), core.shard.handshakes_open()), (1, 0));
@@ -371,7 +350,7 @@ mod tests {
                     core.port.submitted.iter().filter(|mail| matches!(mail, Submit::Leave { session: it, .. } if *it == session));
                 assert_eq!(left.count(), 1, "{index}");
                 core.group(Event::Left { session });
-                said(&mut core, id);
+                core.said_bytes(id);
                 assert!(matches!(core.shard.poll_command(), Some(Command::Close(it, _)) if it == id), "{index}");
                 assert_eq!(core.shard.handle_closed(id, &mut core.stashes), Some(CloseCause::InternalError), "{index}");
                 let left = [core.shard.sessions_count(), core.shard.detached_count(), core.shard.connections_count()];

@@ -149,13 +149,19 @@ impl Shard {
             }
             Event::Conv { conv, event, version, data, first, count } => {
                 let (conv, data): (&str, &[u8]) = (conv, data);
-                for target in receivers(targets, *first, *count) {
-                    let session = slot_of(self.session_of(*target));
-                    let frame = ServerFrame::Conv { conv: conv.into(), event: *event, version: *version, data: data.into() };
-                    self.guarded_session(Work::Delivery, session, |shard| shard.tell_conversation(session, &frame));
-                }
+                let frame = ServerFrame::Conv { conv: conv.into(), event: *event, version: *version, data: data.into() };
+                let targets = receivers(targets, *first, *count);
+                self.for_each(targets, |shard, session, _| shard.tell_conversation(session, &frame));
             }
             Event::Resync => self.resync_all(),
+        }
+    }
+
+    /// Does something for the session of each target; a panic ends that one alone.
+    pub(super) fn for_each(&mut self, targets: &[Target], mut handle: impl FnMut(&mut Self, ConnectionId, bool)) {
+        for target in targets {
+            let session = ConnectionId { index: target.index, generation: target.generation };
+            self.guarded_session(Work::Delivery, session, |shard| handle(shard, session, target.own));
         }
     }
 
@@ -193,29 +199,30 @@ impl Shard {
                 self.counters.trace_steps_dropped_count += 1;
             }
         }
-        for target in targets {
-            let session = slot_of(self.session_of(*target));
-            self.guarded_session(Work::Delivery, session, |shard| shard.deliver_one(message, *target, &mut variants));
-        }
+        self.for_each(targets, |shard, session, own| shard.deliver_one(message, (session, own), &mut variants));
         for frame in variants.into_iter().flatten() {
             self.pool.release(frame);
         }
     }
 
     #[expect(clippy::indexing_slicing, reason = "`variant_of` is below `VARIANTS`")]
-    fn deliver_one(&mut self, message: &Delivery, target: Target, variants: &mut [Option<FrameIndex>; VARIANTS]) {
+    fn deliver_one(
+        &mut self,
+        message: &Delivery,
+        (session_id, own): (ConnectionId, bool),
+        variants: &mut [Option<FrameIndex>; VARIANTS],
+    ) {
         // Before the session is looked up: it may be the one detached the longest, from which nothing is to be had any more then.
         let within = self.relieve();
-        let session_id = ConnectionId { index: target.index, generation: target.generation };
         let Some(session) = self.sessions.get_mut(session_id) else { return self.stale() };
         if session.stage == Stage::Leaving {
             return;
         }
         let (id, encoding) = (session.connection, session.encoding);
         let traced = message.trace.is_some() && u32::from(session.caps) & caps::TRACE != 0;
-        let frame = *variants[variant_of(encoding, target.own, traced)].get_or_insert_with(|| {
+        let frame = *variants[variant_of(encoding, own, traced)].get_or_insert_with(|| {
             let max_frame = self.rules.max_frame as usize;
-            let deliver = deliver_of(message, target.own, traced);
+            let deliver = deliver_of(message, own, traced);
             self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| deliver_tail(encoding, &deliver, max_frame, out))
         });
         let bytes = self.pool.frame_len(frame);
@@ -248,10 +255,7 @@ impl Shard {
     /// A large conversation moved. Who has too much waiting is told once there is room, who is away after a resume.
     fn notice(&mut self, (conv, head, mid): (&Text, u64, Mid), targets: &[Target]) {
         let mut variants: [Option<FrameIndex>; 2] = [None; 2];
-        for target in targets {
-            let session = slot_of(self.session_of(*target));
-            self.guarded_session(Work::Delivery, session, |shard| shard.notice_one((conv, head, mid), session, &mut variants));
-        }
+        self.for_each(targets, |shard, session, _| shard.notice_one((conv, head, mid), session, &mut variants));
         for frame in variants.into_iter().flatten() {
             self.pool.release(frame);
         }
@@ -429,10 +433,6 @@ impl Shard {
             Reached::Seq(conv, seq) => session.reach(conv, *seq),
             Reached::Nothing | Reached::Again(..) => {}
         }
-    }
-
-    pub(super) fn session_of(&self, target: Target) -> SessionRef {
-        SessionRef { reactor: self.id, index: target.index, generation: target.generation }
     }
 
     /// The live connection of a session that still has one.

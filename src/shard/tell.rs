@@ -6,8 +6,8 @@
 //! a client that reads too slowly costs little.
 
 use super::answer::opcode_of;
-use super::mail::{slot_of, variant_of};
-use super::{Kind, Outlet, Shard, Work, flags};
+use super::mail::variant_of;
+use super::{Kind, Outlet, Shard, flags};
 use crate::conn::send_queue::Wrap;
 use crate::ids::{ConnectionId, FrameIndex};
 use crate::mail::{Submit, Target};
@@ -25,12 +25,7 @@ impl Shard {
             return;
         }
         let mut variants: [Option<FrameIndex>; 4] = [None; 4];
-        for target in targets {
-            let session = slot_of(self.session_of(*target));
-            self.guarded_session(Work::Delivery, session, |shard| {
-                shard.tell_one(kind, is_shed, (session, target.own), &frame, &mut variants);
-            });
-        }
+        self.for_each(targets, |shard, session, own| shard.tell_one(kind, is_shed, (session, own), &frame, &mut variants));
         for frame in variants.into_iter().flatten() {
             self.pool.release(frame);
         }
@@ -93,9 +88,9 @@ const LOST_MS: u32 = 2_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Cmid, Mid, SessionRef};
+    use crate::ids::SessionRef;
     use crate::mail::{Delivery, Event, Group};
-    use crate::shard::alone_tests::Core;
+    use crate::shard::alone_tests::{Core, delivery};
     use crate::wire::envelope::{caps, deliver_flags};
 
     fn tell(core: &mut Core, session: SessionRef, event: impl Fn(u32, u32) -> Event) {
@@ -169,18 +164,8 @@ mod tests {
     }
 
     fn message(flags: u8) -> Delivery {
-        Delivery {
-            seq: if flags & deliver_flags::TRANSIENT == 0 { 1 } else { 0 },
-            mid: Mid(1),
-            flags,
-            kind: 1,
-            exp_s: 0,
-            cmid: Cmid([1; 16]),
-            trace: None,
-            conv: "d:al:bo".into(),
-            from: "bo".into(),
-            payload: crate::wire::message::Body::copy_from(b"x"),
-        }
+        let seq = u64::from(flags & deliver_flags::TRANSIENT == 0);
+        Delivery { seq, flags, ..delivery(b"x") }
     }
 
     /// At the first level of memory RECEIPT and TRANSIENT are dropped and counted, and WATCH is refused with 5002 before the store hears
