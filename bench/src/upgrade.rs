@@ -19,8 +19,9 @@ use crate::server::{Bare, Contender, Server};
 pub fn run(options: &Options) -> Result<(), String> {
     // Who never says HELLO counts as still shaking hands, of which there is a bound; the echo endpoint knows no HELLO.
     compare("full upgrade", options, &["--echo"], Until::Upgraded)?;
-    // A session that nobody comes back for would be kept for two minutes.
-    let settings = [options.settings.clone(), vec!["protocol.resume_ms=0".to_owned()]].concat();
+    // A session that nobody comes back for would be kept for two minutes; and the same devices come again and again.
+    let ours = ["protocol.resume_ms=0", "protocol.hello_per_minute=0"].map(str::to_owned);
+    let settings = [options.settings.as_slice(), &ours].concat();
     compare("full upgrade, HELLO and WELCOME", &Options { settings, ..options.clone() }, &[], Until::Welcomed)
 }
 
