@@ -1,7 +1,8 @@
 //! Slowloris: thousands of connections that send one byte of a request head per second. What each costs before it is authenticated, and
 //! how long honest newcomers take meanwhile, from the intended time to WELCOME.
 
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use nix::sched::{CloneFlags, unshare};
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, connect, send, socket_with};
 use rustix::process::nice;
 
 use crate::Common;
@@ -154,7 +155,8 @@ fn dribble(address: SocketAddr, count: usize, counts: &Counts) -> Result<(), Str
     nice(19).map_err(|error| format!("nice: {error}"))?;
     let mut streams = Vec::with_capacity(count);
     for index in 0..count {
-        streams.push(TcpStream::connect(address).map_err(|error| format!("slow connection {index}: {error}"))?);
+        let source = Ipv4Addr::new(127, 0, 1, (index % FLOOD_SOURCES) as u8 + 1);
+        streams.push(connect_from(source, address).map_err(|error| format!("slow connection {index}: {error}"))?);
         counts.opened.fetch_add(1, Ordering::Relaxed);
         if index % OPENED_AT_ONCE == 0 {
             std::thread::sleep(Duration::from_millis(1));
@@ -183,11 +185,21 @@ fn dribble(address: SocketAddr, count: usize, counts: &Counts) -> Result<(), Str
     Ok(())
 }
 
+/// The slow ones come from addresses of their own: while 20,000 of the ports of one address are taken, the kernel looks at thousands of
+/// them for each further connection from there, and that would be measured with the honest ones.
+fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddr::from((source, 0)))?;
+    connect(&socket, &address)?;
+    Ok(TcpStream::from(socket))
+}
+
 /// What a slow one begins with; its last header never ends.
 const HEAD: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nX-Slow: ";
 /// Connections beside the slow ones.
 const HONEST_ROOM: usize = 5_000;
 const HONEST_EVERY: Duration = Duration::from_millis(10);
 const FLOOD_THREADS: usize = 2;
+const FLOOD_SOURCES: usize = 8;
 const OPENED_AT_ONCE: usize = 4;
 const SENT_AT_ONCE: usize = 16;
