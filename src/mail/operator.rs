@@ -127,7 +127,7 @@ pub enum Looked {
 }
 
 /// See [`crate::mail::Submit::Shed`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ShedMail {
     /// Its session.
     pub session: SessionRef,

@@ -380,12 +380,10 @@ impl Shard {
             self.submit_cursors(outlet);
         }
         while !self.cursors_kept
-            && let Some(leave) = self.leaves.pop_front()
+            && let Some(leaving) = self.leaves.front()
+            && outlet.submit(leaving.mail()).is_ok()
         {
-            if let Err(leave) = outlet.submit(leave) {
-                self.leaves.push_front(leave);
-                break;
-            }
+            self.leaves.pop_front();
         }
         self.flush_peers(outlet);
     }

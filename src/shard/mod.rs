@@ -195,7 +195,7 @@ pub struct Shard {
     cursor_rates: HashMap<ConnectionId, Bucket>,
     signals_swept_ms: u64,
     /// Mail that found its lane full and must not be lost.
-    leaves: VecDeque<Submit>,
+    leaves: VecDeque<resume::Leaving>,
     peers: VecDeque<(ReactorId, Peer)>,
     /// Frames in `peers` and in the lanes, until the other core has taken them.
     carriage: Carriage,

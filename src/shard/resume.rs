@@ -24,7 +24,7 @@ use crate::clock::Moment;
 use crate::conn::send_queue::Wrap;
 use crate::ids::{ConnectionId, FrameIndex, RosterId, SessionRef};
 use crate::limits;
-use crate::mail::{Claim, Moved, Peer, Submit};
+use crate::mail::{Claim, Moved, Peer, ShedMail, Submit};
 use crate::mutant::{self, Mutant};
 use crate::observe::counters::CloseCause;
 use crate::session::delivery::{Carried, Held, Stage};
@@ -36,6 +36,30 @@ use crate::wire::message::Text;
 pub(super) struct Detached {
     pub(super) session: ConnectionId,
     due_ms: u64,
+}
+
+/// What the store is told of a session that has left its connection. As many wait at once as connections can end at once, so it is much
+/// smaller than [`Submit`].
+#[derive(Debug)]
+pub(super) enum Leaving {
+    /// See [`Submit::Away`].
+    Away { session: SessionRef, roster: RosterId },
+    /// See [`Submit::Leave`].
+    Leave { session: SessionRef, roster: RosterId },
+    /// See [`Submit::Shed`].
+    Shed(Box<ShedMail>),
+}
+
+const _: () = assert!(size_of::<Leaving>() <= 24);
+
+impl Leaving {
+    pub(super) fn mail(&self) -> Submit {
+        match self {
+            &Self::Away { session, roster } => Submit::Away { session, roster },
+            &Self::Leave { session, roster } => Submit::Leave { session, roster },
+            Self::Shed(mail) => Submit::Shed(ShedMail::clone(mail)),
+        }
+    }
 }
 
 impl Shard {
@@ -53,7 +77,7 @@ impl Shard {
         }
         line.drop_empty_backlog();
         let session = self.session_ref(session_id);
-        self.leaves.push_back(Submit::Away { session, roster });
+        self.leaves.push_back(Leaving::Away { session, roster });
         self.detached_count += 1;
         let due_ms = self.mono_ms() + u64::from(self.rules.resume_ms);
         self.detached.push_back(Detached { session: session_id, due_ms });
@@ -97,7 +121,7 @@ impl Shard {
         line.stage = Stage::Leaving;
         // While the attach is on its way the roster slot is not known: the answer to it brings the leave.
         if let Some(roster) = line.roster {
-            self.leaves.push_back(Submit::Leave { session, roster });
+            self.leaves.push_back(Leaving::Leave { session, roster });
         }
         line.take_backlog().into_held().for_each(|held| self.pool.let_go(held.frame));
     }
@@ -158,7 +182,7 @@ impl Shard {
         line.roster = Some(roster);
         if line.stage == Stage::Leaving {
             // The connection went away while the store was asked.
-            return self.leaves.push_back(Submit::Leave { session, roster });
+            return self.leaves.push_back(Leaving::Leave { session, roster });
         }
         let id = line.connection;
         let Some(joining) = self.joining_mut(id) else { return self.stale() };

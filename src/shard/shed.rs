@@ -9,11 +9,12 @@
 
 use std::net::SocketAddr;
 
+use super::resume::Leaving;
 use super::{Shard, State, Work, flags};
 use crate::clock::Moment;
 use crate::ids::ConnectionId;
 use crate::limits::{IDLE_SESSION_BYTES, IDLE_TLS_BYTES, SHED_PER_TURN_MAX};
-use crate::mail::{ShedMail, Submit};
+use crate::mail::ShedMail;
 use crate::observe::counters::{CloseCause, Shed};
 use crate::observe::pressure::{Level, relieved_bytes};
 use crate::session::delivery::Stage;
@@ -130,7 +131,8 @@ impl Shard {
             let held_bytes = self.session_mut(id).map_or(0, |session| session.window_bytes);
             let (session, roster, unix_ms) = (from.session, from.roster, self.now.unix_ms);
             // Before it leaves: the store knows its name until then.
-            self.leaves.push_back(Submit::Shed(ShedMail { session, roster, address, queued_bytes, held_bytes, unix_ms }));
+            let mail = ShedMail { session, roster, address, queued_bytes, held_bytes, unix_ms };
+            self.leaves.push_back(Leaving::Shed(Box::new(mail)));
         }
         self.end_session(id);
         self.abort(id, CloseCause::Shed);
