@@ -201,12 +201,17 @@ struct Tally<'a> {
 }
 
 impl Tally<'_> {
-    /// Runs one input; `true` if something new happened. An input that panics or takes too long is saved.
+    /// Runs one input; `true` if something new happened. An input that panics or takes too long is saved. One that seems to take too long is
+    /// run once more, and then only its time on the CPU counts: this program may have been stopped meanwhile.
     fn run(&mut self, target: fn(&[u8]) -> u64, input: &[u8]) -> bool {
         self.inputs_count += 1;
         let started = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| target(input)));
-        let slow = started.elapsed() > INPUT_TIME_MAX;
+        let slow = started.elapsed() > INPUT_TIME_MAX && {
+            let before = thread_cpu_ns();
+            let _ = catch_unwind(AssertUnwindSafe(|| target(input)));
+            Duration::from_nanos(thread_cpu_ns() - before) > INPUT_TIME_MAX
+        };
         match outcome {
             Ok(kind) if !slow => self.kinds.insert(kind),
             _ => {
