@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Nothing is cancelled. An entry names slot, generation and kind; when it fires, the owner looks whether that is still what it
-//! waits for, drops it or files it again. Buckets are vectors, so filing and firing run through memory in order.
+//! waits for, drops it or files it again. Buckets are lists of chunks, so filing and firing run through memory in order, and one that fills up
+//! copies nothing.
 //!
 //! Receiving bytes moves no entry either: it writes one `u32` into [`Liveness`], whose array is scanned in stripes.
 #![expect(clippy::indexing_slicing, reason = "places come from ticks, cut to the size of the wheel, and from slots of this core")]
@@ -35,13 +36,15 @@ pub struct Timer {
 /// See the module text.
 #[derive(Debug)]
 pub struct Wheel {
-    buckets: Box<[Vec<Entry>]>,
+    buckets: Box<[Bucket]>,
     /// The last tick whose entries are due.
     now: u32,
     /// Taken from a higher level, to be filed again.
     moving: Vec<Entry>,
     due: VecDeque<Entry>,
     len: usize,
+    /// Chunks of buckets that were emptied.
+    spares: Vec<Vec<Entry>>,
 }
 
 impl Wheel {
@@ -52,11 +55,12 @@ impl Wheel {
     #[must_use]
     pub fn new(now: u32) -> Self {
         Self {
-            buckets: (0..LEVELS * BUCKETS).map(|_| Vec::new()).collect(),
+            buckets: (0..LEVELS * BUCKETS).map(|_| Bucket::default()).collect(),
             now,
             moving: Vec::new(),
             due: VecDeque::new(),
             len: 0,
+            spares: Vec::new(),
         }
     }
 
@@ -147,7 +151,7 @@ impl Wheel {
             // Beyond the wheel: into its last bucket, from which it is filed again with its own tick.
             None => bucket(LEVELS - 1, self.now.wrapping_add(SPAN - 1)),
         };
-        self.buckets[place].push(entry);
+        self.buckets[place].push(entry, &mut self.spares);
     }
 
     /// One tick: higher levels whose bucket begins now are to be filed again, the bucket of the tick is due.
@@ -157,9 +161,48 @@ impl Wheel {
             if self.now & ((1 << (BITS * level)) - 1) != 0 {
                 break;
             }
-            empty_into(&mut self.buckets[bucket(level, self.now)], |entry| self.moving.push(entry));
+            self.buckets[bucket(level, self.now)].empty_into(&mut self.spares, |entry| self.moving.push(entry));
         }
-        empty_into(&mut self.buckets[bucket(0, self.now)], |entry| self.due.push_back(entry));
+        self.buckets[bucket(0, self.now)].empty_into(&mut self.spares, |entry| self.due.push_back(entry));
+    }
+}
+
+/// Entries in the order in which they were filed.
+#[derive(Debug, Default)]
+struct Bucket {
+    /// Grows up to a chunk, and is kept.
+    first: Vec<Entry>,
+    /// What found no room there; all but the last are full.
+    more: Vec<Vec<Entry>>,
+}
+
+impl Bucket {
+    fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    fn push(&mut self, entry: Entry, spares: &mut Vec<Vec<Entry>>) {
+        if self.first.len() < CHUNK {
+            return self.first.push(entry);
+        }
+        match self.more.last_mut() {
+            Some(chunk) if chunk.len() < CHUNK => chunk.push(entry),
+            _ => {
+                let mut chunk = spares.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK));
+                chunk.push(entry);
+                self.more.push(chunk);
+            }
+        }
+    }
+
+    fn empty_into(&mut self, spares: &mut Vec<Vec<Entry>>, mut take: impl FnMut(Entry)) {
+        self.first.drain(..).for_each(&mut take);
+        for mut chunk in std::mem::take(&mut self.more) {
+            chunk.drain(..).for_each(&mut take);
+            if spares.len() < SPARE_CHUNKS_MAX {
+                spares.push(chunk);
+            }
+        }
     }
 }
 
@@ -188,20 +231,14 @@ fn bucket(level: usize, tick: u32) -> usize {
     level * BUCKETS + (tick >> (BITS * level) & LOW_BITS) as usize
 }
 
-fn empty_into(bucket: &mut Vec<Entry>, take: impl FnMut(Entry)) {
-    bucket.drain(..).for_each(take);
-    // A burst must not leave its room in every bucket it passes through.
-    if bucket.capacity() > BUCKET_KEPT_MAX {
-        *bucket = Vec::new();
-    }
-}
-
 const LEVELS: usize = 4;
 const BUCKETS: usize = 64;
 const BITS: usize = 6;
 const LOW_BITS: u32 = 63;
 const SPAN: u32 = 1 << (BITS * LEVELS);
-const BUCKET_KEPT_MAX: usize = 1024;
+/// Entries of a chunk: 3 KB.
+const CHUNK: usize = 256;
+const SPARE_CHUNKS_MAX: usize = 4;
 
 /// When each slot last received bytes, 4 bytes per slot, in an array of its own: a scan of a million reads 4 MB in order.
 #[derive(Debug)]

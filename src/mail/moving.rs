@@ -59,6 +59,10 @@ pub struct Toll(#[expect(dead_code, reason = "what counts is that it is there")]
 impl Carriage {
     /// A toll for so many bytes, if no more than `bytes_max` are under way with them.
     pub fn toll(&mut self, bytes: u64, bytes_max: u64) -> Option<Toll> {
+        // What was taken in the order in which it left is forgotten at once, the rest only for want of room.
+        while let Some((_, bytes)) = self.under_way.pop_front_if(|(toll, _)| Arc::strong_count(toll) == 1) {
+            self.bytes -= bytes;
+        }
         if self.bytes + bytes > bytes_max {
             let left = &mut self.bytes;
             self.under_way.retain(|(toll, bytes)| {
