@@ -51,6 +51,10 @@ fn decode_text(bytes: &[u8]) -> Result<Option<(Source, usize)>, Malformed> {
         return if bytes.len() < TEXT_BYTES_MAX { Ok(None) } else { Err(Malformed) };
     };
     let line = bytes.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Malformed)?;
+    if line.contains(&b'\r') {
+        // Who looks for the end by its CR, as section 9 of the specification does, ends the line there.
+        return Err(Malformed);
+    }
     let line = std::str::from_utf8(line).map_err(|_| Malformed)?;
     let mut words = line.split(' ').skip(1);
     let source = match words.next() {
@@ -205,6 +209,9 @@ mod tests {
             "PROXY TCP5 1.2.3.4 1.2.3.4 1 2\r\n",
             "PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\r\n",
             "PROXY UNKNOWN\rX\n",
+            "PROXY UNKNOWN \rX\r\n",
+            "PROXY UNKNOWN \r\r\n",
+            "PROXY UNKNOWN \nX\r\n",
         ] {
             assert_eq!(decode(line.as_bytes()), Err(Malformed), "{line:?}");
         }
