@@ -67,6 +67,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("libc", &["io/"]),
     ("lsm_tree", &["store/engine", "store/engine/"]),
     ("mimalloc", &["main"]),
+    ("miniz_oxide", &["conn/deflate"]),
     ("mio", &["io/epoll"]),
     ("prometheus_client", &["observe/metrics"]),
     ("rkyv", &["store/record"]),

@@ -1,4 +1,4 @@
-//! Compressed messages (RFC 7692), one after the other for all connections of a core.                                 [flate2]
+//! Compressed messages (RFC 7692), one after the other for all connections of a core.                    [flate2, miniz_oxide]
 //!
 //! A compressed message has RSV1 set in its first frame. Its payload, all fragments together, is a DEFLATE stream (RFC 1951) that ends
 //! with an empty stored block, of which the last four bytes do not travel:
@@ -8,7 +8,11 @@
 //!    travels       travels   left away, and put back here
 //! ```
 
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use std::fmt;
+
+use flate2::{Compress, Compression, FlushCompress, Status};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
 /// Why a compressed message is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,15 +23,18 @@ pub enum Fault {
     Invalid,
 }
 
-/// Inflates the messages of one core, one after the other. Holds some 40 KiB from the first one on.
-#[derive(Debug)]
+/// Inflates the messages of one core, one after the other. Holds some 11 KiB from the first one on.
+///
+/// A message is its own window: what it repeats is looked up in what was inflated of it. So nothing of the message before can be
+/// referred to, and nothing before the beginning.
+#[derive(Default)]
 pub struct Inflater {
-    stream: Decompress,
+    stream: DecompressorOxide,
 }
 
-impl Default for Inflater {
-    fn default() -> Self {
-        Self { stream: Decompress::new(false) }
+impl fmt::Debug for Inflater {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inflater").finish_non_exhaustive()
     }
 }
 
@@ -38,31 +45,41 @@ impl Inflater {
     /// # Errors
     /// [`Fault`]; what is in `out` then means nothing.
     pub fn inflate(&mut self, payload: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
-        self.stream.reset(false);
+        self.stream.init();
+        // The stream that is read now begins here.
+        let mut begin = 0;
+        let mut len = 0;
         for part in [payload, TAIL] {
             let mut rest = part;
-            while !rest.is_empty() || out.len() == out.capacity() {
-                if out.len() > bytes_max {
+            loop {
+                if len > bytes_max {
                     return Err(Fault::TooLarge);
                 }
-                if out.len() == out.capacity() {
-                    // One byte more than is allowed tells a message that is too large.
-                    out.reserve_exact(out.len().max(STEP_BYTES).min(bytes_max + 1 - out.len()));
+                if len == out.len() {
+                    if len == out.capacity() {
+                        // One byte more than is allowed tells a message that is too large.
+                        out.reserve_exact(len.max(STEP_BYTES).min(bytes_max + 1 - len));
+                    }
+                    out.resize(out.capacity(), 0);
                 }
-                let before = (self.stream.total_in(), out.len());
-                let status = self.stream.decompress_vec(rest, out, FlushDecompress::Sync).map_err(|_| Fault::Invalid)?;
-                let taken = usize::try_from(self.stream.total_in() - before.0).map_err(|_| Fault::Invalid)?;
+                let window = out.get_mut(begin..).ok_or(Fault::Invalid)?;
+                let (status, taken, written) = decompress(&mut self.stream, rest, window, len - begin, FLAGS);
+                len += written;
                 rest = rest.get(taken..).ok_or(Fault::Invalid)?;
                 match status {
-                    // A final block may stand before the end; what follows is a stream of its own (RFC 7692 7.2.3.5).
-                    Status::StreamEnd => self.stream.reset(false),
-                    Status::Ok | Status::BufError if taken > 0 || out.len() > before.1 => {}
-                    Status::Ok | Status::BufError if rest.is_empty() => break,
-                    Status::Ok | Status::BufError => return Err(Fault::Invalid),
+                    TINFLStatus::HasMoreOutput => {}
+                    TINFLStatus::NeedsMoreInput => break,
+                    // A final block may stand before the end; what follows is a stream of its own (RFC 7692 7.2.3.4).
+                    TINFLStatus::Done => {
+                        self.stream.init();
+                        begin = len;
+                    }
+                    _ => return Err(Fault::Invalid),
                 }
             }
         }
-        if out.len() > bytes_max { Err(Fault::TooLarge) } else { Ok(()) }
+        out.truncate(len);
+        if len > bytes_max { Err(Fault::TooLarge) } else { Ok(()) }
     }
 }
 
@@ -115,6 +132,10 @@ impl Deflater {
 
 /// What a sender leaves away (RFC 7692 7.2.1).
 const TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
+/// More of the message may come, it is nothing but blocks, and what is inflated stays where it is.
+const FLAGS: u32 = inflate_flags::TINFL_FLAG_HAS_MORE_INPUT
+    | inflate_flags::TINFL_FLAG_IGNORE_ADLER32
+    | inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
 /// First room for an inflated message, and least growth.
 const STEP_BYTES: usize = 4 * 1024;
 /// Shorter messages do not become shorter by enough to be worth it.
@@ -147,6 +168,24 @@ mod tests {
         for broken in [&[0xff][..], b"not a stream", &[0x07, 0x00]] {
             assert_eq!(inflate(broken, 100), Err(Fault::Invalid), "{broken:x?}");
         }
+    }
+
+    /// A copy may reach back to the first byte of its stream and not further (RFC 1951 3.2.3): not to the message before, and not across
+    /// a final block.
+    #[test]
+    fn nothing_before_the_beginning_is_repeated() {
+        // A block each, with fixed codes: "abc", and three bytes from three back.
+        let (abc, again) = (&[0x4a, 0x4c, 0x4a, 0x06, 0x00][..], &[0x02, 0x22, 0x00, 0x00][..]);
+        let final_abc = &[0x4b, 0x4c, 0x4a, 0x06, 0x00][..];
+        let mut inflater = Inflater::default();
+        let mut inflate = |payload: &[u8]| {
+            let mut out = Vec::new();
+            inflater.inflate(payload, 100, &mut out).map(|()| out)
+        };
+        assert_eq!(inflate(&[abc, TAIL, again].concat()).as_deref(), Ok(&b"abcabc"[..]));
+        assert_eq!(inflate(again), Err(Fault::Invalid));
+        assert_eq!(inflate(&[final_abc, again].concat()), Err(Fault::Invalid));
+        assert_eq!(inflate(abc).as_deref(), Ok(&b"abc"[..]));
     }
 
     /// A bomb is stopped at the limit: 64 MiB of zeros in 64 KiB never take more than the limit and a byte.
