@@ -2,14 +2,123 @@
 //! the two differ in more than the rules named there: what is accepted by both must mean the same, and what only one accepts must fall
 //! under a rule that is stricter, or laxer, on purpose.
 
+use std::io::{self, Read, Write};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
+use tidegate::conn::connection::{Kinds, ReceiveLimits};
 use tidegate::limits::JSON_DEPTH_MAX;
 use tidegate::wire::envelope::{ClientFrame, DecodeError, Encoding, Frames};
+use tidegate::wire::frame::CONTROL_PAYLOAD_BYTES_MAX;
 use tidegate::wire::upgrade::{self, Refusal, Request};
+use tidegate::wire::violation::Violation;
 use tungstenite::handshake::machine::TryParse;
 use tungstenite::handshake::server::{self, create_response};
+use tungstenite::protocol::{Role, WebSocketConfig};
+use tungstenite::{Error, Message, WebSocket};
+
+use crate::websocket::Seen;
+
+/// Frames without compression, by tungstenite: the same messages and control frames, and a stop at the same one. It refuses nothing that
+/// is accepted here, and takes nothing that is refused here, but for the rules named below.
+pub fn check_frames(stream: &[u8], limits: ReceiveLimits, ours: &[Seen]) {
+    let (broken, before) = match ours.split_last() {
+        Some((Seen::Broken(rule), before)) => (Some(*rule), before),
+        _ => (None, ours),
+    };
+    let (theirs, is_refused) = read_frames(stream, limits, broken.is_some());
+    let goes_on = theirs.starts_with(before);
+    match (broken, before) {
+        // 1014 came into the registry after RFC 6455 (7.4.2); to tungstenite it is no code.
+        (None, [before @ .., Seen::Close(Some(1014), _)]) => assert_eq!(theirs, [before, &[not_a_code()]].concat()),
+        (None, _) => assert_eq!((&theirs[..], is_refused), (ours, false), "another reader sees something else"),
+        // To a code that may not travel tungstenite answers, and hands its answer out, unless the reason is none either.
+        (Some(Violation::CloseCodeInvalid), _) if !is_refused => assert_eq!(theirs, [before, &[not_a_code()]].concat()),
+        // "The minimal number of bytes MUST be used to encode the length" (5.2): tungstenite takes any form. In a control frame every
+        // longer form breaks this rule, or the one that it has at most 125 bytes (5.5), which tungstenite keeps.
+        (Some(Violation::LengthNotMinimal), _) => assert!(goes_on, "{ours:?} and {theirs:?}"),
+        (Some(Violation::OversizedControl), _) if theirs.len() > before.len() => {
+            let next = &theirs[before.len()];
+            assert!(goes_on && matches!(next, Seen::Ping(_) | Seen::Pong(_) | Seen::Close(..)), "{ours:?} and {theirs:?}");
+        }
+        // The subprotocol says which messages belong here, and the number of fragments is a limit of ours (10.4).
+        (Some(Violation::TextNotAccepted), _) if limits.kinds == Kinds::Binary => assert!(goes_on, "{ours:?} and {theirs:?}"),
+        (Some(Violation::BinaryNotAccepted), _) if limits.kinds == Kinds::Text => assert!(goes_on, "{ours:?} and {theirs:?}"),
+        (Some(Violation::TooManyFragments), _) => assert!(goes_on, "{ours:?} and {theirs:?}"),
+        (Some(rule), _) => assert_eq!((&theirs[..], is_refused), (before, true), "another reader takes {rule:?}"),
+    }
+}
+
+/// What tungstenite hands out, and whether it refuses what comes then.
+///
+/// It judges a frame when it is whole; ours may have been refused before. `completed` lets more come until it is: bytes of 0x80, which
+/// are payload first, and then empty masked frames that end a message if one is open.
+fn read_frames(stream: &[u8], limits: ReceiveLimits, completed: bool) -> (Vec<Seen>, bool) {
+    let bytes_max = limits.message_bytes_max as usize;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(4096)
+        .max_message_size(Some(bytes_max))
+        .max_frame_size(Some(bytes_max.max(CONTROL_PAYLOAD_BYTES_MAX)));
+    let more = if completed { bytes_max + 256 } else { 0 };
+    let mut socket = WebSocket::from_raw_socket(Peer { stream, more }, Role::Server, Some(config));
+    let mut seen = Vec::new();
+    loop {
+        match socket.read() {
+            Ok(message) => seen.push(keep(message)),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return (seen, false),
+            Err(_) => return (seen, true),
+        }
+        if let Some(Seen::Close(..)) = seen.last() {
+            return (seen, false);
+        }
+    }
+}
+
+/// What tungstenite makes of a close code that may not travel.
+fn not_a_code() -> Seen {
+    Seen::Close(Some(1002), "Protocol violation".to_owned())
+}
+
+fn keep(message: Message) -> Seen {
+    match message {
+        Message::Text(text) => Seen::Text(text.as_bytes().to_vec()),
+        Message::Binary(payload) => Seen::Binary(payload.to_vec()),
+        Message::Ping(payload) => Seen::Ping(payload.to_vec()),
+        Message::Pong(payload) => Seen::Pong(payload.to_vec()),
+        Message::Close(None) => Seen::Close(None, String::new()),
+        Message::Close(Some(close)) => Seen::Close(Some(close.code.into()), close.reason.as_str().to_owned()),
+        Message::Frame(_) => unreachable!("it is never read"),
+    }
+}
+
+/// Bytes that came, some that may follow, and nobody who hears an answer.
+struct Peer<'a> {
+    stream: &'a [u8],
+    more: usize,
+}
+
+impl Read for Peer<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if !self.stream.is_empty() {
+            return self.stream.read(buf);
+        }
+        let count = buf.len().min(self.more);
+        self.more -= count;
+        buf[..count].fill(0x80);
+        if count == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(count) }
+    }
+}
+
+impl Write for Peer<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// A whole request head, by the server's side of tungstenite. What opens a WebSocket here opens it there, with the same answer to its
 /// key, unless `Connection` and `Upgrade` are lists, or the target is no URI to it. What opens it there and not here breaks a rule that

@@ -195,7 +195,8 @@ pub fn proxy(input: &[u8]) -> u64 {
     }
 }
 
-/// Frames in any chunks: the same events and the same broken rule as at once, and as a slow decoder sees them.
+/// Frames in any chunks: the same events and the same broken rule as at once, as a slow decoder sees them, and, without compression, as
+/// another implementation does.
 pub fn frame_message(input: &[u8]) -> u64 {
     let (settings, chunks, stream) = split(input);
     let limits = ReceiveLimits {
@@ -210,6 +211,9 @@ pub fn frame_message(input: &[u8]) -> u64 {
     match scarce.split_last() {
         Some((Seen::Full, before)) => assert_eq!(before, &at_once[..before.len()], "scarce memory changes events"),
         _ => assert_eq!(scarce, at_once, "scarce memory changes events"),
+    }
+    if limits.reserved == Reserved::None {
+        others::check_frames(stream, limits, &at_once);
     }
     for event in &at_once {
         if let Seen::Text(text) = event {
