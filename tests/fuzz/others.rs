@@ -3,14 +3,17 @@
 //! under a rule that is stricter, or laxer, on purpose.
 
 use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ppp::{v1, v2};
 use serde_json::{Map, Value};
 use tidegate::conn::connection::{Kinds, ReceiveLimits};
-use tidegate::limits::JSON_DEPTH_MAX;
+use tidegate::limits::{JSON_DEPTH_MAX, PROXY_HEADER_BYTES_MAX};
 use tidegate::wire::envelope::{ClientFrame, DecodeError, Encoding, Frames};
 use tidegate::wire::frame::CONTROL_PAYLOAD_BYTES_MAX;
+use tidegate::wire::proxy::{Malformed, Source};
 use tidegate::wire::upgrade::{self, Refusal, Request};
 use tidegate::wire::violation::Violation;
 use tungstenite::handshake::machine::TryParse;
@@ -169,6 +172,81 @@ fn header<'a>(request: Option<&'a server::Request>, name: &str) -> Option<&'a [u
 
 fn request_key(request: Option<&server::Request>) -> &[u8] {
     header(request, "Sec-WebSocket-Key").expect("a key")
+}
+
+/// A PROXY header, by ppp: of what both take, the same client or none, and the same length. What one of them takes alone falls under a
+/// rule of [`is_taken_here_alone`] or [`is_refused_here_alone`].
+pub fn check_proxy(bytes: &[u8], ours: Result<Option<(Source, usize)>, Malformed>) {
+    let theirs = if bytes.first() == Some(&b'P') { proxy_line(bytes) } else { proxy_block(bytes) };
+    match (ours, theirs) {
+        (Ok(Some(ours)), Some(theirs)) => assert_eq!(ours, theirs, "two readers of one header"),
+        (Ok(None) | Err(Malformed), None) => {}
+        (Ok(None), Some(theirs)) => panic!("more is waited for than another reader needs for {theirs:?}"),
+        (Ok(Some((source, length))), None) => {
+            assert_eq!(source, Source::Balancer, "another reader refuses a client");
+            assert!(is_taken_here_alone(&bytes[..length]), "another reader refuses a header");
+        }
+        (Err(Malformed), Some((source, length))) => {
+            assert!(is_refused_here_alone(&bytes[..length], source), "another reader takes a header for {source:?}");
+        }
+    }
+}
+
+/// Version 1: "the receiver must ignore anything presented before the CRLF" of an `UNKNOWN` (2.1), of which ppp takes four words.
+///
+/// Version 2 (2.2): of `LOCAL` "the protocol block including the family" is discarded, and of what is neither TCP over IPv4 nor over IPv6
+/// the block is passed over by its length. ppp wants a family and protocol that it knows, and the addresses of the family to be there.
+fn is_taken_here_alone(header: &[u8]) -> bool {
+    let words = header.split(|&byte| byte == b' ').count();
+    let [.., command, family, high, low] = header[..header.len().min(16)] else { return false };
+    let addresses_bytes = [0, 12, 36, 216].get(usize::from(family >> 4)).copied();
+    let is_known = addresses_bytes.is_some() && family & 0x0f <= 2;
+    let is_short = addresses_bytes.is_some_and(|bytes| u16::from_be_bytes([high, low]) < bytes);
+    let is_passed_over = command == 0x20 || ![0x11, 0x21].contains(&family);
+    if header.starts_with(b"P") {
+        header.starts_with(b"PROXY UNKNOWN ") && words > 6
+    } else {
+        command == 0x20 && !is_known || is_passed_over && is_short
+    }
+}
+
+/// Version 1: "the receiver must not tolerate a single CR or LF character to end the line", as ppp does with a LF behind a blank, and
+/// passes over one behind `UNKNOWN`; "a decimal integer" has no sign (2.1). Version 2: a header may not be of any length here.
+fn is_refused_here_alone(header: &[u8], source: Source) -> bool {
+    if !header.starts_with(b"P") {
+        return header.len() > PROXY_HEADER_BYTES_MAX;
+    }
+    let is_lone_lf = header.windows(2).any(|two| two[0] != b'\r' && two[1] == b'\n');
+    let has_sign = header.split(|&byte| byte == b' ').skip(4).any(|port| port.starts_with(b"+"));
+    is_lone_lf || has_sign && source != Source::Balancer
+}
+
+/// Whom a header of version 1 names to ppp, and how long it is.
+fn proxy_line(bytes: &[u8]) -> Option<(Source, usize)> {
+    let header = v1::Header::try_from(bytes).ok()?;
+    let source = match header.addresses {
+        v1::Addresses::Tcp4(tcp) => client(tcp.source_address.into(), tcp.source_port),
+        v1::Addresses::Tcp6(tcp) => client(tcp.source_address.into(), tcp.source_port),
+        v1::Addresses::Unknown => Source::Balancer,
+    };
+    Some((source, header.header.len()))
+}
+
+/// As [`proxy_line`], of version 2. It names a client if somebody else's TCP is forwarded.
+fn proxy_block(bytes: &[u8]) -> Option<(Source, usize)> {
+    let header = v2::Header::try_from(bytes).ok()?;
+    let is_tcp = header.command == v2::Command::Proxy && header.protocol == v2::Protocol::Stream;
+    let source = match header.addresses {
+        v2::Addresses::IPv4(ip) if is_tcp => client(ip.source_address.into(), ip.source_port),
+        v2::Addresses::IPv6(ip) if is_tcp => client(ip.source_address.into(), ip.source_port),
+        _ => Source::Balancer,
+    };
+    Some((source, header.header.len()))
+}
+
+/// An IPv4 address mapped into IPv6 is an IPv4 address here.
+fn client(address: IpAddr, port: u16) -> Source {
+    Source::Client(SocketAddr::new(address.to_canonical(), port))
 }
 
 /// One line of a client, by serde_json: it is an object for both or for neither, but for one that is too deep here; a frame that is read

@@ -161,7 +161,7 @@ fn judge<'a>(head: &'a [u8], policy: &Policy<'_>) -> Result<upgrade::Request<'a>
     judged
 }
 
-/// A PROXY header: an answer is final whatever comes behind it and lies within its bound; whom it names may then speak in HTTP, where the
+/// A PROXY header: an answer is final whatever comes behind it, lies within its bound and is that of another implementation; whom it names may then speak in HTTP, where the
 /// last word of a balancer decides and nobody else's does.
 pub fn proxy(input: &[u8]) -> u64 {
     let (_, chunks, stream) = split(input);
@@ -172,6 +172,7 @@ pub fn proxy(input: &[u8]) -> u64 {
         let known = proxy::decode(&stream[..end]);
         assert!(known == Ok(None) || known == decoded, "more bytes change the answer");
     }
+    others::check_proxy(stream, decoded);
     let balancer = SocketAddr::from(([10, 0, 0, 3], 1));
     let stranger = SocketAddr::from(([203, 0, 113, 7], 0));
     let is_trusted = |address: IpAddr| address == balancer.ip();
