@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use ppp::{v1, v2};
 use serde_json::{Map, Value};
 use tidegate::conn::connection::{Kinds, ReceiveLimits};
+use tidegate::conn::deflate::Fault;
 use tidegate::limits::{JSON_DEPTH_MAX, PROXY_HEADER_BYTES_MAX};
 use tidegate::wire::envelope::{ClientFrame, DecodeError, Encoding, Frames};
 use tidegate::wire::frame::CONTROL_PAYLOAD_BYTES_MAX;
@@ -20,6 +21,7 @@ use tungstenite::handshake::machine::TryParse;
 use tungstenite::handshake::server::{self, create_response};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Error, Message, WebSocket};
+use zlib_rs::{Inflate, InflateFlush, Status};
 
 use crate::websocket::Seen;
 
@@ -247,6 +249,61 @@ fn proxy_block(bytes: &[u8]) -> Option<(Source, usize)> {
 /// An IPv4 address mapped into IPv6 is an IPv4 address here.
 fn client(address: IpAddr, port: u16) -> Source {
     Source::Client(SocketAddr::new(address.to_canonical(), port))
+}
+
+/// A compressed message, by zlib-rs: what both take says the same, what is too large here is too large there, and one alone takes
+/// nothing, but for the two rules named below. Returns why it is refused there.
+pub fn check_message(payload: &[u8], bytes_max: usize, ours: Result<&[u8], Fault>) -> Option<&'static str> {
+    let mut theirs = Zlib { stream: Inflate::new(false, 15), message: Vec::new() };
+    let refused = theirs.read(&[payload, &[0x00, 0x00, 0xff, 0xff]].concat()).err();
+    match (ours, refused) {
+        (Ok(message), None) => assert_eq!(message, theirs.message, "two readers see two messages"),
+        (Err(Fault::Invalid), Some(why)) => assert_ne!(why, TOO_LONG, "another reader sees a message"),
+        // A block without a code for its end (RFC 1951 3.2.7) is refused there by its head, and here is one that was cut off.
+        (Ok(message), Some(NO_END)) => assert!(message.starts_with(&theirs.message), "two readers see two messages"),
+        (Err(Fault::TooLarge), Some(NO_END)) => {}
+        (Err(Fault::TooLarge), _) => assert!(theirs.message.len() > bytes_max, "{} bytes are not too many", theirs.message.len()),
+        // Code lengths without a code for any (RFC 1951 3.2.7) are refused here at once. There all lengths are zeros, as many as were
+        // announced and however few bits are left, so it may be the end of the message that comes first.
+        (Err(Fault::Invalid), None) => assert_eq!(theirs.read(&[0; 40]), Err(NO_END), "another reader sees a message"),
+        (Ok(_), Some(why)) => panic!("another reader refuses a message: {why}"),
+    }
+    refused
+}
+
+const NO_END: &str = "invalid code -- missing end-of-block";
+/// Beyond [`INFLATED_BYTES_MAX`].
+const TOO_LONG: &str = "too long";
+/// Above every limit that is given.
+const INFLATED_BYTES_MAX: usize = 256 * 1024;
+
+/// A message as far as zlib-rs has read it.
+struct Zlib {
+    stream: Inflate,
+    message: Vec<u8>,
+}
+
+impl Zlib {
+    /// Reads on, at once and with no limit but [`INFLATED_BYTES_MAX`]. What follows a final block is a stream of its own.
+    fn read(&mut self, mut rest: &[u8]) -> Result<(), &'static str> {
+        let mut room = vec![0; INFLATED_BYTES_MAX - self.message.len()];
+        while !rest.is_empty() {
+            let (taken_before, given_before) = (self.stream.total_in(), self.stream.total_out());
+            let status = self.stream.decompress(rest, &mut room, InflateFlush::SyncFlush);
+            let taken = usize::try_from(self.stream.total_in() - taken_before).expect("within the message");
+            let given = usize::try_from(self.stream.total_out() - given_before).expect("within the room");
+            rest = &rest[taken..];
+            self.message.extend_from_slice(&room[..given]);
+            room.truncate(room.len() - given);
+            match status {
+                Ok(Status::StreamEnd) => self.stream = Inflate::new(false, 15),
+                Ok(_) if rest.is_empty() => {}
+                Ok(_) => return Err(TOO_LONG),
+                Err(_) => return Err(self.stream.error_message().expect("it says why")),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One line of a client, by serde_json: it is an object for both or for neither, but for one that is too deep here; a frame that is read
