@@ -645,7 +645,10 @@ fn share(settings: &Settings, cores: usize) -> Result<Share, Fatal> {
 fn available_memory() -> (u64, &'static str) {
     let found = memory::available();
     if found.is_none() {
-        tracing::warn!("neither /proc/meminfo nor memory.max can be read; set limits.memory_bytes");
+        tracing::warn!(
+            "neither /proc/meminfo nor sysinfo nor a control group says how much memory there is: {MEMORY_UNKNOWN_BYTES} bytes are \
+             assumed; set limits.memory_bytes"
+        );
     }
     found.map_or((MEMORY_UNKNOWN_BYTES, "assumed"), |found| (found.bytes, found.from))
 }

@@ -39,8 +39,53 @@ fn limits_are_worked_out_and_told() {
 
     let gateway = Gateway::start();
     let log = gateway.log();
-    let half = log.split("limits.memory_bytes = ").nth(1).expect("a line").split(':').next().and_then(|text| text.parse().ok());
-    assert!(half.is_some_and(|bytes: u64| bytes > 1 << 26) && log.contains(": half of "), "{log}");
+    assert!(derived(&gateway, "limits.memory_bytes") > 1 << 26 && log.contains(": half of "), "{log}");
+}
+
+/// A service manager that hides all of `/proc` but processes (`ProcSubset=pid`) does not hide how much memory there is: the limits are
+/// those of the machine, and not of one that nothing is known of.
+#[test]
+fn the_machine_is_known_where_proc_is_hidden() {
+    let hidden = where_proc_is_hidden("exec");
+    let log = hidden.log();
+    let from = log.lines().find(|line| line.contains("limits.memory_bytes = ")).expect("a line");
+    assert!(["sysinfo", "memory.max", "memory.limit_in_bytes"].iter().any(|name| from.contains(name)), "{from}");
+    let open = Gateway::start();
+    for key in ["limits.memory_bytes", "limits.connections_max", "limits.queue_bytes_max"] {
+        assert_eq!(derived(&hidden, key), derived(&open, key), "{key}");
+    }
+}
+
+/// Where nobody says how much memory there is, the start says so, what is assumed, and what to do.
+#[test]
+fn unknown_memory_is_told() {
+    let seccomp = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seccomp/within");
+    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/seccomp.json");
+    let gateway =
+        where_proc_is_hidden(&format!("mount -t tmpfs tmpfs /sys/fs/cgroup && exec {seccomp} {profile} --without sysinfo"));
+    assert_eq!(derived(&gateway, "limits.memory_bytes"), 512 << 20);
+    let log = gateway.log();
+    let told = log.lines().find(|line| line.contains(r#""level":"WARN""#) && line.contains("1073741824 bytes are assumed"));
+    assert!(told.is_some_and(|line| line.contains("set limits.memory_bytes")), "{log}");
+}
+
+/// A gateway that sees processes alone in `/proc`, started by these words of a shell. Needs root.
+fn where_proc_is_hidden(words: &str) -> Gateway {
+    let script = format!(r#"mount -t proc -o subset=pid proc /proc && test ! -e /proc/meminfo && {words} "$0" "$@""#);
+    Gateway::within(&["unshare", "--mount", "sh", "-c", &script], &[])
+}
+
+/// Where few files may be open, there are so few connections: each file more is a connection more.
+#[test]
+fn connections_follow_the_limit_of_open_files() {
+    let [few, more] = [500, 700].map(|files| {
+        let gateway = Gateway::with_few_descriptors(files, &[("reactors", "1")]);
+        let log = gateway.log();
+        assert!(log.contains(": the limit of open files; limits.memory_bytes would do for "), "{log}");
+        derived(&gateway, "limits.connections_max")
+    });
+    assert!(0 < few && few < 500, "{few}");
+    assert_eq!(more - few, 200);
 }
 
 /// Readers that stop reading fill the budget: signals are shed first, then newcomers refused, then the one for whom most waits is closed,
@@ -206,6 +251,13 @@ fn the_budget_changes_while_the_gateway_runs() {
     put("[limits]\nmemory_bytes = 268435456\n[store]\nreaders = 3\n");
     in_force(256 << 20);
     eventually("a line", || gateway.log().contains("not in force before the next start: store.readers").then_some(()));
+}
+
+/// What the start says a limit is that was worked out.
+fn derived(gateway: &Gateway, key: &str) -> u64 {
+    let log = gateway.log();
+    let value = log.split(&format!("{key} = ")).nth(1).and_then(|rest| rest.split(':').next()?.parse().ok());
+    value.unwrap_or_else(|| panic!("{key}: {log}"))
 }
 
 /// Who reads nothing, the one who is sent most in front.
