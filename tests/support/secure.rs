@@ -109,12 +109,17 @@ pub const BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 
 /// A gateway with a listener for TLS and the certificates of these files, and where that listener is.
 pub fn start(authority: &Authority, files: &[&str], settings: &[(&str, &str)]) -> (Gateway, SocketAddr) {
+    start_within(&[], authority, files, settings)
+}
+
+/// As [`start`], by another program: see [`Gateway::within`].
+pub fn start_within(program: &[&str], authority: &Authority, files: &[&str], settings: &[(&str, &str)]) -> (Gateway, SocketAddr) {
     let listen = free_address();
     let list = |ending: &str| files.iter().map(|file| authority.path(&format!("{file}.{ending}"))).collect::<Vec<_>>().join(",");
     let (address, certificates, keys) = (listen.to_string(), list("pem"), list("key"));
     let mut all = vec![("tls.listen", address.as_str()), ("tls.certificates", &certificates), ("tls.keys", &keys)];
     all.extend(settings);
-    (Gateway::with(&all), listen)
+    (Gateway::within(program, &all), listen)
 }
 
 pub type Stream = StreamOwned<ClientConnection, TcpStream>;

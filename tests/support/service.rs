@@ -1,4 +1,5 @@
 //! A service of the operator: an HTTP listener whose answers the test decides.
+#![allow(dead_code, reason = "every test file uses its own part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
