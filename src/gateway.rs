@@ -38,7 +38,7 @@ use crate::io::uring::{self, Sizes, Uring};
 use crate::io::wake::Waker;
 use crate::limits;
 use crate::mail::{Control, Report};
-use crate::mailbox::{self, Gathering, Spread};
+use crate::mailbox::{self, Gathering};
 use crate::observe::auth::AuthFacts;
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::ReactorHistograms;
@@ -196,8 +196,8 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
                 credit: store.credit.clone(),
                 peers: posts.iter().map(|post| post.peer.clone()).collect(),
                 spare_groups: store.spare_groups.clone(),
-                judges: Spread::new(judges.lanes.clone(), number),
-                hooks: Spread::new(judges.hooks.clone(), number),
+                judges: judges.lane.clone(),
+                hooks: judges.hooks.clone(),
             },
             clock,
             block,

@@ -190,8 +190,8 @@ pub const WEBHOOK_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Likewise of those it called bad. Strangers fill it, so it is apart from the good ones.
 pub const WEBHOOK_BAD_CACHE_BYTES_MAX: usize = 1024 * 1024;
 
-/// Lane to one thread that judges tokens, values: 2 MiB of the longest. Filled by reactors; full on all threads: ERROR 5002, and for a
-/// HELLO close 4503. Counter: `tokens_unjudged_count`.
+/// Values on the lane to the threads that judge tokens, for each of them: 2 MiB of the longest. Filled by reactors; full: ERROR 5002, and
+/// for a HELLO close 4503. Counter: `tokens_unjudged_count`.
 pub const JUDGE_LANE_MAX: usize = 256;
 
 /// `judged` lane, values per reactor. Filled by the threads that judge tokens; full: the thread waits.

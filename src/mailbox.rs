@@ -153,42 +153,6 @@ impl<T> Gathering<T> {
     }
 }
 
-/// Lanes to threads that do the same work: whichever has room takes a value.
-#[derive(Clone, Debug)]
-pub struct Spread<T> {
-    lanes: Vec<LaneSender<T>>,
-    next: usize,
-}
-
-impl<T> Spread<T> {
-    /// Over these lanes, beginning with number `first` of them.
-    #[must_use]
-    pub fn new(lanes: Vec<LaneSender<T>>, first: usize) -> Self {
-        Self { lanes, next: first }
-    }
-
-    /// Gives `value` to the next thread that has room. Never waits.
-    ///
-    /// # Errors
-    /// The value, when no lane has room or there is none.
-    pub fn try_send(&mut self, mut value: T) -> Result<(), T> {
-        for _ in 0..self.lanes.len() {
-            self.next = (self.next + 1) % self.lanes.len();
-            match self.lanes[self.next].try_send(value) {
-                Ok(()) => return Ok(()),
-                Err(back) => value = back,
-            }
-        }
-        Err(value)
-    }
-}
-
-impl<T> Default for Spread<T> {
-    fn default() -> Self {
-        Self { lanes: Vec::new(), next: 0 }
-    }
-}
-
 /// Makes a lane on which emptied values come back to be filled again, at most `bound`. Nobody is woken for them.
 #[must_use]
 pub fn spares<T>(bound: usize) -> (SpareSender<T>, SpareReceiver<T>) {
@@ -225,10 +189,16 @@ impl<T> SpareReceiver<T> {
     }
 }
 
-/// The end of a lane that takes; one thread owns it.
+/// The end of a lane that takes. One thread owns it, or several have a clone each: whichever is free takes the next value.
 #[derive(Debug)]
 pub struct LaneReceiver<T> {
     channel: channel::Receiver<T>,
+}
+
+impl<T> Clone for LaneReceiver<T> {
+    fn clone(&self) -> Self {
+        Self { channel: self.channel.clone() }
+    }
 }
 
 impl<T> LaneReceiver<T> {
@@ -429,16 +399,19 @@ mod tests {
         assert!(is_told());
     }
 
-    /// Values go round the lanes, past those that are full, and come back when all are.
+    /// Threads that do the same work take from one lane: one that is busy keeps no value from those that are free.
     #[test]
-    fn a_spread_finds_room() {
-        let waker = Waker::for_thread();
-        let (lanes, takers): (Vec<_>, Vec<_>) = [1, 2].map(|bound| lane(bound, &waker)).into_iter().unzip();
-        let mut spread = Spread::new(lanes, 0);
-        assert!((0..3).all(|value| spread.try_send(value).is_ok()));
-        assert_eq!(spread.try_send(3), Err(3));
-        assert_eq!(takers[0].drain(9).chain(takers[1].drain(9)).collect::<Vec<_>>(), [1, 0, 2]);
-        assert_eq!(Spread::default().try_send(4), Err(4));
+    fn whoever_is_free_takes_the_next() {
+        let (sender, busy) = lane(4, &Waker::for_thread());
+        let free = busy.clone();
+        (0..4).for_each(|value| sender.try_send(value).unwrap());
+        assert_eq!(sender.try_send(4), Err(4));
+        assert_eq!(busy.try_recv(), Some(0));
+        assert_eq!(free.drain(9).collect::<Vec<_>>(), [1, 2, 3]);
+        drop(busy);
+        assert_eq!(sender.try_send(5), Ok(()));
+        drop(free);
+        assert_eq!(sender.try_send(6), Err(6));
     }
 
     /// A receiver that asks without a pause loses no value, and hears of the end only after the last one.

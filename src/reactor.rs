@@ -24,7 +24,7 @@ use crate::io::uring::Uring;
 use crate::io::wake::Waker;
 use crate::limits;
 use crate::mail::{Control, Court, Group, Judge, Peer, Report, Submit};
-use crate::mailbox::{Credit, Gathering, Inbox, LaneSender, SpareSender, Spread};
+use crate::mailbox::{Credit, Gathering, Inbox, LaneSender, SpareSender};
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::{PARSE_SAMPLED_EVERY, ReactorHistograms};
 use crate::observe::pressure::Pressure;
@@ -71,10 +71,10 @@ pub struct Outbox {
     pub peers: Vec<LaneSender<Peer>>,
     /// Emptied groups, back to the store thread.
     pub spare_groups: SpareSender<Group>,
-    /// To the threads that judge tokens by public keys; without threads it is always full.
-    pub judges: Spread<Judge>,
+    /// To the threads that judge tokens by public keys, if there are any.
+    pub judges: Option<LaneSender<Judge>>,
     /// Likewise to those that ask the webhook.
-    pub hooks: Spread<Judge>,
+    pub hooks: Option<LaneSender<Judge>>,
 }
 
 impl Outlet for Outbox {
@@ -99,9 +99,13 @@ impl Outlet for Outbox {
     }
 
     fn judge(&mut self, mail: Judge) -> Result<(), Judge> {
-        match mail.court {
-            Court::Keys => self.judges.try_send(mail),
-            Court::Webhook => self.hooks.try_send(mail),
+        let lane = match mail.court {
+            Court::Keys => &self.judges,
+            Court::Webhook => &self.hooks,
+        };
+        match lane {
+            Some(lane) => lane.try_send(mail),
+            None => Err(mail),
         }
     }
 }

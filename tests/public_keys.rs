@@ -8,9 +8,8 @@ mod support;
 mod tokens;
 
 use std::fs;
-use std::net::TcpListener;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use service::Service;
 use support::eventually;
@@ -18,10 +17,11 @@ use support::gateway::{Gateway, unix_s};
 use support::raw::{ENCODINGS, Next, Raw};
 use support::secure::Authority;
 use tidegate::config::Secret;
+use tidegate::limits::JUDGE_LANE_MAX;
 use tidegate::session::auth::{AuthError, Identity, Verifier};
 use tidegate::session::keys::Keys;
 use tidegate::wire::envelope::{ClientFrame, Encoding, ServerFrame, page_flags};
-use tokens::{AUDIENCE, Signer, bad_tokens, good_claims, key_file};
+use tokens::{AUDIENCE, Bad, Signer, bad_tokens, good_claims, key_file};
 
 const FILES: [&str; 5] = ["rsa.pem", "ec.pem", "ec2.pem", "ed.pem", "jwks.json"];
 
@@ -78,30 +78,163 @@ fn each_algorithm_passes() {
     assert_eq!(gateway.metric("tidegate_tokens_asked_total"), 2.0 * (tokens.len() - 1) as f64);
 }
 
-/// The table of bad tokens: the verdict of each, and what its client sees. None of them makes the gateway ask anybody.
+/// The table of bad tokens: the verdict of each, and what its client sees.
 #[test]
 fn bad_tokens_are_refused() {
     let gateway = gateway();
-    let trap = TcpListener::bind("127.0.0.1:0").expect("a port");
-    trap.set_nonblocking(true).expect("a socket");
-    let url = format!("http://{}/jwks.json", trap.local_addr().expect("a port"));
     let secret = Secret::new(b"0123456789abcdef0123456789abcdef".to_vec()).expect("long enough");
-    let table = bad_tokens(unix_s(), &url, secret.as_bytes());
+    let table = bad_tokens(unix_s(), "http://127.0.0.1:1/jwks.json", secret.as_bytes());
     eprintln!("{} bad tokens", table.len());
     assert!(table.len() >= 60);
     for bad in &table {
         let expected = if bad.code == 2002 { AuthError::Expired } else { AuthError::Invalid };
         assert_eq!(verdict(&secret, &bad.token), Err(expected), "{}", bad.name);
         for encoding in ENCODINGS {
-            let mut raw = Raw::open(&gateway, encoding);
-            raw.hello(&bad.token, "1");
-            let error = raw.error();
-            assert_eq!((error.rid, error.code, error.flags), (0, bad.code, page_flags::ERROR_CLOSING), "{}", bad.name);
-            assert_eq!(raw.closed(), Some(4401), "{}", bad.name);
+            is_refused(&gateway, encoding, bad);
         }
     }
-    assert!(trap.accept().is_err(), "somebody asked the address of a token");
     assert_eq!(gateway.metric("tidegate_tokens_unjudged_total"), 0.0);
+}
+
+/// What the client of a bad token sees.
+fn is_refused(gateway: &Gateway, encoding: Encoding, bad: &Bad) {
+    let mut raw = Raw::open(gateway, encoding);
+    raw.hello(&bad.token, "1");
+    let error = raw.error();
+    assert_eq!((error.rid, error.code, error.flags), (0, bad.code, page_flags::ERROR_CLOSING), "{}", bad.name);
+    assert_eq!(raw.closed(), Some(4401), "{}", bad.name);
+}
+
+/// Nothing in a token is taken for an address. A gateway that fetches keys, and that nothing else keeps from asking anybody, is shown the
+/// table, before it has the keys and afterwards, with addresses of a trap and of other pages of the service that has the keys; and good
+/// tokens that name them. The trap hears nothing, and the service only what the settings say.
+#[test]
+fn no_address_is_taken_from_a_token() {
+    let set = fs::read_to_string(key_file("jwks.json")).expect("a file of the tests");
+    let said = Arc::new(Mutex::new((500, String::new())));
+    let service = Service::start({
+        let said = said.clone();
+        move |_| Some(said.lock().unwrap().clone())
+    });
+    let trap = Service::start(|_| None);
+    let (far, near) = (trap.url("/jwks.json"), service.url("/elsewhere/jwks.json"));
+    let gateway = Gateway::with(&[
+        ("auth.keys", &["rsa.pem", "ec.pem", "ec2.pem", "ed.pem"].map(key_file).join(",")),
+        ("auth.jwks_url", &service.url("/jwks.json")),
+        ("auth.jwks_every_s", "86400"),
+        ("auth.jwks_again_s", "3600"),
+        ("auth.audience", AUDIENCE),
+        ("confine", "false"),
+    ]);
+    let secret = Secret::new(b"0123456789abcdef0123456789abcdef".to_vec()).expect("long enough");
+    let tables = [&far, &near].map(|url| bad_tokens(unix_s(), url, secret.as_bytes()));
+    let hosts = [trap.address, service.address].map(|address| address.to_string());
+    let hang_up = || {
+        let before = service.asked();
+        gateway.signal("HUP");
+        eventually("the next question", || (service.asked() > before).then_some(()));
+    };
+    // While a key may exist its token is not called bad, and the keys are asked for.
+    let mut unjudged = 0;
+    for (table, host) in tables.iter().zip(&hosts) {
+        let naming: Vec<&Bad> = table.iter().filter(|bad| bad.says(host)).collect();
+        assert!(naming.len() >= 30, "{} tokens name {host}", naming.len());
+        for (bad, encoding) in naming.iter().zip(ENCODINGS.into_iter().cycle()) {
+            match greeted(&gateway, encoding, &bad.token) {
+                Err((5002, Some(4503))) => unjudged += 1,
+                told => assert_eq!(told, Err((2001, Some(4401))), "{}", bad.name),
+            }
+        }
+        hang_up();
+    }
+    assert!(unjudged >= 20, "{unjudged} tokens name keys that are not here");
+    *said.lock().unwrap() = (200, set);
+    gateway.signal("HUP");
+    eventually("the keys", || gateway.is_ready().then_some(()));
+    for (table, host) in tables.iter().zip(&hosts) {
+        // The others name no address, and are the same in both.
+        let far = *host == hosts[0];
+        for (bad, encoding) in table.iter().filter(|bad| far || bad.says(host)).zip(ENCODINGS.into_iter().cycle()) {
+            is_refused(&gateway, encoding, bad);
+        }
+    }
+    let good = good_claims(unix_s() + 3600);
+    for url in [&far, &near] {
+        for name in ["jku", "x5u", "iss", "url", "jwks_uri"] {
+            let header = Signer::Ec.header().replace('}', &format!(r#","{name}":{url:?}}}"#));
+            let claims = good.replace('}', &format!(r#","{name}":{url:?},"jti":{url:?}}}"#));
+            let token = Signer::Ec.token(&header, &claims);
+            assert_eq!(greeted(&gateway, Encoding::Binary, &token), Ok("al".to_owned()), "{name}");
+        }
+    }
+    // The second question comes after all that the first brought about.
+    hang_up();
+    hang_up();
+    assert_eq!((trap.connections(), trap.asked()), (0, 0), "somebody asked the address of a token");
+    assert!(service.lines().iter().eq(["GET /jwks.json HTTP/1.1"]), "{:?}", service.lines());
+}
+
+/// More tokens of a public key at once than may wait for those who judge: whoever finds no place is told to come back, each at another
+/// time, and nobody that its token is bad who was not judged. Whoever comes afterwards is judged. All of them stand there when the gateway
+/// looks, and the one thread that judges gets the one processor when nobody else wants it.
+#[test]
+fn more_tokens_than_may_wait_are_not_called_bad() {
+    const ALL: usize = 2 * JUDGE_LANE_MAX + 88;
+    let allowed = fs::read_to_string("/proc/self/status").expect("Linux says it");
+    let allowed = allowed.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("Linux says it");
+    let processor = allowed.trim().split([',', '-']).next().expect("one at least");
+    let settings = [
+        ("reactors", "1"),
+        ("auth.keys", &*key_file("rsa.pem")),
+        ("auth.audience", AUDIENCE),
+        ("auth.threads", "1"),
+        ("limits.accept_per_s", "0"),
+        ("limits.handshakes_max", "1000"),
+        ("protocol.hello_ms", "60000"),
+    ];
+    let gateway = Gateway::within(&["taskset", "-c", processor], &settings);
+    let threads =
+        fs::read_dir(format!("/proc/{}/task", gateway.pid())).expect("it runs").map(|task| task.expect("a thread").path());
+    let judge = threads.into_iter().find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "auth-0\n"));
+    let judge = judge.expect("a thread that judges").file_name().and_then(|id| id.to_str()).expect("a number").to_owned();
+    assert!(Command::new("chrt").args(["--idle", "--pid", "0", &judge]).status().expect("chrt runs").success());
+
+    let later = unix_s() + 3600;
+    let token = |number: usize| {
+        let claims = good_claims(later).replace("\"al\"", &format!("\"u{number}\""));
+        let token = Signer::Rsa.token(Signer::Rsa.header(), &claims);
+        // Every other one is forged.
+        if number % 2 == 0 { token } else { format!("{}AA", &token[..token.len() - 2]) }
+    };
+    let tokens: Vec<String> = (0..ALL).map(token).collect();
+    let mut waiting: Vec<Raw> = (0..ALL).map(|number| Raw::open(&gateway, ENCODINGS[number / 2 % 2])).collect();
+    gateway.signal("STOP");
+    waiting.iter_mut().zip(&tokens).for_each(|(raw, token)| raw.hello(token, "1"));
+    gateway.signal("CONT");
+    let (mut waits_ms, mut unjudged) = (Vec::new(), Vec::new());
+    for (number, raw) in waiting.iter_mut().enumerate() {
+        match raw.next() {
+            Next::Frame(ServerFrame::Welcome(welcome)) => assert_eq!((number % 2, &*welcome.user), (0, &*format!("u{number}"))),
+            Next::Frame(ServerFrame::Error { code: 5002, retry_ms, .. }) => {
+                assert_eq!(raw.closed(), Some(4503));
+                waits_ms.push(retry_ms);
+                unjudged.push(number);
+            }
+            Next::Frame(ServerFrame::Error { code: 2001, .. }) => assert_eq!((number % 2, raw.closed()), (1, Some(4401))),
+            other => panic!("{number}: {other:?}"),
+        }
+    }
+    let asked = gateway.metric("tidegate_tokens_asked_total");
+    eprintln!("{} of {ALL} were not judged, {asked} found a place", unjudged.len());
+    assert!(asked >= JUDGE_LANE_MAX as f64 && asked < ALL as f64, "{asked} found a place");
+    assert_eq!(gateway.metric("tidegate_tokens_unjudged_total"), unjudged.len() as f64);
+    waits_ms.sort_unstable();
+    let (least, most) = (waits_ms[0], waits_ms[waits_ms.len() - 1]);
+    assert!(least < most && (250..=312).contains(&least) && (250..=312).contains(&most), "{waits_ms:?}");
+    for number in unjudged {
+        let expected = if number % 2 == 0 { Ok(format!("u{number}")) } else { Err((2001, Some(4401))) };
+        assert_eq!(greeted(&gateway, Encoding::Binary, &tokens[number]), expected);
+    }
 }
 
 /// AUTH with a token of a public key: good ones prolong, others are refused with their rid, and what was asked behind is answered too.
@@ -191,7 +324,7 @@ fn keys_change_with_their_files() {
         assert!(ec(Signer::Ec2), "the old key stays in force");
     }
     put("ed.pem");
-    hang_up(&gateway);
+    gateway.signal("HUP");
     eventually("the new algorithm", || passes(Signer::Ed, r#"{"alg":"EdDSA","kid":"kid"}"#).then_some(()));
     assert!(!ec(Signer::Ec2) && !gateway.log().contains("PRIVATE"));
     drop(fs::remove_dir_all(&dir));
@@ -206,11 +339,6 @@ fn greeted(gateway: &Gateway, encoding: Encoding, token: &str) -> Result<String,
         Next::Frame(ServerFrame::Error { code, .. }) => Err((code, raw.closed())),
         other => panic!("{other:?}"),
     }
-}
-
-fn hang_up(gateway: &Gateway) {
-    let status = Command::new("kill").args(["-HUP", &gateway.pid().to_string()]).status();
-    assert!(status.expect("kill runs").success());
 }
 
 /// Keys are fetched from the address of the settings and no other. Until it has answered once nobody's token is called bad; afterwards
@@ -240,12 +368,12 @@ fn keys_are_fetched_from_one_address() {
     for (status, text) in &refusals {
         say(*status, text);
         let before = service.asked();
-        hang_up(&gateway);
+        gateway.signal("HUP");
         eventually("the next question", || (service.asked() > before).then_some(()));
         assert_eq!(greeted(&gateway, Encoding::Binary, &token), Err((5002, Some(4503))), "{status}");
     }
     say(200, &set);
-    hang_up(&gateway);
+    gateway.signal("HUP");
     eventually("the keys", || greeted(&gateway, Encoding::Binary, &token).ok());
     eventually("readiness", || gateway.is_ready().then_some(()));
     assert!(gateway.metric("tidegate_jwks_fetched_timestamp_seconds") > 0.0);
@@ -255,14 +383,14 @@ fn keys_are_fetched_from_one_address() {
     for (status, text) in &refusals {
         say(*status, text);
         let before = service.asked();
-        hang_up(&gateway);
+        gateway.signal("HUP");
         eventually("the next question", || (service.asked() > before).then_some(()));
         assert_eq!(greeted(&gateway, Encoding::Binary, &token), Ok("al".to_owned()), "{status}");
     }
     assert!(gateway.metric("tidegate_jwks_failures_total") >= failures + 3.0 && gateway.is_ready());
     // The two issuers change places: the same token is one of a key that is gone.
     say(200, &set.replace("https://a.", "https://c.").replace("https://b.", "https://a.").replace("https://c.", "https://b."));
-    hang_up(&gateway);
+    gateway.signal("HUP");
     eventually("the change", || (greeted(&gateway, Encoding::Binary, &token) == Err((2001, Some(4401)))).then_some(()));
 }
 
@@ -447,4 +575,141 @@ fn bad_tokens_leave_the_webhook_in_use() {
     assert_eq!(service.asked(), 42, "each was asked about");
     assert_eq!(greeted(&gateway, Encoding::Binary, "al"), Ok("al".to_owned()));
     assert_eq!((gateway.metric("tidegate_webhook_failures_total"), gateway.metric("tidegate_webhook_open")), (0.0, 0.0));
+}
+
+/// Lets questions wait until the test says otherwise.
+#[derive(Clone, Default)]
+struct Held(Arc<(Mutex<u32>, Condvar)>);
+
+impl Held {
+    /// Waits until one more may pass.
+    fn pass(&self) {
+        let free = self.0.0.lock().expect("no panic elsewhere");
+        *self.0.1.wait_while(free, |free| *free == 0).expect("no panic elsewhere") -= 1;
+    }
+
+    /// So many more pass, whether they wait already or come later.
+    fn let_pass(&self, count: u32) {
+        *self.0.0.lock().expect("no panic elsewhere") += count;
+        self.0.1.notify_all();
+    }
+}
+
+/// A service that calls each token a user and good: `held…` when the test lets it, `fail…` never, `silent…` without a word.
+fn holding() -> (Service, Held) {
+    let (later, held) = (unix_s() + 3600, Held::default());
+    let service = Service::start({
+        let held = held.clone();
+        move |body| {
+            let asked: serde_json::Value = serde_json::from_str(body).expect("JSON");
+            let token = asked["token"].as_str().expect("a token");
+            match token {
+                _ if token.starts_with("fail") => return Some((503, String::new())),
+                _ if token.starts_with("silent") => return None,
+                _ if token.starts_with("held") => held.pass(),
+                _ => {}
+            }
+            Some((200, format!(r#"{{"user":"{token}","exp":{later}}}"#)))
+        }
+    });
+    (service, held)
+}
+
+/// A gateway that asks `service` by three threads and remembers nothing.
+fn asking_by_three(service: &Service, timeout_ms: &str) -> Gateway {
+    Gateway::with(&[
+        ("auth.webhook_url", &service.url("/")),
+        ("auth.webhook_threads", "3"),
+        ("auth.webhook_timeout_ms", timeout_ms),
+        ("auth.webhook_cache_s", "0"),
+        ("protocol.hello_ms", "60000"),
+    ])
+}
+
+/// HELLOs with these tokens, none of them answered yet.
+fn shown(gateway: &Gateway, tokens: &[&str]) -> Vec<Raw> {
+    let shown = tokens.iter().zip(ENCODINGS.into_iter().cycle()).map(|(token, encoding)| {
+        let mut raw = Raw::open(gateway, encoding);
+        raw.hello(token, "1");
+        raw
+    });
+    shown.collect()
+}
+
+/// As many questions are under way as there are threads, each on a connection of its own that is kept; the next one waits for whoever is
+/// free first, and one that takes long keeps nobody else waiting.
+#[test]
+fn the_webhook_is_asked_by_several_at_once() {
+    let (service, held) = holding();
+    let gateway = asking_by_three(&service, "30000");
+    let mut waiting = shown(&gateway, &["held-1", "held-2", "held-3"]);
+    eventually("three questions", || (service.asked() == 3).then_some(()));
+    waiting.extend(shown(&gateway, &["held-4"]));
+    eventually("the fourth token", || (gateway.metric("tidegate_tokens_asked_total") == 4.0).then_some(()));
+    assert_eq!((service.asked(), service.connections()), (3, 3), "one more waits");
+    held.let_pass(1);
+    eventually("the fourth question", || (service.asked() == 4).then_some(()));
+    held.let_pass(3);
+    for (raw, user) in waiting.iter_mut().zip(["held-1", "held-2", "held-3", "held-4"]) {
+        assert_eq!(raw.welcome().user, user);
+    }
+    let slow = &mut shown(&gateway, &["held-5"])[0];
+    eventually("the slow question", || (service.asked() == 5).then_some(()));
+    for number in 0..30 {
+        let user = format!("user-{number}");
+        assert_eq!(greeted(&gateway, ENCODINGS[number % 2], &user), Ok(user));
+    }
+    assert_eq!(slow.poll(), None, "it is still being asked about");
+    held.let_pass(1);
+    assert_eq!(slow.welcome().user, "held-5");
+    assert_eq!((service.asked(), service.connections()), (35, 3), "connections are kept");
+}
+
+/// Threads that ask give up each for itself, and leave the service alone all together: failures in a row are counted whoever meets them,
+/// and when the pause is over one of them tries.
+#[test]
+fn several_who_ask_have_one_breaker() {
+    let (service, held) = holding();
+    let hasty = asking_by_three(&service, "300");
+    for raw in &mut shown(&hasty, &["silent-1", "silent-2", "silent-3"]) {
+        assert_eq!((raw.error().code, raw.closed()), (5002, Some(4503)));
+    }
+    assert_eq!((service.asked(), hasty.metric("tidegate_webhook_failures_total")), (3, 3.0));
+    for raw in &mut shown(&hasty, &["al", "bo", "cy"]) {
+        raw.welcome();
+    }
+    drop(hasty);
+
+    let gateway = asking_by_three(&service, "30000");
+    for number in 0..5 {
+        assert_eq!(greeted(&gateway, Encoding::Json, &format!("fail-{number}")), Err((5002, Some(4503))));
+    }
+    assert_eq!((gateway.metric("tidegate_webhook_open"), gateway.log().matches("does not answer").count()), (1.0, 1));
+    let before = service.asked();
+    let refused = (0..9).filter(|number| greeted(&gateway, Encoding::Binary, &format!("user-{number}")).is_err()).count();
+    assert!(refused > 0 && service.asked() < before + 9, "most of them were not asked about");
+    let mut trying = eventually("the end of the pause", || {
+        let before = service.asked();
+        let mut raw = shown(&gateway, &["held-1"]).pop().expect("one");
+        loop {
+            match raw.poll() {
+                _ if service.asked() > before => return Some(raw),
+                None => {}
+                Some(Next::Frame(ServerFrame::Error { code, .. })) => assert_eq!(code, 5002),
+                Some(Next::Closed(code)) => {
+                    assert_eq!(code, Some(4503));
+                    return None;
+                }
+                Some(other) => panic!("{other:?}"),
+            }
+        }
+    });
+    let refused = (0..9).filter(|number| greeted(&gateway, Encoding::Binary, &format!("user-{number}")).is_err()).count();
+    assert!(refused > 0, "one alone tries");
+    held.let_pass(1);
+    assert_eq!(trying.welcome().user, "held-1");
+    for raw in &mut shown(&gateway, &["al", "bo", "cy"]) {
+        raw.welcome();
+    }
+    assert_eq!(gateway.metric("tidegate_webhook_open"), 0.0);
 }

@@ -296,10 +296,10 @@ fn handshakes_beyond_the_budget_are_refused() {
     let (gateway, address) = secure::start(&authority, &["a"], &settings);
     let hello = hello(&authority);
     // All of them stand there when it looks.
-    signal(&gateway, "STOP");
+    gateway.signal("STOP");
     let mut sockets: Vec<TcpStream> = (0..32).map(|_| TcpStream::connect(address).expect("the kernel listens")).collect();
     sockets.iter_mut().for_each(|socket| socket.write_all(&hello).expect("the kernel takes it"));
-    signal(&gateway, "CONT");
+    gateway.signal("CONT");
     let mut answered = 0;
     for socket in &mut sockets {
         socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
@@ -480,12 +480,7 @@ fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn hang_up(gateway: &Gateway) {
-    signal(gateway, "HUP");
-}
-
-fn signal(gateway: &Gateway, name: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), &gateway.pid().to_string()]).status().expect("kill runs");
-    assert!(status.success());
+    gateway.signal("HUP");
 }
 
 /// What a session may keep: the target, of which a page of figures says how far below it is.

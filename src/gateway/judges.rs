@@ -19,7 +19,7 @@ use crate::io::names;
 use crate::io::wake::Waker;
 use crate::limits::JUDGE_LANE_MAX;
 use crate::mail::Judge;
-use crate::mailbox::{LaneSender, Post, lane};
+use crate::mailbox::{LaneReceiver, LaneSender, Post, lane};
 use crate::observe::auth::AuthFacts;
 use crate::session::auth::Verifier;
 
@@ -27,10 +27,10 @@ use crate::session::auth::Verifier;
 pub(super) struct Judges {
     /// By reactors.
     pub verifier: Arc<Verifier>,
-    /// The lanes to the threads that have public keys; empty: there is nothing for them to do.
-    pub lanes: Vec<LaneSender<Judge>>,
+    /// The lane to the threads that have public keys; `None`: there is nothing for them to do.
+    pub lane: Option<LaneSender<Judge>>,
     /// Likewise to those that ask the webhook.
-    pub hooks: Vec<LaneSender<Judge>>,
+    pub hooks: Option<LaneSender<Judge>>,
 }
 
 /// What the threads share with the rest of the process.
@@ -58,28 +58,32 @@ impl Judges {
         if auth.asked().any(|url| url.is_named()) {
             names::use_files_and_dns();
         }
-        let (mut lanes, mut hooks) = (Vec::new(), Vec::new());
+        let (mut keys_lane, mut hooks) = (None, None);
         if has_keys {
             let ring = Arc::new(Ring::new(Duration::from_secs(u64::from(auth.jwks_again_s))));
             watch_keys(settings, trust.as_ref(), &ring, around)?;
+            let (sender, asked) = lane_to(auth.threads);
             for number in 0..auth.threads {
                 let means = Means::Keys(verifier.clone(), ring.clone());
-                lanes.push(spawn_judge(&format!("auth-{number}"), bench(means), around.events)?);
+                spawn_judge(&format!("auth-{number}"), bench(means), asked.clone(), around.events)?;
             }
+            keys_lane = Some(sender);
         }
         if let Some(url) = auth.webhook_url.as_deref().and_then(Url::read) {
             let keep = Duration::from_secs(u64::from(auth.webhook_cache_s));
             let webhook = Arc::new(Webhook::new(keep, around.facts.clone()));
             let patience = Duration::from_millis(u64::from(auth.webhook_timeout_ms));
             let trust = trust.filter(|_| url.is_https);
+            let (sender, asked) = lane_to(auth.webhook_threads);
             for number in 0..auth.webhook_threads {
                 let client = webhook::client(url.clone(), trust.clone(), patience);
                 let client = client.map_err(|error| Fatal::new(Exit::Failed, format!("auth.webhook_url: {error}")))?;
                 let means = Means::Webhook(webhook.clone(), Box::new(client));
-                hooks.push(spawn_judge(&format!("hook-{number}"), bench(means), around.events)?);
+                spawn_judge(&format!("hook-{number}"), bench(means), asked.clone(), around.events)?;
             }
+            hooks = Some(sender);
         }
-        Ok(Self { verifier, lanes, hooks })
+        Ok(Self { verifier, lane: keys_lane, hooks })
     }
 }
 
@@ -104,13 +108,18 @@ fn watch_keys(settings: &Settings, trust: Option<&Trust>, ring: &Arc<Ring>, arou
     spawn("auth-keys", move || keys::watch(sources, &ring, &asked, clock, || health.keys_came())).map(drop)
 }
 
-fn spawn_judge(name: &str, mut bench: Bench, events: &mpsc::Sender<Occurrence>) -> Result<LaneSender<Judge>, Fatal> {
-    let (sender, asked) = lane(JUDGE_LANE_MAX, &Waker::for_thread());
+/// One lane for so many threads: a token that takes long to be judged, because a service is slow, keeps no other waiting while one of
+/// them is free.
+fn lane_to(threads: u16) -> (LaneSender<Judge>, LaneReceiver<Judge>) {
+    lane(JUDGE_LANE_MAX * usize::from(threads), &Waker::for_thread())
+}
+
+fn spawn_judge(name: &str, mut bench: Bench, asked: LaneReceiver<Judge>, events: &mpsc::Sender<Occurrence>) -> Result<(), Fatal> {
     let events = events.clone();
     spawn(name, move || {
         let guard = EndGuard { events, armed: true };
         auth::run(&mut bench, &asked);
         guard.disarm();
-    })?;
-    Ok(sender)
+    })
+    .map(drop)
 }

@@ -44,8 +44,8 @@ fn messages_leave_room_in_the_lane() {
         credit: Credit::new(1000),
         peers: Vec::new(),
         spare_groups,
-        judges: Spread::default(),
-        hooks: Spread::default(),
+        judges: None,
+        hooks: None,
     };
     let from = Sender { session: SessionRef { reactor: ReactorId(0), index: 0, generation: 1 }, roster: RosterId(0), rid: 1 };
     let send = |flags| {
@@ -99,8 +99,8 @@ fn made_of(listener: Option<Listener>, rules: Rules) -> Made {
             credit: Credit::new(1),
             peers: Vec::new(),
             spare_groups: spares(1).0,
-            judges: Spread::default(),
-            hooks: Spread::default(),
+            judges: None,
+            hooks: None,
         },
         clock,
         block: Arc::clone(&block),

@@ -144,8 +144,12 @@ impl Gateway {
 
     /// SIGTERM.
     pub fn terminate(&self) {
-        let pid = self.pid().to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
+        self.signal("TERM");
+    }
+
+    /// A signal by its name, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().expect("kill runs");
         assert!(status.success(), "the process takes the signal");
     }
 

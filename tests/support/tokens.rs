@@ -78,8 +78,16 @@ pub struct Bad {
     pub code: u16,
 }
 
-/// The table. Keys in force: `rsa.pem`, `ec.pem`, `ec2.pem`, `ed.pem` and `jwks.json`. `now` in Unix seconds; `url` is an address that
-/// must never be asked; `secret` the shared one.
+impl Bad {
+    /// Whether its header or its claims hold `text`.
+    pub fn says(&self, text: &str) -> bool {
+        let parts = self.token.split('.').take(2).filter_map(|part| URL_SAFE_NO_PAD.decode(part).ok());
+        parts.into_iter().any(|part| String::from_utf8_lossy(&part).contains(text))
+    }
+}
+
+/// The table. Keys in force: `rsa.pem`, `ec.pem`, `ec2.pem`, `ed.pem` and `jwks.json`. `now` in Unix seconds; `url` is an address with a
+/// path that must never be asked; `secret` the shared one.
 pub fn bad_tokens(now: u64, url: &str, secret: &[u8]) -> Vec<Bad> {
     let later = now + 3600;
     let good = good_claims(later);
@@ -184,9 +192,16 @@ pub fn bad_tokens(now: u64, url: &str, secret: &[u8]) -> Vec<Bad> {
     bad("kid is a number", Signer::Ec.token(r#"{"alg":"ES256","kid":1}"#, &good));
     bad("no kid where there is a choice", Signer::Ec.token(r#"{"alg":"ES256"}"#, &good));
     let jwk = r#"{"kty":"EC","crv":"P-256","x":"x","y":"y"}"#;
-    for (name, value) in
-        [("jku", format!("{url:?}")), ("x5u", format!("{url:?}")), ("jwk", jwk.to_owned()), ("x5c", "[\"AAAA\"]".to_owned())]
-    {
+    let address = format!("{url:?}");
+    for (name, value) in [
+        ("jku", &*address),
+        ("x5u", &address),
+        ("iss", &address),
+        ("url", &address),
+        ("jwks_uri", &address),
+        ("jwk", jwk),
+        ("x5c", "[\"AAAA\"]"),
+    ] {
         let of = |kid: &str| format!(r#"{{"alg":"ES256","kid":"{kid}","{name}":{value}}}"#);
         bad(&format!("{name} with the stranger's key"), Signer::Stranger.token(&of("ec"), &good));
         bad(&format!("{name} with a kid of its own"), Signer::Stranger.token(&of("stranger"), &good));
@@ -215,6 +230,20 @@ pub fn bad_tokens(now: u64, url: &str, secret: &[u8]) -> Vec<Bad> {
     bad("an issuer nobody knows", Signer::Ec.token(shared, &of(r#""https://c.example""#)));
     bad("an issuer with a slash", Signer::Ec.token(shared, &of(r#""https://a.example/""#)));
     bad("no issuer", Signer::Ec.token(shared, &good));
+    let (host, _) = url.trim_start_matches("http://").split_once('/').expect("a path");
+    for address in [url, &format!("http://{host}"), &format!("http://{host}/"), host, &format!("//{host}/")] {
+        let issuer = format!("{address:?}");
+        bad(&format!("the issuer {address}"), Signer::Ec.token(shared, &of(&issuer)));
+        bad(
+            &format!("the issuer {address} with a kid of its own"),
+            Signer::Stranger.token(r#"{"alg":"ES256","kid":"x"}"#, &of(&issuer)),
+        );
+        bad(&format!("the issuer {address} with the stranger's key"), Signer::Stranger.token(Signer::Ec.header(), &of(&issuer)));
+        for audience in [issuer.clone(), format!("[{issuer}]")] {
+            let claims = format!(r#"{{"sub":"al","exp":{later},"aud":{audience},"iss":{issuer}}}"#);
+            bad(&format!("the audience {audience}"), Signer::Ed.token(Signer::Ed.header(), &claims));
+        }
+    }
     bad("an issuer that is a list", Signer::Ec.token(shared, &of(r#"["https://a.example"]"#)));
     bad("an issuer that is null", Signer::Ec.token(shared, &of("null")));
     bad("two issuers", Signer::Ec.token(shared, &of(r#""https://b.example","iss":"https://a.example""#)));
