@@ -1,7 +1,7 @@
 //! Threads beside the reactors that judge tokens of public keys, and the keys they judge by.
 //!
 //! ```text
-//!  reactor ──Judge──► auth-0 .. n ──Judged──► reactor        bounded lanes; full: 5002 and 4503, never a bad token
+//!  reactor ──Judge──► auth-0 .. n ──Judged──► reactor        one bounded lane for all; full: 5002 and 4503, never a bad token
 //!                         ▲
 //!  files, a JWKS address ──► auth-keys ───┘ whole sets of keys, swapped
 //!
@@ -68,15 +68,20 @@ fn judge(bench: &mut Bench, mail: &Judge) -> Result<Identity, AuthError> {
         return Err(AuthError::Overloaded);
     }
     let Bench { means, clock, .. } = bench;
-    let judged = catch_unwind(AssertUnwindSafe(|| match means {
-        Means::Keys(verifier, ring) => {
-            // Read once: keys that come meanwhile must not turn "not here yet" into "bad".
-            let held = ring.held();
-            let verdict = verifier.read_public(&held.keys, &mail.token, now.unix_ms);
-            let may_be_good = |_: &AuthError| Verifier::lacks_key(&held.keys, &mail.token) && ring.misses(&held, Instant::now());
-            if verdict.as_ref().is_err_and(may_be_good) { Err(AuthError::Overloaded) } else { verdict }
+    let judged = catch_unwind(AssertUnwindSafe(|| {
+        #[cfg(debug_assertions)]
+        crate::shard::panic_over_defect(mail.token.as_bytes());
+        match means {
+            Means::Keys(verifier, ring) => {
+                // Read once: keys that come meanwhile must not turn "not here yet" into "bad".
+                let held = ring.held();
+                let verdict = verifier.read_public(&held.keys, &mail.token, now.unix_ms);
+                let may_be_good =
+                    |_: &AuthError| Verifier::lacks_key(&held.keys, &mail.token) && ring.misses(&held, Instant::now());
+                if verdict.as_ref().is_err_and(may_be_good) { Err(AuthError::Overloaded) } else { verdict }
+            }
+            Means::Webhook(webhook, client) => webhook.judge(client, &mail.token, now, || clock.now()),
         }
-        Means::Webhook(webhook, client) => webhook.judge(client, &mail.token, now, || clock.now()),
     }));
     judged.unwrap_or_else(|_| {
         tracing::error!("a panic while judging a token; whoever showed it is told to try again");

@@ -151,7 +151,11 @@ fn read(asked: Result<(u16, Vec<u8>), Failure>, now_unix_ms: u64) -> Answer {
 
 /// Whom a body of 200 names.
 fn said(body: &[u8], now_unix_ms: u64) -> Result<Identity, String> {
-    let said: Said = serde_json::from_slice(body).map_err(|error| format!("its answer: {error}"))?;
+    let said: Said = serde_json::from_slice(body).map_err(|error| {
+        // The library's own words repeat what it found, and a service may answer with the token.
+        let what = if error.is_data() { "without user or exp, or one of its values is of another type" } else { "no JSON" };
+        format!("its answer: {what}, at line {} column {}", error.line(), error.column())
+    })?;
     let device_is_one = said.device.as_deref().is_none_or(is_device);
     let id_fits = said.jti.as_ref().is_none_or(|id| !id.is_empty() && id.len() <= TOKEN_ID_BYTES_MAX);
     if !is_user(&said.user) || !device_is_one || !id_fits || said.exp > EXPIRY_UNIX_S_MAX {
@@ -365,6 +369,32 @@ mod tests {
         ];
         for body in wrong {
             assert!(matches!(of(200, body, 0), Answer::Nothing(_)), "{}", String::from_utf8_lossy(body));
+        }
+    }
+
+    /// A service may answer with the token that it was asked about. What the log is told of an answer repeats nothing of it.
+    #[test]
+    fn nothing_of_an_answer_is_repeated() {
+        const TOKEN: &str = "t0ken-of-somebody";
+        let bodies = [
+            TOKEN.to_owned(),
+            format!("{TOKEN:?}"),
+            format!("[{TOKEN:?}]"),
+            format!("{{{TOKEN:?}:1}}"),
+            format!(r#"{{"user":["{TOKEN}"],"exp":1}}"#),
+            format!(r#"{{"user":"{TOKEN} ","exp":1}}"#),
+            format!(r#"{{"user":"al","exp":"{TOKEN}"}}"#),
+            format!(r#"{{"user":"al","exp":1,"device":"{TOKEN}:{TOKEN:048}é"}}"#),
+            format!(r#"{{"user":"al","exp":1,"iat":"{TOKEN}"}}"#),
+            format!(r#"{{"user":"al","exp":1,"jti":{{"{TOKEN}":1}}}}"#),
+        ];
+        for body in bodies {
+            for status in [200, 302, 500] {
+                let (Answer::Nothing(why) | Answer::Failure(why)) = read(Ok((status, body.clone().into_bytes())), 0) else {
+                    panic!("{status} {body}: a verdict")
+                };
+                assert!(!why.contains(TOKEN), "{status} {body}: {why}");
+            }
         }
     }
 }

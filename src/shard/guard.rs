@@ -164,9 +164,13 @@ impl Shard {
     }
 }
 
-/// The defect that a build with debug assertions has if its environment names the bytes, so that tests see what follows a panic.
+/// The defect that a build with debug assertions has if its environment names the bytes, so that tests see what follows a panic: it strikes
+/// whoever takes them from the network, or judges them as a token.
+///
+/// # Panics
+/// If it is these.
 #[cfg(debug_assertions)]
-pub(super) fn panic_over_defect(bytes: &[u8]) {
+pub fn panic_over_defect(bytes: &[u8]) {
     static DEFECT: LazyLock<Vec<u8>> =
         LazyLock::new(|| std::env::var_os("FAULT_PANIC_OVER").map_or(DEFECT_OF_TESTS.to_vec(), OsString::into_encoded_bytes));
     assert!(bytes.is_empty() || bytes != *DEFECT, "a defect was planted");

@@ -35,7 +35,7 @@ impl Shard {
             claim: (hello.session != [0; 16]).then_some(Claim { key: hello.session, last_pos: hello.last_pos }),
         };
         let Some(court) = self.verifier.defers(token) else {
-            let verdict = self.verifier.read(token, self.now.unix_ms);
+            let verdict = self.judge_here(token);
             return self.greet(id, greeting, verdict, outlet);
         };
         if self.ask(court, id, 0, token, outlet) {
@@ -52,7 +52,7 @@ impl Shard {
             return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
         let Some(court) = self.verifier.defers(token) else {
-            let verdict = self.verifier.read(token, self.now.unix_ms);
+            let verdict = self.judge_here(token);
             return self.renew(id, rid, verdict, outlet);
         };
         if self.cold[id].extra.as_ref().is_some_and(|extra| extra.renewing.is_some()) {
@@ -64,6 +64,13 @@ impl Shard {
         } else {
             self.renew(id, rid, Err(AuthError::Overloaded), outlet);
         }
+    }
+
+    /// Judges a token by the secret.
+    fn judge_here(&self, token: &str) -> Result<Identity, AuthError> {
+        #[cfg(debug_assertions)]
+        super::guard::panic_over_defect(token.as_bytes());
+        self.verifier.read(token, self.now.unix_ms)
     }
 
     /// A thread of `auth` has judged a token.

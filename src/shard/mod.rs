@@ -42,6 +42,9 @@ mod tell;
 mod timing;
 mod transmit;
 
+#[cfg(debug_assertions)]
+pub use guard::panic_over_defect;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
