@@ -3,11 +3,13 @@
 
 mod support;
 
+use std::ops::RangeInclusive;
+
 use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
 use support::raw::{ENCODINGS, Next, Raw, cmid};
-use tidegate::wire::envelope::{ClientFrame, ServerFrame};
+use tidegate::wire::envelope::{ClientFrame, Send, ServerFrame, send_flags};
 
 const XFF: &str = "X-Forwarded-For";
 /// This machine is no exception.
@@ -164,4 +166,69 @@ fn who_goes_on_regardless_is_cut_off() {
         drop(beside.ping());
         drop(Raw::connect(&gateway, ENCODINGS[0], "neighbour", "1"));
     }
+}
+
+/// Those who are refused in one instant are told different times to wait, at least as long as the refusal asks for and up to a quarter
+/// more: by rate, for what is unanswered, and behind a message that failed. All requests of one class are one message, so they are read at
+/// one time of the gateway.
+#[test]
+fn the_refused_are_told_times_that_differ() {
+    for encoding in ENCODINGS {
+        let gateway = Gateway::with(&[("protocol.fetch_rate", "15")]);
+        let mut devices = (1..).map(|number| Raw::connect(&gateway, encoding, "al", &number.to_string()));
+        let mut told = |frames: Vec<ClientFrame<'_>>| told(&mut devices.next().expect("one more"), &frames);
+
+        // A burst of 30: one is read, eight wait, and the rest of it is too much at once.
+        let fetch = |rid| ClientFrame::Fetch { rid, conv: "d:al:bo".into(), from: 1, to: 2, limit: 1, flags: 0 };
+        let waits = told((1..=50).map(fetch).collect());
+        differ(&waits, 4001, 20, 1..=67);
+        differ(&waits, 4002, 21, 50..=50);
+
+        // A window of 64, then as many beyond it as the burst has left. What is transient waits for nothing that failed.
+        let send = |rid, conv: &str, flags| {
+            ClientFrame::Send(Send {
+                rid,
+                cmid: cmid(),
+                flags,
+                kind: 1,
+                ttl_s: 0,
+                trace: None,
+                conv: conv.to_owned().into(),
+                payload: b"x"[..].into(),
+            })
+        };
+        let waits = told((1..=148).map(|rid| send(rid, "d:al:bo", send_flags::TRANSIENT)).collect());
+        differ(&waits, 4002, 64, 50..=50);
+        differ(&waits, 4001, 20, 1..=50);
+
+        // Twenty conversations beyond the window, and a second message to each.
+        let beyond =
+            (1..=104).map(|rid| send(rid, &if rid <= 64 { "d:al:bo".to_owned() } else { format!("d:al:u{}", rid % 20) }, 0));
+        let waits = told(beyond.collect());
+        differ(&waits, 4002, 20, 50..=50);
+        differ(&waits, 4003, 20, 50..=50);
+
+        let signal = |_| ClientFrame::Signal { conv: "d:al:bo".into(), kind: 1, payload: b"x"[..].into() };
+        differ(&told((1..=40).map(signal).collect()), 4001, 20, 1..=100);
+    }
+}
+
+/// Code and time to wait of each ERROR that answers these frames, sent as one message.
+fn told(raw: &mut Raw, frames: &[ClientFrame<'_>]) -> Vec<(u16, u32)> {
+    raw.put_all(frames);
+    let told = raw.ping().into_iter().filter_map(|frame| match frame {
+        ServerFrame::Error { code, retry_ms, .. } => Some((code, retry_ms)),
+        _ => None,
+    });
+    told.collect()
+}
+
+/// So many were refused with `code`; their times are not one, and none is outside of what `asked` (milliseconds) and a quarter more allow.
+fn differ(told: &[(u16, u32)], code: u16, count: usize, asked: RangeInclusive<u32>) {
+    let waits: Vec<u32> = told.iter().filter(|(of, _)| *of == code).map(|(_, wait)| *wait).collect();
+    eprintln!("{code}: {waits:?}");
+    assert_eq!(waits.len(), count, "{code}: {told:?}");
+    let most = asked.end() + asked.end() / 4;
+    assert!(waits.iter().all(|wait| (*asked.start()..=most).contains(wait)), "{code}: {waits:?}");
+    assert!(waits.iter().max() > waits.iter().min(), "{code}: {waits:?}");
 }

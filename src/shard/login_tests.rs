@@ -1,7 +1,9 @@
 //! Tests of [`super`].
 
+use std::ops::RangeInclusive;
+
 use super::*;
-use crate::mail::{Event, Kicked};
+use crate::mail::{Bounds, Event, Kicked};
 use crate::shard::alone_tests::{Core, TOKEN, al};
 
 /// How late a session may end.
@@ -56,8 +58,11 @@ fn a_session_ends_when_its_token_is_revoked() {
 }
 
 fn is_told_to_come_later(said: &str) -> bool {
-    let retry_ms = said.split_once(r#""retry_ms":"#).and_then(|(_, rest)| rest.split(',').next()?.parse::<u32>().ok());
-    said.contains(r#""code":5002"#) && retry_ms.is_some_and(|retry_ms| (250..=313).contains(&retry_ms))
+    said.contains(r#""code":5002"#) && retry_ms(said).is_some_and(|retry_ms| (250..=312).contains(&retry_ms))
+}
+
+fn retry_ms(said: &str) -> Option<u32> {
+    said.split_once(r#""retry_ms":"#)?.1.split(',').next()?.parse().ok()
 }
 
 /// Nobody can take the token, or nobody answers in time, or the answer is that nobody knows: 5002, and the end as overloaded.
@@ -129,4 +134,50 @@ fn a_drain_turns_away_who_is_judged() {
     core.pass(1);
     let said = core.said(id);
     assert!(is_told_to_come_later(&said), "{said}");
+}
+
+/// Twenty HELLOs refused in one instant are told different times to come back, each within its range: who cannot be judged and whom the
+/// store does not take, by a node without a rate of newcomers; who was cut off; whose device tries too often.
+#[test]
+fn hellos_refused_in_one_instant_are_told_times_that_differ() {
+    let refused = |code: u16, range: RangeInclusive<u32>, refuse: fn(&mut Core) -> ConnectionId| {
+        let mut core = Core::new();
+        core.shard.set_bounds(Bounds { accept_per_s: 0, accept_burst: 1, handshakes_max: 64, queued_bytes_max: 1 << 20 });
+        let mut waits: Vec<u32> = (0..20)
+            .map(|_| {
+                let id = refuse(&mut core);
+                let said = core.said(id);
+                assert!(said.contains(&format!(r#""code":{code},"#)), "{said}");
+                retry_ms(&said).expect("a time to wait")
+            })
+            .collect();
+        waits.sort_unstable();
+        assert!(waits[0] < waits[19] && range.contains(&waits[0]) && range.contains(&waits[19]), "{code}: {waits:?}");
+    };
+    refused(5002, 250..=312, |core| {
+        core.port.is_full = true;
+        core.hello()
+    });
+    refused(5002, 250..=312, |core| {
+        core.port.takes_nothing = true;
+        let id = core.hello();
+        core.judged(id, 0, Ok(al()));
+        id
+    });
+    refused(4001, 10_000..=12_500, |core| {
+        if core.shard.sessions_count() == 0 {
+            let (first, _) = core.active(1_764_100_000);
+            core.shard.note_cut_off(first);
+        }
+        let id = core.hello();
+        core.judged(id, 0, Ok(al()));
+        id
+    });
+    refused(4001, 10_000..=12_500, |core| {
+        let id = core.hello();
+        core.judged(id, 0, Ok(al()));
+        let Some(Submit::Attach(Attach { session, .. })) = core.port.submitted.pop() else { panic!("the store is asked") };
+        core.group(Event::AttachRefused { session, code: ErrorCode::RateLimited });
+        id
+    });
 }

@@ -511,7 +511,7 @@ fn request_index(frame: &ClientFrame<'_>) -> usize {
     }
 }
 
-/// Hint with refusals by load, milliseconds; clients add jitter.
+/// Hint with refusals by load, milliseconds; as every hint it is told with up to a quarter more.
 pub(super) const RETRY_LOAD_MS: u32 = 250;
 /// Hint where the client has to wait for answers of its own.
 pub(super) const RETRY_HELD_MS: u32 = 50;
