@@ -16,6 +16,19 @@
 //!
 //! A type, once released, is never changed; a new shape is a new type. Encoding appends to the buffer of the open group, decoding
 //! borrows from the group read back.
+//!
+//! As in `wire`, lints refuse whatever could panic on what is read here.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 use super::revocations::{Reach, Whose};
 use crate::ids::{Cmid, Mid};
@@ -197,6 +210,11 @@ impl Entry<'_> {
     ///
     /// # Panics
     /// If a name is longer than 255 bytes; ids are checked long before.
+    #[expect(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        reason = "into the four bytes just appended, of an entry that was bounded before"
+    )]
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[0; 4]);
@@ -322,6 +340,7 @@ impl<'a> Names<'a> {
     /// # Panics
     /// If there are 2^32 or more.
     #[must_use]
+    #[expect(clippy::expect_used, reason = "a list has at most GROUP_MEMBERS_MAX names")]
     pub fn count(&self) -> u32 {
         match self {
             Names::List(list) => u32::try_from(list.len()).expect("bounded by GROUP_MEMBERS_MAX"),
@@ -413,7 +432,7 @@ impl<'a> Reader<'a> {
         for _ in 0..count {
             self.s8()?;
         }
-        Ok(Names::Logged(count, &names[..names.len() - self.0.len()]))
+        Ok(Names::Logged(count, names.get(..names.len().saturating_sub(self.0.len())).ok_or(BadEntry)?))
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], BadEntry> {
@@ -454,6 +473,7 @@ fn put_u64(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
+#[expect(clippy::expect_used, reason = "ids were held against their bound, 160 bytes at most, before they were accepted")]
 fn put_s8(out: &mut Vec<u8>, text: &str) {
     out.push(u8::try_from(text.len()).expect("ids have at most 160 bytes"));
     out.extend_from_slice(text.as_bytes());

@@ -820,6 +820,25 @@ mod tests {
         assert_eq!((recovered.last, recovered.torn), (3, None));
     }
 
+    /// Numbers that no log reaches, under checksums that hold, are damage: the name of the segment they stand in says which groups are
+    /// missing, and whoever accepts that goes on behind them.
+    #[test]
+    fn numbers_beyond_any_log_are_damage() {
+        for (number, synced) in [(u64::MAX, 9), (20, u64::MAX), (u64::MAX, u64::MAX)] {
+            let mut files = written(9, 9, SMALL).files();
+            let mut group = Vec::new();
+            Header { number, synced, bytes: 0, count: 0, previous: 0, body: 0, after_loss: true }.write(7, &mut group);
+            files.insert(segment_name(20, 7), group.clone());
+            files.insert(segment_name(u64::MAX, 7), group);
+            files.insert(WATERMARK.to_owned(), encode_watermark(u64::MAX).to_vec());
+            let Err(OpenError::Corrupt(corruption)) = open(files.clone()) else { panic!("groups are missing") };
+            assert_eq!((corruption.first, corruption.last), (10, 19));
+            let (mut log, recovered) = open_with(files, LogSettings { accept_loss: true, ..SMALL }).unwrap();
+            assert_eq!(recovered.lost, Some((10, 19)));
+            assert_eq!(log.write(1, b"new").unwrap(), 21);
+        }
+    }
+
     /// A group that was written but not synced when the process was killed is read back from the kernel's cache. Before anybody is
     /// told of it, it is on disk.
     #[test]

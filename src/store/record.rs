@@ -10,6 +10,19 @@
 //! ```
 //!
 //! Access is checked once, then names and payload are borrowed from the value.
+//!
+//! As in `wire`, lints refuse whatever could panic on what is read here.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 use rkyv::rancor::Failure;
 use rkyv::ser::allocator::SubAllocator;
@@ -229,6 +242,11 @@ pub trait Value<'a>: Sized {
 
 impl MessageHeader<'_> {
     /// Appends header and payload to `out`.
+    #[expect(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        reason = "into the two bytes just appended; a user id has at most 64 bytes"
+    )]
     pub fn encode(&self, payload: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[VERSION_1, 0]);
@@ -373,10 +391,12 @@ fn trace(bytes: &[u8]) -> Result<Trace, BadValue> {
     let bytes: &[u8; TRACE_BYTES] = bytes.try_into().map_err(|_| BadValue)?;
     let (trace_id, rest) = bytes.split_first_chunk().ok_or(BadValue)?;
     let (parent_id, rest) = rest.split_first_chunk().ok_or(BadValue)?;
-    Ok(Trace { trace_id: *trace_id, parent_id: *parent_id, flags: rest[0] })
+    let &[flags] = rest else { return Err(BadValue) };
+    Ok(Trace { trace_id: *trace_id, parent_id: *parent_id, flags })
 }
 
 /// Appends the archive of `value`; names go before the root, so the root ends the archive.
+#[expect(clippy::expect_used, reason = "a vector takes every byte, and nothing written needs more")]
 fn append(value: &impl for<'v> Serialize<Serializer<'v>>, out: &mut Vec<u8>) {
     let no_scratch = SubAllocator::new(&mut []);
     rkyv::api::low::to_bytes_in_with_alloc::<_, _, Failure>(value, out, no_scratch).expect("a vector takes every byte");

@@ -28,6 +28,19 @@
 //! - The first page takes `position.changed` of its snapshot as the new `since` and writes it into `cursor`, together with the last
 //!   `C` reported; the pages after it repeat that `since`. A change after the first snapshot has a greater stamp, so the next SYNC
 //!   reports it, whichever page was being read: never too little. A READ of the same device is reported as well: sometimes too much.
+//!
+//! As in `wire`, lints refuse whatever could panic on what is read here.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 use std::net::IpAddr;
 
@@ -185,7 +198,7 @@ impl Hashes {
         let hasher = SipHasher24::new_with_key(&self.key);
         match address.to_canonical() {
             IpAddr::V4(v4) => hasher.hash(&v4.octets()),
-            IpAddr::V6(v6) => hasher.hash(v6.octets().first_chunk::<8>().expect("16 bytes")),
+            IpAddr::V6(v6) => hasher.hash(&((v6.to_bits() >> 64) as u64).to_be_bytes()),
         }
     }
 
@@ -286,8 +299,13 @@ pub fn dedup_quarter(mid: Mid, window_s: u32) -> u64 {
 /// The bucket of a quarter. Five buckets for four quarters: a cmid is found for at least a whole window.
 #[must_use]
 pub fn dedup_bucket(quarter: u64) -> Keyspace {
-    let index = usize::try_from(quarter % 5).expect("below 5");
-    Keyspace::DEDUP[index]
+    match quarter % 5 {
+        0 => Keyspace::Dedup0,
+        1 => Keyspace::Dedup1,
+        2 => Keyspace::Dedup2,
+        3 => Keyspace::Dedup3,
+        _ => Keyspace::Dedup4,
+    }
 }
 
 /// Quarters of a dedup window.
@@ -360,6 +378,7 @@ impl Batch {
     }
 
     /// Sorts by key and keeps the last change of each, of [`Change::Max`] the highest: half the CPU of inserting unsorted.
+    #[expect(clippy::indexing_slicing, reason = "a slot says where push() has put its row")]
     pub fn sort(&mut self) {
         let Self { bytes, slots, .. } = self;
         let key = |slot: &Slot| (slot.keyspace, &bytes[slot.start as usize..slot.value as usize]);
@@ -392,6 +411,7 @@ impl Batch {
     }
 
     /// The rows: in order of addition, or of keys once sorted.
+    #[expect(clippy::indexing_slicing, reason = "a slot says where push() has put its row")]
     pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
         self.slots.iter().map(|slot| Row {
             keyspace: slot.keyspace,
@@ -413,6 +433,7 @@ impl Batch {
         self.slots.is_empty() && self.clears.is_empty()
     }
 
+    #[expect(clippy::expect_used, reason = "a group is bounded far below 4 GiB before its rows are made")]
     fn offset(&self) -> u32 {
         u32::try_from(self.bytes.len()).expect("a group is far below 4 GiB")
     }

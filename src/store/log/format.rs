@@ -1,4 +1,18 @@
 //! Groups, segment names and the watermark as bytes. The picture stands at the head of `store/log.rs`.
+//!
+//! As in `wire`, lints refuse whatever could panic on what is read here.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 use crc32c::{crc32c, crc32c_append};
 
@@ -18,17 +32,22 @@ pub(super) struct Header {
 impl Header {
     /// Reads a header whose own checksum holds under `salt`; `None` for anything else.
     pub fn read(bytes: &[u8], salt: u32) -> Option<Self> {
-        let bytes = bytes.get(..HEADER_BYTES)?;
-        let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        let u64_at = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let (fields, crc) = bytes.get(..HEADER_BYTES)?.split_last_chunk()?;
+        let u32_at = |at: usize| fields.get(at..)?.first_chunk().map(|field| u32::from_le_bytes(*field));
+        let u64_at = |at: usize| fields.get(at..)?.first_chunk().map(|field| u64::from_le_bytes(*field));
         let version = u32_at(4)?;
         let is_ours = u32_at(0)? == MAGIC && version & !AFTER_LOSS == VERSION;
-        if !is_ours || header_crc(bytes) != crc32c_append(salt, &bytes[..HEADER_BYTES - 4]) {
+        let crc = u32::from_le_bytes(*crc);
+        if !is_ours || crc != crc32c_append(salt, fields) {
+            return None;
+        }
+        let (number, synced) = (u64_at(8)?, u64_at(16)?);
+        if number > NUMBER_MAX || synced > NUMBER_MAX {
             return None;
         }
         Some(Self {
-            number: u64_at(8)?,
-            synced: u64_at(16)?,
+            number,
+            synced,
             bytes: u32_at(24)?,
             count: u32_at(28)?,
             previous: u32_at(32)?,
@@ -37,7 +56,13 @@ impl Header {
         })
     }
 
+    /// Bytes of the header and of what stands behind it.
+    pub fn group_bytes(&self) -> u64 {
+        u64::from(self.bytes).saturating_add(HEADER_BYTES as u64)
+    }
+
     /// Appends the header; returns its checksum.
+    #[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "what has just been appended is read back")]
     pub fn write(&self, salt: u32, out: &mut Vec<u8>) -> u32 {
         let start = out.len();
         out.extend_from_slice(&MAGIC.to_le_bytes());
@@ -56,9 +81,10 @@ impl Header {
     }
 }
 
-/// The checksum that stands at the end of a header.
-pub(super) fn header_crc(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes(bytes[HEADER_BYTES - 4..HEADER_BYTES].try_into().expect("four bytes"))
+/// The checksum that stands at the end of the header of a group, and the body behind it.
+pub(super) fn crc_and_body(group: &[u8]) -> Option<(u32, &[u8])> {
+    let (header, body) = group.split_at_checked(HEADER_BYTES)?;
+    Some((u32::from_le_bytes(*header.last_chunk()?), body))
 }
 
 /// Name of the segment that begins with group `first` and whose headers are checked under `salt`.
@@ -70,7 +96,7 @@ pub(super) fn segment_name(first: u64, salt: u32) -> String {
 pub(super) fn parse_segment_name(name: &str) -> Option<(u64, u32)> {
     let (first, salt) = name.strip_suffix(".log")?.split_once('-')?;
     let parsed = (first.parse().ok()?, u32::from_str_radix(salt, 16).ok()?);
-    (parsed.0 > 0 && segment_name(parsed.0, parsed.1) == name).then_some(parsed)
+    ((1..=NUMBER_MAX).contains(&parsed.0) && segment_name(parsed.0, parsed.1) == name).then_some(parsed)
 }
 
 /// The contents of the watermark file.
@@ -84,11 +110,15 @@ pub(super) fn encode_watermark(number: u64) -> [u8; 12] {
 /// The number of the watermark file; 0 for a damaged one, which says less, but never something wrong.
 pub(super) fn decode_watermark(bytes: &[u8]) -> u64 {
     match bytes.split_first_chunk::<8>() {
-        Some((number, crc)) if crc == crc32c(number).to_le_bytes() => u64::from_le_bytes(*number),
+        Some((number, crc)) if crc == crc32c(number).to_le_bytes() => {
+            Some(u64::from_le_bytes(*number)).filter(|number| *number <= NUMBER_MAX).unwrap_or(0)
+        }
         _ => 0,
     }
 }
 
+/// No log has so many groups: what says a greater number is damaged, and whoever counts on from one does not overflow.
+const NUMBER_MAX: u64 = 1 << 62;
 /// "TGLG".
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"TGLG");
 /// Bytes before the body of a group.
@@ -111,7 +141,7 @@ mod tests {
         let header = Header { number: 1, synced: 2, bytes: 3, count: 4, previous: 5, body: 6, after_loss: true };
         let mut bytes = Vec::new();
         let crc = header.write(7, &mut bytes);
-        assert_eq!(crc, header_crc(&bytes));
+        assert_eq!(crc_and_body(&bytes), Some((crc, &[][..])));
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert_eq!(
             hex(&bytes[..40]),

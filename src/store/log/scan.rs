@@ -1,11 +1,25 @@
 //! Reading a log from its first group to the last valid one, and judging what lies behind that.
+//!
+//! As in `wire`, lints refuse whatever could panic on what is read here.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
-use std::io;
+use std::{fmt, io};
 
 use crc32c::crc32c;
 
 use super::Segment;
-use super::format::{BLOCK_BYTES, HEADER_BYTES, Header, MAGIC, header_crc};
+use super::format::{BLOCK_BYTES, HEADER_BYTES, Header, MAGIC, crc_and_body};
 use crate::store::disk::Disk;
 
 /// Reads segment after segment, in order. The chain, the numbers and the checksums say where the valid groups end.
@@ -66,11 +80,11 @@ impl Scan {
 
     /// Whether the segment goes on where the one before ended.
     fn enter<D: Disk>(&mut self, disk: &mut D, segment: &mut Segment<D::File>) -> io::Result<()> {
-        let head = self.window.at(disk, segment, 0, HEADER_BYTES)?;
+        let head = self.window.at(disk, segment, 0, HEADER_BYTES as u64)?;
         if let Some(header) = Header::read(head, segment.salt)
             && header.after_loss
             && header.number == segment.first
-            && (!self.begun || (header.synced + 1 == self.next && header.previous == self.chain))
+            && (!self.begun || (header.synced.checked_add(1) == Some(self.next) && header.previous == self.chain))
         {
             self.next = segment.first;
             segment.before = header.synced;
@@ -86,16 +100,16 @@ impl Scan {
             if self.begun && header.previous != self.chain {
                 break;
             }
-            let whole = HEADER_BYTES as u64 + u64::from(header.bytes);
-            let group = self.window.at(disk, segment, start, usize::try_from(whole).expect("a group fits memory"))?;
-            if crc32c(&group[HEADER_BYTES..]) != header.body {
+            let group = self.window.at(disk, segment, start, header.group_bytes())?;
+            let Some((chain, body)) = crc_and_body(group) else { break };
+            if crc32c(body) != header.body {
                 break;
             }
-            self.chain = header_crc(group);
+            self.chain = chain;
             self.begun = true;
-            self.next += 1;
-            self.marker = header.after_loss.then(|| (header.synced + 1, header.number - 1));
-            at = start + whole;
+            self.next = self.next.saturating_add(1);
+            self.marker = header.after_loss.then(|| (header.synced.saturating_add(1), header.number.saturating_sub(1)));
+            at = start.saturating_add(header.group_bytes());
         }
         Ok(at)
     }
@@ -108,8 +122,9 @@ impl Scan {
     /// keeps a header in the payload of a client from being taken for one of ours.
     fn judge<D: Disk>(&mut self, disk: &mut D, segment: &Segment<D::File>, from: u64) -> io::Result<()> {
         if self.is_broken && segment.first > self.next {
-            self.known = self.known.max(segment.first - 1);
-            self.seen = self.seen.max(segment.first - 1);
+            let before = segment.first.saturating_sub(1);
+            self.known = self.known.max(before);
+            self.seen = self.seen.max(before);
         }
         let mut at = from;
         while at < segment.bytes {
@@ -122,11 +137,12 @@ impl Scan {
                     self.seen = self.seen.max(header.number);
                 }
             }
-            if at + part_bytes >= segment.bytes {
+            let part_end = at.saturating_add(part_bytes);
+            if part_end >= segment.bytes {
                 break;
             }
             // A header may lie across the border of two parts.
-            at += part_bytes - (HEADER_BYTES as u64 - 1);
+            at = part_end.saturating_sub(OVERLAP_BYTES);
         }
         Ok(())
     }
@@ -145,16 +161,16 @@ pub(super) fn replay_segment<D: Disk, E: From<io::Error>>(
     window.clear();
     let (mut at, mut next) = (0, segment.first);
     while let Some((start, header)) = window.group(disk, segment, at, next)? {
-        let whole = HEADER_BYTES as u64 + u64::from(header.bytes);
         if header.number >= first {
-            let group = window.at(disk, segment, start, usize::try_from(whole).expect("a group fits memory"))?;
-            if crc32c(&group[HEADER_BYTES..]) != header.body {
+            let group = window.at(disk, segment, start, header.group_bytes())?;
+            let Some((_, body)) = crc_and_body(group) else { break };
+            if crc32c(body) != header.body {
                 break;
             }
-            take(header.number, header.count, &group[HEADER_BYTES..])?;
+            take(header.number, header.count, body)?;
         }
-        next += 1;
-        at = start + whole;
+        next = next.saturating_add(1);
+        at = start.saturating_add(header.group_bytes());
     }
     Ok(next)
 }
@@ -182,9 +198,9 @@ impl Window {
         number: u64,
     ) -> io::Result<Option<(u64, Header)>> {
         for start in [end, end.next_multiple_of(BLOCK_BYTES).min(segment.bytes)] {
-            if let Some(header) = Header::read(self.at(disk, segment, start, HEADER_BYTES)?, segment.salt)
+            if let Some(header) = Header::read(self.at(disk, segment, start, HEADER_BYTES as u64)?, segment.salt)
                 && header.number == number
-                && HEADER_BYTES as u64 + u64::from(header.bytes) <= segment.bytes - start
+                && header.group_bytes() <= segment.bytes.saturating_sub(start)
             {
                 return Ok(Some((start, header)));
             }
@@ -193,18 +209,20 @@ impl Window {
     }
 
     /// The `wanted` bytes at `offset`, fewer if the segment ends before.
-    fn at<D: Disk>(&mut self, disk: &mut D, segment: &Segment<D::File>, offset: u64, wanted: usize) -> io::Result<&[u8]> {
-        let end = (offset + wanted as u64).min(segment.bytes).max(offset);
-        let window_end = self.start + self.bytes.len() as u64;
+    fn at<D: Disk>(&mut self, disk: &mut D, segment: &Segment<D::File>, offset: u64, wanted: u64) -> io::Result<&[u8]> {
+        let wrong = |kind, why: &dyn fmt::Display| io::Error::new(kind, format!("reading log segment {}: {why}", segment.name));
+        let end = offset.saturating_add(wanted).min(segment.bytes).max(offset);
+        let window_end = self.start.saturating_add(self.bytes.len() as u64);
         if offset < self.start || end > window_end {
-            let step = (wanted.max(WINDOW_BYTES) as u64).min(segment.bytes.saturating_sub(offset));
-            self.bytes.resize(usize::try_from(step).expect("a group fits memory"), 0);
+            let step = wanted.max(WINDOW_BYTES).min(segment.bytes.saturating_sub(offset));
+            let step = usize::try_from(step).map_err(|error| wrong(io::ErrorKind::OutOfMemory, &error))?;
+            self.bytes.resize(step, 0);
             self.start = offset;
-            disk.read_at(&segment.file, offset, &mut self.bytes)
-                .map_err(|error| io::Error::new(error.kind(), format!("reading log segment {}: {error}", segment.name)))?;
+            disk.read_at(&segment.file, offset, &mut self.bytes).map_err(|error| wrong(error.kind(), &error))?;
         }
-        let index = |at: u64| usize::try_from(at - self.start).expect("inside the window");
-        Ok(&self.bytes[index(offset)..index(end)])
+        let index = |at: u64| at.checked_sub(self.start).and_then(|index| usize::try_from(index).ok());
+        let part = index(offset).zip(index(end)).and_then(|(from, to)| self.bytes.get(from..to));
+        part.ok_or_else(|| wrong(io::ErrorKind::Other, &"a part of it is not in memory"))
     }
 }
 
@@ -212,18 +230,17 @@ impl Window {
 fn headers(bytes: &[u8], salt: u32) -> impl Iterator<Item = Header> {
     let mut at = 0;
     std::iter::from_fn(move || {
-        while let Some(window) = bytes[at..].first_chunk::<4>() {
+        while let Some(window) = bytes.get(at..).and_then(<[u8]>::first_chunk::<4>) {
             let start = at;
             // The last byte of the window says how far the next possible beginning of "TGLG" is: most bytes are never looked at.
-            at += match window[3] {
+            at = at.saturating_add(match window[3] {
                 b'T' => 3,
                 b'G' => 2,
                 b'L' => 1,
                 _ => 4,
-            };
-            at = at.min(bytes.len());
+            });
             if u32::from_le_bytes(*window) == MAGIC
-                && let Some(header) = Header::read(&bytes[start..], salt)
+                && let Some(header) = bytes.get(start..).and_then(|rest| Header::read(rest, salt))
             {
                 return Some(header);
             }
@@ -232,7 +249,9 @@ fn headers(bytes: &[u8], salt: u32) -> impl Iterator<Item = Header> {
     })
 }
 
-const WINDOW_BYTES: usize = 1 << 20;
+const WINDOW_BYTES: u64 = 1 << 20;
+/// What two parts have in common.
+const OVERLAP_BYTES: u64 = HEADER_BYTES as u64 - 1;
 
 #[cfg(test)]
 mod tests {
