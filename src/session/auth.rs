@@ -46,7 +46,7 @@ impl Verifier {
             has_public_keys: false,
             has_webhook: false,
             audience: Vec::new(),
-            leeway_ms: u64::from(leeway_s) * 1000,
+            leeway_ms: u64::from(leeway_s).saturating_mul(1000),
         }
     }
 
@@ -55,7 +55,7 @@ impl Verifier {
     #[must_use]
     pub fn with_public_keys(secret: Option<&Secret>, audience: Vec<String>, leeway_s: u32) -> Self {
         let secret = secret.map(|secret| (DecodingKey::from_secret(secret.as_bytes()), rules(Algorithm::HS256)));
-        Self { secret, has_public_keys: true, has_webhook: false, audience, leeway_ms: u64::from(leeway_s) * 1000 }
+        Self { secret, has_public_keys: true, has_webhook: false, audience, leeway_ms: u64::from(leeway_s).saturating_mul(1000) }
     }
 
     /// For tokens of a secret if there is one, of public keys if there are any, and of the webhook for what is left if it is asked.
@@ -142,7 +142,7 @@ impl Verifier {
             device: claims.dev.as_deref().map(Text::copy_from),
             expires_unix_s: claims.exp,
             token: TokenMark { issued_unix_s: claims.iat, id: claims.jti.as_deref().map(Text::copy_from) },
-            is_expired: now_unix_ms >= claims.exp * 1000 + self.leeway_ms,
+            is_expired: now_unix_ms >= claims.exp.saturating_mul(1000).saturating_add(self.leeway_ms),
         })
     }
 }

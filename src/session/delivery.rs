@@ -146,6 +146,10 @@ impl Session {
     }
 
     /// Gives out the next `pos` for a delivery, and holds it. The caller has asked [`Session::has_room`], and counted the frame.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "has_room() bounds what is unacknowledged and its bytes, and 2^64 deliveries are never given out"
+    )]
     pub fn deliver(&mut self, held: Held) -> u64 {
         self.backlog.get_or_insert_default().ring.push_back(held);
         self.window_bytes += held.bytes;
@@ -156,7 +160,7 @@ impl Session {
 
     /// The deliveries held, oldest first, each with its `pos`.
     pub fn held(&self) -> impl Iterator<Item = (u64, Held)> + '_ {
-        let first = self.pos + 1 - u64::from(self.unacknowledged);
+        let first = self.pos.saturating_sub(u64::from(self.unacknowledged)).saturating_add(1);
         (first..).zip(self.backlog.iter().flat_map(|backlog| backlog.ring.iter().copied()))
     }
 
@@ -204,11 +208,13 @@ impl Session {
 
     /// Takes a cumulative acknowledgement and gives the frames it frees to `release`; returns whether it moved. A `pos` above the
     /// highest given out is refused by `None`.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        reason = "deliver() has put one entry on the ring for each unacknowledged delivery, and added its bytes"
+    )]
     pub fn acknowledge(&mut self, pos: u64, mut release: impl FnMut(Held)) -> Option<bool> {
-        if pos > self.pos {
-            return None;
-        }
-        let left = self.pos - pos;
+        let left = self.pos.checked_sub(pos)?;
         if left >= u64::from(self.unacknowledged) {
             return Some(false);
         }
@@ -253,7 +259,7 @@ impl Session {
         let Some(backlog) = &mut self.backlog else { return };
         if let Some(place) = backlog.marks.iter().position(|mark| mark.head <= seq && &*mark.conv == conv) {
             let mark = backlog.marks.swap_remove(place);
-            backlog.untold -= u16::from(!mark.told);
+            backlog.untold = backlog.untold.saturating_sub(u16::from(!mark.told));
             self.drop_empty_backlog();
         }
     }
@@ -292,7 +298,7 @@ impl Session {
         if self.pos.checked_sub(last_pos)? > u64::from(self.unacknowledged) {
             return None;
         }
-        let processed = last_pos + u64::from(mutant::on(Mutant::ResumeOffByOne) && last_pos < self.pos);
+        let processed = last_pos.saturating_add(u64::from(mutant::on(Mutant::ResumeOffByOne) && last_pos < self.pos));
         self.acknowledge(processed, release)?;
         let pos = self.pos;
         let backlog = self.take_backlog();
@@ -307,6 +313,7 @@ impl Session {
 
     /// Takes over what an earlier session of the device held. What was delivered here meanwhile stays behind it, and is returned to be
     /// numbered anew by [`Session::deliver`] or [`Session::mark`].
+    #[expect(clippy::expect_used, reason = "a ring holds at most a window, which is a number of 16 bits")]
     pub fn adopt(&mut self, carried: Carried) -> VecDeque<Held> {
         let own = self.take_backlog();
         self.pos = carried.pos;
@@ -355,14 +362,14 @@ impl Backlog {
             return;
         }
         if let Some(mark) = self.marks.iter_mut().find(|mark| &*mark.conv == conv) {
-            self.untold += u16::from(mark.told);
+            self.untold = self.untold.saturating_add(u16::from(mark.told));
             mark.told = false;
             mark.head = mark.head.max(head);
             mark.mid = mark.mid.max(mid);
         } else if self.marks.len() == MARKS_MAX {
             self.mark_all();
         } else {
-            self.untold += 1;
+            self.untold = self.untold.saturating_add(1);
             // Its own allocation: a slice would keep the whole arena chunk of the sender.
             self.marks.push(Mark { conv: Text::copy_from(conv), head, mid, told: false });
         }

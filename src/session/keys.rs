@@ -250,7 +250,7 @@ fn rsa(modulus: &str, exponent: &str) -> Result<(Algorithm, DecodingKey), String
         Ok(bytes.into_iter().skip_while(|&byte| byte == 0).collect())
     };
     let (n, e) = (number("n", modulus)?, number("e", exponent)?);
-    let bits = n.first().map_or(0, |first| n.len() * 8 - first.leading_zeros() as usize);
+    let bits = n.first().map_or(0, |first| n.len().saturating_mul(8).saturating_sub(first.leading_zeros() as usize));
     if !(RSA_BITS_MIN..=RSA_BITS_MAX).contains(&bits) {
         return Err(format!("an RSA key of {bits} bits; allowed: {RSA_BITS_MIN} to {RSA_BITS_MAX}; make a new one"));
     }

@@ -32,8 +32,9 @@ fn lines(cells: usize) -> Box<[Line]> {
 }
 
 /// The line of a key: its low bits.
+#[expect(clippy::expect_used, reason = "lines() makes as many as a power of two, and the index is masked by one less")]
 fn line_of(lines: &[Line], key: u64) -> &Line {
-    let index = usize::try_from(key & 0xffff_ffff).expect("32 bits") & (lines.len() - 1);
+    let index = (key & 0xffff_ffff) as usize & lines.len().saturating_sub(1);
     lines.get(index).expect("masked by a length that is a power of two")
 }
 
@@ -56,18 +57,19 @@ impl Meters {
     /// The time to wait, at least 1 ms.
     pub fn take(&self, key: u64, rate: Rate, now_ns: u64, credit: u16) -> Result<(), u32> {
         let Some(step) = step(rate) else { return Ok(()) };
-        let depth = step.saturating_mul(u64::from(rate.burst) + u64::from(credit)).clamp(step, DEPTH_MAX);
-        let most = step.saturating_mul(2 * u64::from(rate.burst)).min(DEPTH_MAX);
+        let depth = step.saturating_mul(u64::from(rate.burst).saturating_add(u64::from(credit))).clamp(step, DEPTH_MAX);
+        let most = step.saturating_mul(u64::from(rate.burst).saturating_mul(2)).min(DEPTH_MAX);
         let (now, tag) = (now_ns / UNIT_NS, key >> DUE_BITS);
         for _ in 0..TRIES {
             let (cell, seen, ahead) = self.find(key, tag, now);
             // Nobody owes more than a burst and its credit: what says so is left of 19 hours ago, when the numbers began anew.
-            let next = if ahead > most { step } else { ahead + step };
-            if next > depth {
-                let wait_ms = (next - depth).saturating_mul(UNIT_NS).div_ceil(1_000_000);
+            let next = if ahead > most { step } else { ahead.saturating_add(step) };
+            let owed = next.saturating_sub(depth);
+            if owed > 0 {
+                let wait_ms = owed.saturating_mul(UNIT_NS).div_ceil(1_000_000);
                 return Err(u32::try_from(wait_ms).unwrap_or(u32::MAX).max(1));
             }
-            let paid = tag << DUE_BITS | (now + next) & DUE_MASK;
+            let paid = tag << DUE_BITS | now.wrapping_add(next) & DUE_MASK;
             if cell.compare_exchange(seen, paid, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 return Ok(());
             }
@@ -88,7 +90,7 @@ impl Meters {
     #[must_use]
     pub fn owed_ms(&self, key: u64, now_ns: u64) -> u32 {
         let (_, _, ahead) = self.find(key, key >> DUE_BITS, now_ns / UNIT_NS);
-        u32::try_from((ahead * UNIT_NS).div_ceil(1_000_000)).unwrap_or(u32::MAX)
+        u32::try_from(ahead.saturating_mul(UNIT_NS).div_ceil(1_000_000)).unwrap_or(u32::MAX)
     }
 
     /// Puts back what was taken for something that cost nothing.
@@ -97,13 +99,14 @@ impl Meters {
         let (now, tag) = (now_ns / UNIT_NS, key >> DUE_BITS);
         let (cell, seen, ahead) = self.find(key, tag, now);
         if seen >> DUE_BITS == tag && ahead > 0 {
-            let paid = tag << DUE_BITS | (now + ahead.saturating_sub(step)) & DUE_MASK;
+            let paid = tag << DUE_BITS | now.wrapping_add(ahead.saturating_sub(step)) & DUE_MASK;
             // Another core was quicker: one token is lost until it comes back by itself.
             let _ = cell.compare_exchange(seen, paid, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
     /// The cell of a key, or the one to take for it: what stands there, and by how much the key is ahead of `now`.
+    #[expect(clippy::expect_used, reason = "a line has WAYS cells, and one of them is the least")]
     fn find(&self, key: u64, tag: u64, now: u64) -> (&AtomicU64, u64, u64) {
         let Line(cells) = line_of(&self.0, key);
         let mut least: Option<(&AtomicU64, u64, u64)> = None;
@@ -124,13 +127,13 @@ impl Meters {
 
 impl fmt::Debug for Meters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Meters({} cells)", self.0.len() * WAYS)
+        write!(f, "Meters({} cells)", self.0.len().saturating_mul(WAYS))
     }
 }
 
 /// Units between two events; `None`: no limit.
 fn step(rate: Rate) -> Option<u64> {
-    (rate.per_second > 0).then(|| (1_000_000_000 / UNIT_NS / u64::from(rate.per_second)).clamp(1, DEPTH_MAX))
+    (1_000_000_000 / UNIT_NS).checked_div(rate.per_second.into()).map(|units| units.clamp(1, DEPTH_MAX))
 }
 
 /// By how many units a cell is ahead of `now`; further than any rate allows: nothing.
@@ -164,7 +167,10 @@ impl Tally {
             if count >= u64::from(most) {
                 return Err(TooMany);
             }
-            if cell.compare_exchange(seen, u64::from(key) << 32 | (count + 1), Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            if cell
+                .compare_exchange(seen, u64::from(key) << 32 | count.saturating_add(1), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+            {
                 return Ok(());
             }
         }
@@ -178,7 +184,7 @@ impl Tally {
             if !is_of(seen, key) {
                 return;
             }
-            let left = if seen & COUNT_MASK == 1 { 0 } else { seen - 1 };
+            let left = if seen & COUNT_MASK == 1 { 0 } else { seen.saturating_sub(1) };
             if cell.compare_exchange(seen, left, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 return;
             }
@@ -186,6 +192,7 @@ impl Tally {
     }
 
     /// The cell of a key, or the one with the fewest, and what stands there.
+    #[expect(clippy::expect_used, reason = "a line has WAYS cells, and one of them is the least")]
     fn find(&self, key: u32) -> (&AtomicU64, u64) {
         let Line(cells) = line_of(&self.0, u64::from(key));
         let mut least: Option<(&AtomicU64, u64)> = None;
@@ -204,7 +211,7 @@ impl Tally {
 
 impl fmt::Debug for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tally({} cells)", self.0.len() * WAYS)
+        write!(f, "Tally({} cells)", self.0.len().saturating_mul(WAYS))
     }
 }
 

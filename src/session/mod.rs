@@ -1,9 +1,17 @@
 //! What frames mean: who the device is, what it may do and what it has received. Pure.
 //!
-//! As in `wire`, nothing is indexed or unwrapped.
+//! As in `wire`, nothing is indexed or unwrapped, and no number overflows.
 #![cfg_attr(
     not(test),
-    deny(clippy::indexing_slicing, clippy::panic, clippy::string_slice, clippy::unreachable, clippy::unwrap_used)
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
 )]
 
 pub mod auth;

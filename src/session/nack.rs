@@ -34,8 +34,8 @@ impl Nacks {
             if nack.due_ms.is_some() || nack.tries == TRIES_MAX {
                 return Asked::Ignored;
             }
-            nack.tries += 1;
-            let due_ms = now_ms + wait_ms(nack.tries, delay_ms, dice);
+            nack.tries = nack.tries.saturating_add(1);
+            let due_ms = now_ms.saturating_add(wait_ms(nack.tries, delay_ms, dice));
             nack.due_ms = Some(due_ms);
             return Asked::At(due_ms);
         }
@@ -44,7 +44,7 @@ impl Nacks {
             let Some(done) = self.0.iter().position(|nack| nack.due_ms.is_none()) else { return Asked::Full };
             self.0.remove(done);
         }
-        let due_ms = now_ms + wait_ms(1, delay_ms, dice);
+        let due_ms = now_ms.saturating_add(wait_ms(1, delay_ms, dice));
         self.0.push(Nack { conv: Text::copy_from(conv), seq, tries: 1, due_ms: Some(due_ms), reading: false });
         Asked::At(due_ms)
     }
@@ -118,9 +118,11 @@ impl From<Vec<Nack>> for Nacks {
 
 /// The wait before the n-th redelivery.
 fn wait_ms(tries: u8, delay_ms: u32, dice: u64) -> u64 {
-    let base_ms = u64::from(delay_ms).max(STEP_MS << (tries - 1)).min(WAIT_MS_MAX);
+    let doubled_ms = STEP_MS.saturating_mul(2_u64.saturating_pow(u32::from(tries).saturating_sub(1)));
+    let base_ms = u64::from(delay_ms).max(doubled_ms).min(WAIT_MS_MAX);
     // Between 4/5 and 6/5, in 1024 steps.
-    (base_ms * (4 * 1024 + 2 * (dice % 1024)) / (5 * 1024)).min(WAIT_MS_MAX)
+    let parts = (dice % 1024).saturating_mul(2).saturating_add(4 * 1024);
+    (base_ms.saturating_mul(parts) / (5 * 1024)).min(WAIT_MS_MAX)
 }
 
 /// Messages of one session that wait to be delivered again, or were and may be asked for once more. Full: ERROR 4004.

@@ -38,7 +38,7 @@ impl Calendar {
     ///
     /// A rate of 0 has no places to wait for. Cost: one atomic exchange, some 10 ns.
     pub fn book(&self, from_ns: u64, count: u32, per_second: u32, ahead_ns: u64) -> u64 {
-        let taken_ns = u64::from(count) * step_ns(per_second);
+        let taken_ns = u64::from(count).saturating_mul(step_ns(per_second));
         let place =
             |free_ns: u64| if (from_ns..=from_ns.saturating_add(ahead_ns)).contains(&free_ns) { free_ns } else { from_ns };
         let book = |free_ns| Some(place(free_ns).saturating_add(taken_ns));
@@ -79,7 +79,7 @@ impl Batch {
     pub fn take(&mut self, pace: &Pace, rate: Rate, now_ns: u64) {
         if rate.per_second > 0 {
             self.is_due(pace, rate, now_ns);
-            self.left -= 1;
+            self.left = self.left.saturating_sub(1);
         }
     }
 
@@ -98,7 +98,7 @@ impl Batch {
 /// How long before its place a batch of so many may be used, nanoseconds: then a whole burst comes at once after a rest.
 #[must_use]
 pub fn early_ns(rate: Rate, count: u32) -> u64 {
-    u64::from(rate.burst.saturating_sub(count)) * step_ns(rate.per_second)
+    u64::from(rate.burst.saturating_sub(count)).saturating_mul(step_ns(rate.per_second))
 }
 
 /// Nanoseconds between two places.

@@ -28,8 +28,9 @@ impl Bucket {
     /// Whether nothing has been taken that has not come back.
     #[must_use]
     pub fn is_full(&self, rate: Rate, now_ms: u32) -> bool {
-        let refill = u64::from(now_ms.wrapping_sub(self.stamp_ms)) * u64::from(rate.per_second);
-        u64::try_from(self.tokens_milli).is_ok_and(|tokens| tokens + refill >= u64::from(rate.burst) * 1000)
+        let refill = u64::from(now_ms.wrapping_sub(self.stamp_ms)).saturating_mul(u64::from(rate.per_second));
+        let tokens = u64::try_from(self.tokens_milli);
+        tokens.is_ok_and(|tokens| tokens.saturating_add(refill) >= u64::from(rate.burst).saturating_mul(1000))
     }
 
     /// Takes one token, or says in how many milliseconds there will be one.
@@ -44,21 +45,25 @@ impl Bucket {
     ///
     /// # Errors
     /// As [`Bucket::take`].
+    #[expect(
+        clippy::expect_used,
+        reason = "tokens are between what 32 bits held and a full bucket; what is missing is at most the greatest credit, and one"
+    )]
     pub fn take_on_credit(&mut self, rate: Rate, now_ms: u32, credit: u16) -> Result<(), u32> {
         if rate.per_second == 0 {
             return Ok(());
         }
         let elapsed_ms = now_ms.wrapping_sub(self.stamp_ms);
-        let refill = i64::from(elapsed_ms) * i64::from(rate.per_second);
-        let tokens = (i64::from(self.tokens_milli) + refill).min(i64::from(full(rate)));
+        let refill = u64::from(elapsed_ms).saturating_mul(u64::from(rate.per_second));
+        let tokens = i64::from(self.tokens_milli).saturating_add_unsigned(refill).min(i64::from(full(rate)));
         self.stamp_ms = now_ms;
         self.tokens_milli = i32::try_from(tokens).expect("below a full bucket, and never far below an empty one");
-        let missing = 1000 - i64::from(credit) * 1000 - tokens;
+        let missing = 1000_i64.saturating_sub(i64::from(credit).saturating_mul(1000)).saturating_sub(tokens);
         if missing > 0 {
             let missing = u32::try_from(missing).expect("at most the credit, and one");
             return Err(missing.div_ceil(rate.per_second).max(1));
         }
-        self.tokens_milli -= 1000;
+        self.tokens_milli = self.tokens_milli.saturating_sub(1000);
         Ok(())
     }
 

@@ -151,7 +151,7 @@ pub fn decode_with(bytes: &[u8], sender: Sender, reserved: Reserved) -> Result<O
             None => return Ok(None),
         },
     };
-    Ok(Some(Header { fin, opcode, compressed, mask, payload_bytes, header_bytes: bytes.len() - rest.len() }))
+    Ok(Some(Header { fin, opcode, compressed, mask, payload_bytes, header_bytes: bytes.len().saturating_sub(rest.len()) }))
 }
 
 /// Bytes that [`encode_server`] will write for a payload of this length.
@@ -189,7 +189,7 @@ pub fn encode_server(out: &mut [u8; SERVER_HEADER_BYTES_MAX], opcode: Opcode, pa
 
 /// Writes the header of a client frame and returns its length, 6 to 14 bytes. The payload is masked by
 /// [`crate::wire::mask::apply`].
-#[expect(clippy::indexing_slicing, reason = "into an array that holds the longest header")]
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "into an array that holds the longest header")]
 pub fn encode_client(
     out: &mut [u8; HEADER_BYTES_MAX],
     opcode: Opcode,
@@ -222,7 +222,11 @@ pub enum FrameEnd {
 ///
 /// # Panics
 /// If `payload` is longer than 125 bytes: it is ours, or came out of a control frame.
-#[expect(clippy::indexing_slicing, reason = "into an array that holds the longest control frame")]
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "into an array that holds the longest control frame"
+)]
 pub fn encode_control(out: &mut [u8; CONTROL_FRAME_BYTES_MAX], opcode: Opcode, payload: &[u8]) -> usize {
     assert!(opcode.is_control());
     let mut header = [0; SERVER_HEADER_BYTES_MAX];
@@ -235,6 +239,7 @@ pub fn encode_control(out: &mut [u8; CONTROL_FRAME_BYTES_MAX], opcode: Opcode, p
 /// Writes a Close frame of a server and returns its length. Without a code the body is empty and `reason` does not travel; a
 /// reason of more than 123 bytes is cut between two characters.
 #[expect(
+    clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
     clippy::string_slice,
     reason = "the reason is cut to what a control frame holds, at a boundary that was asked for"

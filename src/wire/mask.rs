@@ -9,12 +9,11 @@ pub fn apply(bytes: &mut [u8], mask: [u8; 4]) -> [u8; 4] {
     let narrow = u64::from(u32::from_ne_bytes(mask));
     let wide = narrow << 32 | narrow;
     let turn = bytes.len() % 4;
-    let mut words = bytes.chunks_exact_mut(8);
-    for word in &mut words {
-        let masked = u64::from_ne_bytes(word.try_into().expect("chunks of eight")) ^ wide;
-        word.copy_from_slice(&masked.to_ne_bytes());
+    let (words, rest) = bytes.as_chunks_mut();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
     }
-    for (byte, key) in words.into_remainder().iter_mut().zip(mask.iter().cycle()) {
+    for (byte, key) in rest.iter_mut().zip(mask.iter().cycle()) {
         *byte ^= key;
     }
     let mut turned = mask;

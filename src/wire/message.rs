@@ -71,6 +71,7 @@ impl Text {
     /// # Panics
     /// Never: every constructor takes a `str`.
     #[must_use]
+    #[expect(clippy::expect_used, reason = "every constructor takes a str, and nothing changes it")]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("built from a str")
     }
@@ -128,10 +129,10 @@ impl Arena {
 
     fn copy(&mut self, bytes: &[u8]) -> Bytes {
         if bytes.len() > self.chunk_bytes {
-            self.chunks_count += 1;
+            self.chunks_count = self.chunks_count.saturating_add(1);
             return Bytes::copy_from_slice(bytes);
         }
-        if self.chunk.capacity() - self.chunk.len() < bytes.len() && !self.chunk.try_reclaim(self.chunk_bytes) {
+        if self.chunk.capacity().saturating_sub(self.chunk.len()) < bytes.len() && !self.chunk.try_reclaim(self.chunk_bytes) {
             self.change_chunk();
         }
         self.chunk.extend_from_slice(bytes);
@@ -150,7 +151,7 @@ impl Arena {
             self.full.push_back(full);
         }
         for _ in 0..self.full.len() {
-            let mut oldest = self.full.pop_front().expect("counted");
+            let Some(mut oldest) = self.full.pop_front() else { break };
             if oldest.try_reclaim(self.chunk_bytes) {
                 self.chunk = oldest;
                 return;
@@ -162,7 +163,7 @@ impl Arena {
             self.full.pop_front();
         }
         self.chunk = BytesMut::with_capacity(self.chunk_bytes);
-        self.chunks_count += 1;
+        self.chunks_count = self.chunks_count.saturating_add(1);
     }
 }
 

@@ -1,9 +1,18 @@
 //! Bytes and their meaning, without I/O: RFC 6455 below, the `tidegate.v1` protocol above.
 //!
-//! Bytes from outside decide no index here and unwrap nothing: lints say so. What writes into a block it has just made is excepted by name.
+//! Bytes from outside decide no index here, unwrap nothing and overflow no number: lints say so. What writes into a block it has just made is
+//! excepted by name, with the reason why it fits.
 #![cfg_attr(
     not(test),
-    deny(clippy::indexing_slicing, clippy::panic, clippy::string_slice, clippy::unreachable, clippy::unwrap_used)
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
 )]
 
 pub mod deflate;

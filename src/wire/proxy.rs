@@ -47,10 +47,12 @@ fn decode_text(bytes: &[u8]) -> Result<Option<(Source, usize)>, Malformed> {
     if !is_begun(bytes, TEXT_BEGIN) {
         return Err(Malformed);
     }
-    let Some(end) = bytes.iter().take(TEXT_BYTES_MAX).position(|&byte| byte == b'\n') else {
+    let front = bytes.get(..TEXT_BYTES_MAX).unwrap_or(bytes);
+    let header = front.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default();
+    if !header.ends_with(b"\n") {
         return if bytes.len() < TEXT_BYTES_MAX { Ok(None) } else { Err(Malformed) };
-    };
-    let line = bytes.get(..end).and_then(|line| line.strip_suffix(b"\r")).ok_or(Malformed)?;
+    }
+    let line = header.strip_suffix(b"\r\n").ok_or(Malformed)?;
     if line.contains(&b'\r') {
         // Who looks for the end by its CR, as section 9 of the specification does, ends the line there.
         return Err(Malformed);
@@ -59,12 +61,12 @@ fn decode_text(bytes: &[u8]) -> Result<Option<(Source, usize)>, Malformed> {
     let mut words = line.split(' ').skip(1);
     let source = match words.next() {
         // What follows is to be ignored.
-        Some("UNKNOWN") => return Ok(Some((Source::Balancer, end + 1))),
+        Some("UNKNOWN") => return Ok(Some((Source::Balancer, header.len()))),
         Some("TCP4") => source_of::<Ipv4Addr>(words),
         Some("TCP6") => source_of::<Ipv6Addr>(words),
         _ => None,
     };
-    Ok(Some((Source::Client(source.ok_or(Malformed)?), end + 1)))
+    Ok(Some((Source::Client(source.ok_or(Malformed)?), header.len())))
 }
 
 /// Source, destination and their ports, and nothing more.
@@ -89,8 +91,7 @@ fn decode_binary(bytes: &[u8]) -> Result<Option<(Source, usize)>, Malformed> {
     let Some(&[version_command, family, high, low]) = bytes.get(SIGNATURE.len()..).and_then(<[u8]>::first_chunk) else {
         return Ok(None);
     };
-    let begin = SIGNATURE.len() + 4;
-    let end = begin + usize::from(u16::from_be_bytes([high, low]));
+    let end = BINARY_BEGIN_BYTES.saturating_add(usize::from(u16::from_be_bytes([high, low])));
     if end > PROXY_HEADER_BYTES_MAX {
         return Err(Malformed);
     }
@@ -99,7 +100,7 @@ fn decode_binary(bytes: &[u8]) -> Result<Option<(Source, usize)>, Malformed> {
         0x21 => false,
         _ => return Err(Malformed),
     };
-    let Some(body) = bytes.get(begin..end) else { return Ok(None) };
+    let Some(body) = bytes.get(BINARY_BEGIN_BYTES..end) else { return Ok(None) };
     let source = match family {
         _ if is_local => Source::Balancer,
         TCP_V4 => Source::Client(addresses::<4>(body).ok_or(Malformed)?),
@@ -136,6 +137,8 @@ const TEXT_BEGIN: &[u8] = b"PROXY ";
 /// Version 1, CR LF included, by its specification.
 const TEXT_BYTES_MAX: usize = 107;
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// Up to the length of the rest, and with it.
+const BINARY_BEGIN_BYTES: usize = SIGNATURE.len() + 4;
 const TCP_V4: u8 = 0x11;
 const TCP_V6: u8 = 0x21;
 

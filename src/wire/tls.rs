@@ -79,7 +79,7 @@ impl Session {
     /// # Errors
     /// [`Fault::NotTls`] and [`Fault::TooLong`], before anything was computed.
     pub fn hold(&mut self, bytes: &[u8]) -> Result<bool, Fault> {
-        if self.incoming.len() + bytes.len() > TLS_HANDSHAKE_BYTES_MAX {
+        if self.incoming.len().saturating_add(bytes.len()) > TLS_HANDSHAKE_BYTES_MAX {
             return Err(Fault::TooLong);
         }
         self.incoming.extend_from_slice(bytes);
@@ -122,8 +122,8 @@ impl Session {
     /// # Errors
     /// [`Fault::Broken`] before the handshake is over or after the peer was told goodbye; [`Fault::Exhausted`].
     pub fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
-        let records = plain.len() / RECORD_PLAIN_BYTES + 1;
-        let room = plain.len() + records * RECORD_OVERHEAD_BYTES;
+        let records = (plain.len() / RECORD_PLAIN_BYTES).saturating_add(1);
+        let room = records.saturating_mul(RECORD_OVERHEAD_BYTES).saturating_add(plain.len());
         self.write(room, out, |traffic, room| traffic.encrypt(plain, room))
     }
 
@@ -153,13 +153,13 @@ impl Session {
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => progress.has_ended = true,
                 Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) | ConnectionState::Closed) => {
-                    used += discard;
+                    used = used.saturating_add(discard);
                     break Ok(());
                 }
                 // Early data is not offered, and there are no other states.
                 Ok(_) | Err(_) => break Err(Fault::Broken),
             }
-            used += discard;
+            used = used.saturating_add(discard);
         };
         if let Err(fault) = result {
             let rest = bytes.get_mut(used..).unwrap_or_default();
@@ -230,15 +230,15 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) 
 /// Lets `put` write behind the end of `out`, into `room` bytes, or a second time into as many as it then asks for.
 fn append(out: &mut Vec<u8>, room: usize, mut put: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>) -> Result<(), Fault> {
     let start = out.len();
-    let mut end = start + room;
+    let mut end = start.saturating_add(room);
     for _ in 0..2 {
         out.resize(end, 0);
         match put(out.get_mut(start..).unwrap_or_default()) {
             Ok(count) => {
-                out.truncate(start + count);
+                out.truncate(start.saturating_add(count));
                 return Ok(());
             }
-            Err(Some(required)) => end = start + required,
+            Err(Some(required)) => end = start.saturating_add(required),
             Err(None) => break,
         }
     }

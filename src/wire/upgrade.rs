@@ -198,8 +198,8 @@ impl Request<'_> {
 pub fn accept_value(key: &[u8]) -> [u8; 28] {
     let digest = Sha1::new().chain_update(key).chain_update(KEY_SUFFIX).finalize();
     let mut value = [0; 28];
-    let len = STANDARD.encode_slice(digest, &mut value).expect("20 bytes make 28 characters");
-    assert!(len == value.len());
+    let written = STANDARD.encode_slice(digest, &mut value);
+    assert!(written == Ok(value.len()), "20 bytes make 28 characters");
     value
 }
 
@@ -235,8 +235,8 @@ impl HeadScan {
     /// # Errors
     /// [`Refusal::BadSyntax`] at a control character or a bare CR or LF, [`Refusal::HeadTooLarge`] at the first byte too many.
     pub fn push(&mut self, piece: &[u8]) -> Result<Option<usize>, Refusal> {
-        for (index, &byte) in piece.iter().enumerate() {
-            self.len += 1;
+        for (count, &byte) in (1..).zip(piece) {
+            self.len = self.len.saturating_add(1);
             if self.len > UPGRADE_HEAD_BYTES_MAX {
                 return Err(Refusal::HeadTooLarge);
             }
@@ -244,7 +244,7 @@ impl HeadScan {
                 (At::Request | At::Line, b'\r') => At::LineReturn,
                 (At::Start, b'\r') => At::BlankReturn,
                 (At::LineReturn, b'\n') => At::Start,
-                (At::BlankReturn, b'\n') => return Ok(Some(index + 1)),
+                (At::BlankReturn, b'\n') => return Ok(Some(count)),
                 (At::Request, b' '..=b'~') => At::Request,
                 (At::Line | At::Start, b'\t' | b' '..=b'~' | 0x80..) => At::Line,
                 _ => return Err(Refusal::BadSyntax),
@@ -304,6 +304,7 @@ impl Refusal {
     }
 
     /// Appends a whole HTTP response, after which the connection closes. `retry_after_s` makes a `Retry-After`.
+    #[expect(clippy::arithmetic_side_effects, reason = "a reason is one of the lines below")]
     pub fn write(self, retry_after_s: Option<u32>, out: &mut Vec<u8>) {
         let (_, status, reason) = self.facts();
         let more = match status {

@@ -34,9 +34,7 @@ impl Validator {
         }
         // The piece ends inside a sequence, so nothing was carried over from before.
         let begun = rest.get(error.valid_up_to()..).unwrap_or_default();
-        assert!(begun.len() <= self.carried.len());
-        self.carried.iter_mut().zip(begun).for_each(|(to, from)| *to = *from);
-        self.len = u8::try_from(begun.len()).expect("at most three");
+        self.carry(begun);
         Ok(())
     }
 
@@ -56,21 +54,30 @@ impl Validator {
         if carried == 0 {
             return Ok(piece);
         }
-        let wanted = sequence_bytes(self.carried[0]) - carried;
+        let wanted = sequence_bytes(self.carried[0]).saturating_sub(carried);
         let (front, rest) = piece.split_at(wanted.min(piece.len()));
         let mut sequence = [0; 4];
         let arrived = self.carried.iter().take(carried).chain(front);
         sequence.iter_mut().zip(arrived).for_each(|(to, from)| *to = *from);
-        let begun = carried + front.len();
-        match std::str::from_utf8(sequence.get(..begun).unwrap_or_default()) {
+        let begun = sequence.get(..carried.saturating_add(front.len())).unwrap_or_default();
+        match std::str::from_utf8(begun) {
             Ok(_) => self.len = 0,
             Err(error) if error.error_len().is_some() => return Err(Invalid),
-            Err(_) => {
-                self.carried.iter_mut().zip(sequence).for_each(|(to, from)| *to = from);
-                self.len = u8::try_from(begun).expect("at most three");
-            }
+            Err(_) => self.carry(begun),
         }
         Ok(rest)
+    }
+
+    /// Keeps the beginning of a sequence.
+    fn carry(&mut self, begun: &[u8]) {
+        assert!(begun.len() <= self.carried.len());
+        self.carried.iter_mut().zip(begun).for_each(|(to, from)| *to = *from);
+        self.len = match begun {
+            [] => 0,
+            [_] => 1,
+            [_, _] => 2,
+            _ => 3,
+        };
     }
 }
 

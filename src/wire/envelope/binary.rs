@@ -308,7 +308,7 @@ impl<'a> Reader<'a> {
         for _ in 0..count {
             item(self)?;
         }
-        Ok(all.get(..all.len() - self.0.len()).unwrap_or_default())
+        Ok(all.get(..all.len().saturating_sub(self.0.len())).unwrap_or_default())
     }
 
     /// A count, then as many items. What is reserved is bounded by what can be there: no item is shorter than 8 bytes.
@@ -507,7 +507,7 @@ pub(super) fn encode_server(frame: &ServerFrame<'_>, out: &mut Vec<u8>) {
 
 /// See [`super::deliver_head`].
 pub(super) fn deliver_head(pos: u64, tail_len: usize, out: &mut [u8; DELIVER_HEAD_BYTES_MAX]) -> usize {
-    out[..4].copy_from_slice(&header(frame_type::DELIVER, 8 + tail_len));
+    out[..4].copy_from_slice(&header(frame_type::DELIVER, tail_len.saturating_add(8)));
     out[4..DELIVER_HEAD_BYTES].copy_from_slice(&pos.to_le_bytes());
     DELIVER_HEAD_BYTES
 }
@@ -531,7 +531,7 @@ pub(super) fn begin_page(head: &PageHead<'_>, out: &mut Vec<u8>) {
 }
 
 /// Completes the PAGE that fills `page`. Its messages begin at `first`.
-#[expect(clippy::indexing_slicing, reason = "into the head that begin_page wrote")]
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "into the head that begin_page wrote")]
 pub(super) fn end_page(page: &mut [u8], first: usize, count: u16, flags: u8) {
     let head = header(frame_type::PAGE, page.len() - 4);
     page[..4].copy_from_slice(&head);
@@ -546,7 +546,7 @@ pub(super) fn begin_sync_page(rid: u32, out: &mut Vec<u8>) {
 }
 
 /// Completes the SYNC_PAGE that fills `page`: the cursor is put before the count and the entries, which move up once.
-#[expect(clippy::indexing_slicing, reason = "into the head that begin_sync_page wrote")]
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "into the head that begin_sync_page wrote")]
 pub(super) fn end_sync_page(page: &mut Vec<u8>, count: u16, flags: u8, since: u64, cursor: &str) {
     page[8] = flags;
     page[9..17].copy_from_slice(&since.to_le_bytes());
@@ -584,7 +584,7 @@ pub(super) fn cut(detail: &str) -> &str {
     &detail[..detail.floor_char_boundary(usize::from(u8::MAX))]
 }
 
-#[expect(clippy::indexing_slicing, reason = "into the four bytes just appended")]
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "into the four bytes just appended")]
 fn put(out: &mut Vec<u8>, kind: u8, fields: impl FnOnce(&mut Body<'_>)) {
     let start = out.len();
     out.extend_from_slice(&header(kind, 0));
@@ -599,9 +599,11 @@ fn header(kind: u8, len: usize) -> [u8; 4] {
     [kind, a, b, c]
 }
 
-/// Fields onto the end of a body.
+/// Fields onto the end of a body. Names and lists have been held against their bounds before they come here: those of a client when
+/// its frame was judged, those of an operator when his request was.
 struct Body<'o>(&'o mut Vec<u8>);
 
+#[expect(clippy::expect_used, reason = "what is written was held against its bound before, as the type says")]
 impl Body<'_> {
     fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);

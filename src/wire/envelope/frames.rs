@@ -191,25 +191,24 @@ impl<'a> Split<'a> {
     ) -> Result<Option<T>, DecodeError> {
         loop {
             let mut seen = Seen::default();
+            let left = self.left.checked_sub(1);
             let read = match self.encoding {
                 Encoding::Binary => match binary::split(&mut self.rest) {
                     Ok(None) => return Ok(None),
-                    Ok(Some(_)) if self.left == 0 => Err(TOO_MANY_FRAMES),
+                    Ok(Some(_)) if left.is_none() => Err(TOO_MANY_FRAMES),
                     Ok(Some((kind, body))) => binary_body(kind, body, &mut seen),
                     Err(fault) => Err(fault),
                 },
                 Encoding::Json => match json::split(&mut self.rest) {
                     None => return Ok(None),
-                    Some(_) if self.left == 0 => Err(TOO_MANY_FRAMES),
+                    Some(_) if left.is_none() => Err(TOO_MANY_FRAMES),
                     Some(line) => json_line(line, &mut seen),
                 },
             };
+            self.left = left.unwrap_or_default();
             match read {
-                Ok(Some(frame)) => {
-                    self.left -= 1;
-                    return Ok(Some(frame));
-                }
-                Ok(None) => self.left -= 1,
+                Ok(Some(frame)) => return Ok(Some(frame)),
+                Ok(None) => {}
                 Err(Fault { code, detail }) => {
                     self.rest = &[];
                     return Err(DecodeError { code, detail, rid: seen.rid, frame: seen.frame });

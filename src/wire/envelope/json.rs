@@ -463,15 +463,15 @@ impl<'a> Fields<'a> {
 /// `2 * N` lower-case hexadecimal digits.
 fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
+        b'0'..=b'9' => Some(byte & 0x0f),
+        b'a'..=b'f' => Some(byte.saturating_sub(b'a' - 10)),
         _ => None,
     };
-    if text.len() != 2 * N {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != N || !rest.is_empty() {
         return None;
     }
     let mut out = [0; N];
-    let (pairs, _) = text.as_bytes().as_chunks::<2>();
     for (byte, &[high, low]) in out.iter_mut().zip(pairs) {
         *byte = digit(high)? << 4 | digit(low)?;
     }

@@ -55,9 +55,8 @@ impl<'c> Iterator for CursorIter<'c> {
 
     fn next(&mut self) -> Option<Cursor<'c>> {
         match &mut self.0 {
-            Source::Binary(0, _) => None,
             Source::Binary(left, reader) => {
-                *left -= 1;
+                *left = left.checked_sub(1)?;
                 // The decoder has checked them: an error here would be a list that did not come from it, and ends there.
                 reader.cursor().ok()
             }
@@ -119,9 +118,8 @@ impl<'u> Iterator for UserIter<'u> {
 
     fn next(&mut self) -> Option<&'u str> {
         match &mut self.0 {
-            Source::Binary(0, _) => None,
             Source::Binary(left, reader) => {
-                *left -= 1;
+                *left = left.checked_sub(1)?;
                 reader.s8("user").ok()
             }
             Source::List(users) => users.next().map(AsRef::as_ref),

@@ -54,9 +54,7 @@ impl PageWriter {
 
     /// Adds a message. `false`: it does not fit, the page is as before, and MORE belongs into its flags.
     pub fn push(&mut self, message: &Message<'_>) -> bool {
-        if self.count == u16::MAX {
-            return false;
-        }
+        let Some(count) = self.count.checked_add(1) else { return false };
         let before = self.out.len();
         let spare = match self.encoding {
             Encoding::Binary => {
@@ -67,16 +65,16 @@ impl PageWriter {
                 if self.count > 0 {
                     self.out.push(b',');
                 }
-                let alone = self.max_frame.saturating_sub(self.first + json_write::PAGE_END_BYTES_MAX);
+                let alone = self.max_frame.saturating_sub(self.first).saturating_sub(json_write::PAGE_END_BYTES_MAX);
                 json_write::message(message, alone, &mut self.out);
                 json_write::PAGE_END_BYTES_MAX
             }
         };
-        if self.count > 0 && self.out.len() + spare > self.max_frame {
+        if self.count > 0 && self.out.len().saturating_add(spare) > self.max_frame {
             self.out.truncate(before);
             return false;
         }
-        self.count += 1;
+        self.count = count;
         if let Some(ends) = &mut self.ends {
             ends.push(self.out.len());
         }
@@ -126,9 +124,7 @@ impl SyncPageWriter {
 
     /// Adds an entry. `false`: it does not fit, the page is as before, and MORE belongs into its flags.
     pub fn push(&mut self, entry: &Entry<'_>) -> bool {
-        if self.count == u16::MAX {
-            return false;
-        }
+        let Some(count) = self.count.checked_add(1) else { return false };
         let before = self.out.len();
         let spare = match self.encoding {
             Encoding::Binary => {
@@ -143,11 +139,11 @@ impl SyncPageWriter {
                 json_write::SYNC_PAGE_END_BYTES_MAX
             }
         };
-        if self.count > 0 && self.out.len() + spare > self.max_frame {
+        if self.count > 0 && self.out.len().saturating_add(spare) > self.max_frame {
             self.out.truncate(before);
             return false;
         }
-        self.count += 1;
+        self.count = count;
         true
     }
 
@@ -169,7 +165,7 @@ impl SyncPageWriter {
 }
 
 /// The page with its messages in the opposite order. In JSON a comma stands before every message but the first.
-#[expect(clippy::indexing_slicing, reason = "the ends of messages this program wrote")]
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "the ends of messages this program wrote")]
 fn reverse(page: &[u8], first: usize, ends: &[usize], encoding: Encoding) -> Vec<u8> {
     let mut out = Vec::with_capacity(page.len());
     out.extend_from_slice(&page[..first]);

@@ -111,9 +111,9 @@ impl<'a> Iterator for Items<'a> {
 pub(super) fn unescape(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(rest.get(..at)?);
-        let (escape, after) = (*rest.as_bytes().get(at + 1)?, rest.get(at + 2..)?);
+    while let Some((plain, escaped)) = rest.split_once('\\') {
+        out.push_str(plain);
+        let (&escape, after) = (escaped.as_bytes().first()?, escaped.get(1..)?);
         rest = after;
         out.push(match escape {
             b'b' => '\u{8}',
@@ -124,15 +124,12 @@ pub(super) fn unescape(text: &str) -> Option<String> {
             b'u' => {
                 let first = unit(rest)?;
                 rest = rest.get(4..)?;
-                if (0xd800..0xdc00).contains(&first) {
+                if let Some(whole) = char::from_u32(first.into()) {
+                    whole
+                } else {
                     let second = unit(rest.strip_prefix("\\u")?)?;
                     rest = rest.get(6..)?;
-                    if !(0xdc00..0xe000).contains(&second) {
-                        return None;
-                    }
-                    char::from_u32(0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00))?
-                } else {
-                    char::from_u32(first)?
+                    char::decode_utf16([first, second]).next()?.ok()?
                 }
             }
             other => char::from(other),
@@ -153,8 +150,8 @@ pub(super) fn text(value: Value<'_>) -> Option<Cow<'_, str>> {
 }
 
 /// One UTF-16 code unit: four hexadecimal digits.
-fn unit(text: &str) -> Option<u32> {
-    u32::from_str_radix(text.get(..4)?, 16).ok()
+fn unit(text: &str) -> Option<u16> {
+    u16::from_str_radix(text.get(..4)?, 16).ok()
 }
 
 #[derive(Debug)]
@@ -168,9 +165,14 @@ impl<'a> Scanner<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
+    /// Goes on behind what was looked at.
+    fn skip(&mut self, count: usize) {
+        self.at = self.at.saturating_add(count);
+    }
+
     fn take(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
-        self.at += usize::from(found);
+        self.skip(usize::from(found));
         found
     }
 
@@ -180,7 +182,7 @@ impl<'a> Scanner<'a> {
 
     fn space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\r' | b'\n')) {
-            self.at += 1;
+            self.skip(1);
         }
     }
 
@@ -228,7 +230,7 @@ impl<'a> Scanner<'a> {
         if !self.text.get(self.at..).is_some_and(|rest| rest.starts_with(word)) {
             return Err(NotJson);
         }
-        self.at += word.len();
+        self.skip(word.len());
         Ok(Value::Other)
     }
 
@@ -241,27 +243,28 @@ impl<'a> Scanner<'a> {
                 b'"' => break,
                 b'\\' => {
                     escaped = true;
-                    self.at += 1;
+                    self.skip(1);
                     match self.peek().ok_or(NotJson)? {
-                        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => self.at += 1,
+                        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => self.skip(1),
                         b'u' => {
-                            self.at += 1;
-                            let digits = self.text.as_bytes().get(self.at..self.at + 4).ok_or(NotJson)?;
+                            self.skip(1);
+                            let after = self.text.as_bytes().get(self.at..).ok_or(NotJson)?;
+                            let digits = after.first_chunk::<4>().ok_or(NotJson)?;
                             if !digits.iter().all(u8::is_ascii_hexdigit) {
                                 return Err(NotJson);
                             }
-                            self.at += 4;
+                            self.skip(digits.len());
                         }
                         _ => return Err(NotJson),
                     }
                 }
                 0..0x20 => return Err(NotJson),
-                _ => self.at += 1,
+                _ => self.skip(1),
             }
         }
         // Both ends stand beside an ASCII quote, hence on character boundaries.
         let text = self.since(start)?;
-        self.at += 1;
+        self.skip(1);
         Ok(if escaped { Value::Escaped(text) } else { Value::Text(text) })
     }
 
@@ -291,7 +294,7 @@ impl<'a> Scanner<'a> {
     fn digits(&mut self) -> Result<(), NotJson> {
         let start = self.at;
         while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-            self.at += 1;
+            self.skip(1);
         }
         if self.at > start { Ok(()) } else { Err(NotJson) }
     }
@@ -300,7 +303,7 @@ impl<'a> Scanner<'a> {
     fn container(&mut self) -> Result<(), NotJson> {
         // One bit per open container, the innermost lowest: 1 for an object.
         let mut objects = 0_u64;
-        let mut depth = 0;
+        let mut depth = 0_u32;
         loop {
             // Here begins a value.
             let opens = self.peek();
@@ -308,9 +311,10 @@ impl<'a> Scanner<'a> {
                 if depth == JSON_DEPTH_MAX {
                     return Err(NotJson);
                 }
-                depth += 1;
+                let outside = (depth, objects);
+                depth = depth.saturating_add(1);
                 objects = objects << 1 | u64::from(open == b'{');
-                self.at += 1;
+                self.skip(1);
                 self.space();
                 if !self.closes(objects) {
                     if open == b'{' {
@@ -318,19 +322,16 @@ impl<'a> Scanner<'a> {
                     }
                     continue;
                 }
-                depth -= 1;
-                objects >>= 1;
+                (depth, objects) = outside;
             } else {
                 self.scalar()?;
             }
             // Here ends a value, and with it perhaps what it lies in.
             loop {
-                if depth == 0 {
-                    return Ok(());
-                }
+                let Some(outside) = depth.checked_sub(1) else { return Ok(()) };
                 self.space();
                 if self.closes(objects) {
-                    depth -= 1;
+                    depth = outside;
                     objects >>= 1;
                     continue;
                 }
