@@ -1,4 +1,16 @@
 //! Addresses: networks by prefix, and what counts as one client.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,12 +34,12 @@ impl Network {
             None => (text, None),
         };
         let address: IpAddr = address.parse().ok()?;
-        let bits_max = if address.is_ipv4() { 32 } else { 128 };
+        let (bits_max, bits_before) = if address.is_ipv4() { (32, 96) } else { (128, 0) };
         let bits: u8 = match bits {
             Some(bits) => bits.parse().ok().filter(|bits| *bits <= bits_max && !text.contains('+'))?,
             None => bits_max,
         };
-        let network = Self { first: number(address), bits: bits + (128 - bits_max) };
+        let network = Self { first: number(address), bits: bits.saturating_add(bits_before) };
         (network.first & !network.mask() == 0).then_some(network)
     }
 
@@ -38,15 +50,15 @@ impl Network {
     }
 
     fn mask(self) -> u128 {
-        u128::MAX.checked_shl(u32::from(128 - self.bits)).unwrap_or(0)
+        u128::MAX.checked_shl(u32::from(128_u8.saturating_sub(self.bits))).unwrap_or(0)
     }
 }
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = Ipv6Addr::from_bits(self.first);
-        match address.to_ipv4_mapped().filter(|_| self.bits >= 96) {
-            Some(address) => write!(f, "{address}/{}", self.bits - 96),
+        match address.to_ipv4_mapped().zip(self.bits.checked_sub(96)) {
+            Some((address, bits)) => write!(f, "{address}/{bits}"),
             None => write!(f, "{address}/{}", self.bits),
         }
     }

@@ -1,4 +1,16 @@
 //! Where a web page comes from: scheme, host and port (RFC 6454), as a browser writes it into `Origin`.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 /// An origin, compared exactly: scheme, host and port, and nothing else. A port that is the scheme's own may be left out.
 #[derive(Clone, PartialEq, Eq, Debug)]

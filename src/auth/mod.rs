@@ -7,6 +7,19 @@
 //!
 //!  reactor ──Judge──► hook-0 .. n ──Judged──► reactor        each asks the operator's webhook
 //! ```
+//!
+//! As in `wire`, lints refuse whatever could panic on what is read here.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 pub mod http;
 pub mod keys;
@@ -46,6 +59,7 @@ pub enum Means {
 }
 
 /// Judges until every sender of the lane is gone.
+#[expect(clippy::indexing_slicing, reason = "only reactors ask, and each has its lane from the start")]
 pub fn run(bench: &mut Bench, asked: &LaneReceiver<Judge>) {
     loop {
         match asked.recv_within(PATIENCE) {

@@ -52,8 +52,8 @@ pub fn parse(name: &str, text: &str) -> Parsed {
         reader.parsed.has_gaps = true;
         let line = line_of(&readable, span.start);
         // Without its header, keys of a table would be taken for those of another; and a blank line cannot be the culprit.
-        let header = readable[line.clone()].trim_start().starts_with('[');
-        if header || readable[line.clone()].trim().is_empty() {
+        let culprit = readable.get(line.clone()).unwrap_or_default();
+        if culprit.trim_start().starts_with('[') || culprit.trim().is_empty() {
             break;
         }
         let blank = " ".repeat(line.len());
@@ -96,8 +96,9 @@ impl Reader<'_> {
     }
 
     fn value(&mut self, key: &str, key_span: Option<Range<usize>>, item: &Item) {
-        let Some(index) = index_of(key) else { return self.unknown_key(key, key_span) };
-        let raw = raw_of(item, DEFINITIONS[index].kind).ok_or(kind_of(item));
+        let found = DEFINITIONS.iter().enumerate().find(|(_, definition)| definition.key == key);
+        let Some((index, definition)) = found else { return self.unknown_key(key, key_span) };
+        let raw = raw_of(item, definition.kind).ok_or(kind_of(item));
         let place = self.place(item.span().or(key_span));
         self.parsed.entries.push(Entry { index, raw, place });
     }
@@ -124,8 +125,9 @@ impl Reader<'_> {
     fn place(&self, span: Option<Range<usize>>) -> Place {
         let at = span.map_or(0, |span| span.start);
         let line = line_of(self.text, at);
-        let number = self.text[..line.start].matches('\n').count() + 1;
-        let column = self.text[line.start..].char_indices().take_while(|(offset, _)| line.start + offset < at).count() + 1;
+        let (before, after) = self.text.split_at_checked(line.start).unwrap_or_default();
+        let number = before.matches('\n').count() + 1;
+        let column = after.char_indices().take_while(|(offset, _)| line.start + offset < at).count() + 1;
         Place::File { name: self.name.to_owned(), line: number, column }
     }
 }
@@ -133,9 +135,9 @@ impl Reader<'_> {
 /// The bytes of the line around `at`, without its line feed.
 fn line_of(text: &str, at: usize) -> Range<usize> {
     let at = at.min(text.len());
-    let bytes = text.as_bytes();
-    let start = bytes[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |feed| feed + 1);
-    let end = bytes[at..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |feed| at + feed);
+    let (before, after) = text.as_bytes().split_at(at);
+    let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |feed| feed + 1);
+    let end = after.iter().position(|byte| *byte == b'\n').map_or(text.len(), |feed| at + feed);
     start..end
 }
 

@@ -52,6 +52,7 @@ pub fn allowed(definition: &Definition) -> String {
 ///
 /// # Errors
 /// All mistakes of all layers, in the order of the layers.
+#[expect(clippy::indexing_slicing, reason = "an index is that of a row of the table")]
 pub fn load(layers: Layers<'_>) -> Result<Loaded, Vec<Problem>> {
     let mut join = Join::default();
     let mut warnings = Vec::new();
@@ -113,6 +114,7 @@ impl Default for Join {
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "an index is that of a row of the table, and both lists are as long as the table")]
 impl Join {
     fn take_text(&mut self, index: usize, text: &str, place: Place) {
         let raw = DEFINITIONS[index].kind.read(text);
@@ -154,6 +156,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Place of a key that comes from the table itself.
+#[expect(clippy::expect_used, reason = "whoever calls names a key of the table")]
 fn index_of(key: &str) -> usize {
     DEFINITIONS.iter().position(|definition| definition.key == key).expect("the key is one of the table")
 }
@@ -219,8 +222,9 @@ fn suggestion(definition: &Definition, raw: &Raw) -> String {
 /// Reads a number with a unit, such as "30s" or "64 KiB", in the unit that the key ends with.
 fn with_unit(key: &str, text: &str) -> Option<i64> {
     let digits = text.find(|letter: char| !letter.is_ascii_digit() && letter != '_').unwrap_or(text.len());
-    let value: i64 = text[..digits].replace('_', "").parse().ok()?;
-    let unit = text[digits..].trim().to_lowercase();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let value: i64 = number.replace('_', "").parse().ok()?;
+    let unit = unit.trim().to_lowercase();
     if unit.is_empty() {
         return Some(value);
     }

@@ -2,6 +2,19 @@
 //!
 //! [`settings`] holds the one table: each row is a key, its type, default, range and text, and everything else is made from
 //! it: the [`Settings`] the rooms read, TOML keys, `TIDEGATE_*` variables, flags, the annotated default file and every check.
+//!
+//! As in `wire`, lints refuse whatever could panic on what is read here.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
 
 pub mod derived;
 pub mod exit;

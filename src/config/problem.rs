@@ -94,6 +94,7 @@ pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
 
 /// Edits between two words: a letter more, less, another, or two neighbours swapped (optimal string alignment). Both are keys or
 /// words an operator typed; more than 64 characters are not compared.
+#[expect(clippy::indexing_slicing, reason = "rows and columns are counted from the same two words")]
 fn edit_distance(left: &str, right: &str) -> usize {
     let left: Vec<char> = left.chars().take(64).collect();
     let right: Vec<char> = right.chars().take(64).collect();

@@ -249,8 +249,7 @@ fn numbers(settings: &Settings) -> Vec<Conflict> {
 
 impl AtLeast {
     fn conflict(self) -> Conflict {
-        let key = self.keys[0];
-        let others: Vec<&str> = self.keys[1..].to_vec();
+        let (key, others) = self.keys.split_first().unwrap_or((&"", &[]));
         Conflict {
             keys: self.keys,
             found: format!("{key} is {}, too small beside {}", self.value, others.join(", ")),
