@@ -106,6 +106,24 @@ impl<T> Table<T> {
         if self.is_current(key) { self.values.get_mut(key.index as usize)?.as_mut() } else { None }
     }
 
+    /// The value of a key that whoever calls has looked up: a slot is freed between two calls of its owner, never inside one.
+    ///
+    /// # Panics
+    /// If the key is of an earlier life.
+    #[must_use]
+    pub fn known(&self, key: impl Into<Key>) -> &T {
+        self.get(key).expect("looked up within this call")
+    }
+
+    /// As [`Table::known`], to change it.
+    ///
+    /// # Panics
+    /// If the key is of an earlier life.
+    #[must_use]
+    pub fn known_mut(&mut self, key: impl Into<Key>) -> &mut T {
+        self.get_mut(key).expect("looked up within this call")
+    }
+
     /// The present tenant of a slot, if any, with its key. For scans that go on where they stopped.
     #[must_use]
     pub fn at(&self, index: u32) -> Option<(Key, &T)> {

@@ -140,6 +140,7 @@ impl Stashes {
     }
 
     /// Takes a slot for connection `owner`. Costs no memory until bytes come, and cannot fail: there is at most one per connection.
+    #[expect(clippy::expect_used, reason = "one stash for each connection, and 32 bits count those")]
     pub(super) fn open(&mut self, owner: u32) -> StashIndex {
         if let Some(index) = self.vacant.pop().map(StashIndex) {
             self.stash(index).owner = owner;

@@ -215,6 +215,7 @@ impl<'b> Reader<'b> {
 
     /// The next header, from the lent bytes alone or together with what was kept of it.
     #[expect(clippy::indexing_slicing, reason = "fewer bytes are kept than a header has, and no more are taken than it lacks")]
+    #[expect(clippy::expect_used, reason = "an unfinished header is shorter than the longest")]
     fn header(&mut self, receive: &mut Receive, reserved: Reserved) -> Result<Option<Header>, Violation> {
         let lent = self.rest();
         let kept = usize::from(receive.header_len);
@@ -337,6 +338,7 @@ impl<'b> Reader<'b> {
 
     /// Consumes a range of payload.
     #[expect(clippy::indexing_slicing, reason = "as in `lent`")]
+    #[expect(clippy::expect_used, reason = "what arrived of a frame is at most what it lacks")]
     fn unmask(&mut self, receive: &mut Receive, range: Range<usize>) {
         assert!(range.start == self.consumed);
         self.consumed = range.end;
@@ -385,6 +387,7 @@ impl Receive {
     }
 
     /// Judges a header by what the connection is in the middle of, and makes it the open frame.
+    #[expect(clippy::expect_used, reason = "a frame longer than its limit, a number of 32 bits, was refused")]
     fn begin_frame(
         &mut self,
         header: &Header,
@@ -432,6 +435,7 @@ impl Receive {
     }
 
     /// The opcode of the open frame.
+    #[expect(clippy::expect_used, reason = "a frame is open only once its header was decoded")]
     fn opcode(&self) -> Opcode {
         assert!(self.is(IN_FRAME));
         Opcode::of(self.header[0]).expect("judged when the header was decoded")

@@ -97,6 +97,7 @@ impl SendPool {
     ///
     /// # Panics
     /// If the frame is longer than `u32::MAX / 2`; every message is bounded far below.
+    #[expect(clippy::expect_used, reason = "four billion frames do not fit the byte budget")]
     pub fn build(&mut self, wrap: Wrap, write: impl FnOnce(&mut Vec<u8>)) -> FrameIndex {
         let free = self.free_frames.pop();
         self.unused_frames = self.unused_frames.min(self.free_frames.len());
@@ -190,6 +191,7 @@ impl SendPool {
 
     /// Queues a message of one connection's own, written by `write` and best short, behind everything else: joined to the one before it if
     /// that is such a one, and they are few yet.
+    #[expect(clippy::expect_used, reason = "a frame is at most half of what 32 bits count, as asserted before")]
     pub fn push_short(&mut self, queue: &mut SendQueue, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(index) = self.open_end(queue) else {
             let frame = self.build(Wrap::Joined, |out| join(out, opcode, write));
@@ -287,6 +289,7 @@ impl SendPool {
     ///
     /// # Panics
     /// If more is reported than was queued.
+    #[expect(clippy::expect_used, reason = "what is left is shorter than one frame")]
     pub fn advance(&mut self, queue: &mut SendQueue, encoding: Encoding, taken: usize) {
         let mut left = taken;
         while left > 0 {
@@ -315,6 +318,7 @@ impl SendPool {
         }
     }
 
+    #[expect(clippy::expect_used, reason = "four billion nodes do not fit the byte budget")]
     fn take_node(&mut self, queue: &mut SendQueue, index: FrameIndex, pos: u64) -> u32 {
         let frame = &mut self.frames[index.0 as usize];
         assert!(frame.count > 0);
@@ -438,6 +442,7 @@ struct Frame {
 }
 
 impl Frame {
+    #[expect(clippy::expect_used, reason = "build() asserts that a frame is at most half of what 32 bits count")]
     fn len(&self) -> u32 {
         u32::try_from(self.bytes.len()).expect("asserted when built")
     }
@@ -476,6 +481,7 @@ fn join(out: &mut Vec<u8>, opcode: Opcode, write: impl FnOnce(&mut Vec<u8>)) {
 
 /// The block of a frame that nobody waits for, to be written anew. If the kernel still sends it, for a connection that has ended, it is
 /// left to the driver.
+#[expect(clippy::expect_used, reason = "a block that is held elsewhere was replaced just before")]
 fn unshared(block: &mut Block) -> &mut Vec<u8> {
     if Rc::strong_count(block) > 1 {
         *block = Block::default();

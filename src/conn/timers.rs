@@ -298,6 +298,7 @@ impl Liveness {
     /// time for [`first_ping_ticks`] of it, at most `budget` of them; the scan then goes on there in the next call.
     ///
     /// A slot is reported in every round until it is touched or cleared. So silence is noticed at most one second late.
+    #[expect(clippy::expect_used, reason = "the cursor is an index of a table, whose indices have 32 bits")]
     pub fn scan(&mut self, now: u32, interval: u32, budget: usize, mut report: impl FnMut(u32)) {
         let ticks = (now.wrapping_sub(self.scanned) as usize).min(STRIPES);
         self.scanned = now;
@@ -327,6 +328,7 @@ fn silence(last: u32, now: u32) -> Option<u32> {
 /// Ticks from the beginning of slot `index` to its first ping, 1 to `ping_ticks`: pings of all slots are spread evenly over the
 /// interval, also when all connected at once, and stay so, since later ones are a whole interval apart.
 #[must_use]
+#[expect(clippy::expect_used, reason = "a number of 32 bits times ping_ticks, divided by 2^32, is below ping_ticks")]
 pub fn first_ping_ticks(index: u32, ping_ticks: u32) -> u32 {
     // Multiplication by the golden ratio lays consecutive slots evenly over the circle, and the first not at its beginning: a node with
     // few connections pings none of them at once.

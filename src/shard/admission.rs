@@ -65,6 +65,7 @@ impl Shard {
 
     /// Milliseconds until the next place among those who are to come back; nobody else of this node gets the same. A node that drains lets
     /// nobody in, so places begin when that is over.
+    #[expect(clippy::expect_used, reason = "a place is at most a drain and as far ahead as was asked, hours below 49 days")]
     pub(super) fn book_return(&self) -> u32 {
         let now_ns = self.now.mono_ns;
         let (from_ns, ahead_ms) = match self.drain {
@@ -100,7 +101,7 @@ impl Shard {
         }
         self.counters.upgrades_turned_away_count += 1;
         let frame = self.pool.build(Wrap::Raw, |out| request.write_accept(out));
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         self.pool.push(&mut connection.queue, frame, 0);
         self.pool.release(frame);
         connection.encoding = request.encoding;
@@ -113,7 +114,7 @@ impl Shard {
 
     /// The upgrade is answered: frames follow.
     pub(super) fn let_in(&mut self, id: ConnectionId, state: State) {
-        self.connections.get_mut(id).expect("looked up by the caller").state = state;
+        self.connections.known_mut(id).state = state;
         self.let_in_count += 1;
     }
 

@@ -51,10 +51,11 @@ impl Shard {
     }
 
     /// A reader has looked for the message. It takes a new `pos` and a place in the window; while there is none it waits.
+    #[expect(clippy::expect_used, reason = "a tail is at most a frame, whose bound has 32 bits")]
     pub(super) fn deliver_again(&mut self, id: ConnectionId, encoding: Encoding, reply: PageReply) {
         let window_bytes_max = self.rules.window_bytes_max;
         let Some(session_id) = self.session_id(id) else { return };
-        let session = self.sessions.get_mut(session_id).expect("named by its connection");
+        let session = self.sessions.known_mut(session_id);
         let Some(backlog) = &mut session.backlog else { return };
         let tail = match (reply.result, reply.reached) {
             (Ok(tail), Reached::Again(conv, seq)) if backlog.nacks.is_reading(&conv, seq) => tail,
@@ -71,7 +72,9 @@ impl Shard {
         if session.is_behind() || !session.has_room(bytes, window_bytes_max) {
             return self.postpone_nack(id);
         }
-        session.backlog.as_mut().expect("looked at above").nacks.delivered();
+        if let Some(backlog) = &mut session.backlog {
+            backlog.nacks.delivered();
+        }
         let frame = self.pool.build(Wrap::Frame(opcode_of(encoding)), |out| *out = tail);
         let pos = session.deliver(Held { frame, bytes });
         self.pool.hold(frame);

@@ -22,7 +22,7 @@ impl Shard {
     /// A frame was queued: it is sent at the next flush, and the bounds of the queue apply.
     fn queued(&mut self, id: ConnectionId) {
         self.counters.frames_sent_count += 1;
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         if connection.flags & flags::DIRTY == 0 {
             connection.flags |= flags::DIRTY;
             self.dirty.push_back(id);
@@ -33,11 +33,11 @@ impl Shard {
     }
 
     fn queued_much(&mut self, id: ConnectionId) {
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         if connection.flags & flags::PAUSED == 0 {
             connection.flags |= flags::PAUSED;
             self.note_slow(id);
-            let connection = self.connections.get_mut(id).expect("looked up above");
+            let connection = self.connections.known_mut(id);
             self.commands.push_back(super::Command::Pause(id));
             if connection.flags & flags::STALLING == 0 {
                 connection.flags |= flags::STALLING;
@@ -61,7 +61,7 @@ impl Shard {
     /// Queues a ping of ours before all data that waits; behind it while a write is under way, which may already hold that data.
     pub(super) fn push_control(&mut self, id: ConnectionId, opcode: Opcode, payload: &[u8]) {
         let frame = self.pool.build(Wrap::Frame(opcode), |out| out.extend_from_slice(payload));
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         if connection.flags & flags::SENDING == 0 {
             self.pool.push_control(&mut connection.queue, frame);
         } else {
@@ -148,6 +148,7 @@ impl Shard {
         }
     }
 
+    #[expect(clippy::expect_used, reason = "State::Failing is set together with what failed")]
     pub(super) fn finish_failing(&mut self, id: ConnectionId) {
         if self.connections.get(id).is_none_or(|connection| connection.state != State::Failing) {
             return;
@@ -173,7 +174,7 @@ impl Shard {
             return self.abort(id, cause);
         }
         let frame = self.pool.build(Wrap::Frame(Opcode::Close), |out| out.extend_from_slice(&code.to_be_bytes()));
-        let connection = self.connections.get_mut(id).expect("looked up above");
+        let connection = self.connections.known_mut(id);
         self.pool.push(&mut connection.queue, frame, 0);
         self.pool.release(frame);
         self.begin_closing(id, cause);
@@ -182,7 +183,7 @@ impl Shard {
     /// From here on what comes is dropped, what is queued still leaves, and nothing more is queued.
     pub(super) fn begin_closing(&mut self, id: ConnectionId, cause: CloseCause) {
         self.step_out(id);
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         connection.state = State::Closing;
         connection.flags &= !flags::PAUSED;
         self.cold[id].cause.get_or_insert(cause);

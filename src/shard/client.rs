@@ -70,7 +70,7 @@ impl Shard {
         self.clients.begin(id, peer.map(Client::from).unwrap_or_default());
         let is_balancer = peer.is_some_and(|peer| balancers.networks.contain(peer.ip()));
         if balancers.sends_proxy && is_balancer {
-            self.connections.get_mut(id).expect("just accepted").state = State::Proxy;
+            self.connections.known_mut(id).state = State::Proxy;
         }
     }
 
@@ -103,7 +103,7 @@ impl Shard {
         extra.proxy = Vec::new();
         self.drop_empty_extra(id);
         self.counters.proxy_headers_count += 1;
-        self.connections.get_mut(id).expect("looked up by the caller").state = State::Upgrade;
+        self.connections.known_mut(id).state = State::Upgrade;
         if let Source::Client(client) = source {
             self.clients[id] = client.into();
             if !self.judge_address(id, client.ip()) {

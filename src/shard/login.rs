@@ -40,7 +40,7 @@ impl Shard {
         };
         if self.ask(court, id, 0, token, outlet) {
             self.cold[id].extra.get_or_insert_default().greeting = Some(greeting);
-            self.connections.get_mut(id).expect("checked after every frame").state = State::Judging;
+            self.connections.known_mut(id).state = State::Judging;
         } else {
             self.unjudged(id);
         }
@@ -128,6 +128,7 @@ impl Shard {
     }
 
     /// The token of a HELLO is judged: the store is asked for a place in the roster.
+    #[expect(clippy::expect_used, reason = "HELLO is read only behind an upgrade, which sets the encoding")]
     fn greet(&mut self, id: ConnectionId, greeting: Greeting, verdict: Result<Identity, AuthError>, outlet: &mut impl Outlet) {
         let identity = match verdict.and_then(|identity| identity.shown_by(|device| device == greeting.device.as_str())) {
             Ok(identity) => identity,
@@ -145,7 +146,7 @@ impl Shard {
             return self.refuse_hello(id, cut_off_ms, "this user was too fast");
         }
         let window = if greeting.window == 0 { self.rules.window_default } else { greeting.window };
-        let connection = self.connections.get(id).expect("looked up by the caller");
+        let connection = self.connections.known(id);
         let encoding = connection.encoding.expect("set by the upgrade");
         let session = Session {
             user_hash,
@@ -164,7 +165,7 @@ impl Shard {
             backlog: None,
         };
         let Ok(session_id) = self.sessions.insert(session).map(ConnectionId::from) else { return self.turn_away(id) };
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         connection.session = session_id.index + 1;
         connection.state = State::Joining;
         let joining =
@@ -175,7 +176,7 @@ impl Shard {
         let attach = Attach { session, user, device, platform, caps, claim, token: identity.token };
         if outlet.submit(Submit::Attach(attach)).is_err() {
             self.sessions.remove(session_id);
-            self.connections.get_mut(id).expect("looked up by the caller").session = 0;
+            self.connections.known_mut(id).session = 0;
             self.counters.submit_full_count += 1;
             return self.turn_away(id);
         }

@@ -55,7 +55,7 @@ impl Shard {
             Event::AttachRefused { session, code } => {
                 let Some(id) = self.connection_of(*session) else { return self.drop_session(*session) };
                 self.drop_session(*session);
-                self.connections.get_mut(id).expect("named by the session").session = 0;
+                self.connections.known_mut(id).session = 0;
                 match code {
                     ErrorCode::StoreOverloaded => self.turn_away(id),
                     ErrorCode::RateLimited => self.refuse_hello(id, RETRY_HELLO_MS, "this device tries too often"),

@@ -19,7 +19,14 @@
 //! Nothing is indexed by what a peer sent, and nothing unwrapped, as in `wire`; a panic all the same ends at one connection: guard.rs.
 #![cfg_attr(
     not(test),
-    deny(clippy::indexing_slicing, clippy::panic, clippy::string_slice, clippy::unreachable, clippy::unwrap_used)
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
 )]
 
 mod admission;
@@ -352,7 +359,7 @@ impl Shard {
         // What is queued (an answer, a close frame) still leaves; then FIN.
         self.step_out(id);
         self.detach_session(id);
-        let connection = self.connections.get_mut(id).expect("looked up above");
+        let connection = self.connections.known_mut(id);
         connection.state = State::Closing;
         self.schedule(id, CLOSE_MS, Kind::Close);
         self.touch(id);
@@ -491,7 +498,7 @@ impl Shard {
 
     /// Puts a connection on the dirty list, once.
     fn touch(&mut self, id: ConnectionId) {
-        let connection = self.connections.get_mut(id).expect("the caller has looked it up");
+        let connection = self.connections.known_mut(id);
         if connection.flags & flags::DIRTY == 0 {
             connection.flags |= flags::DIRTY;
             self.dirty.push_back(id);
@@ -509,7 +516,7 @@ impl Shard {
             return;
         }
         self.step_out(id);
-        let connection = self.connections.get_mut(id).expect("looked up above");
+        let connection = self.connections.known_mut(id);
         connection.state = State::Finished;
         self.pool.clear(&mut connection.queue);
         self.clear_records(id);

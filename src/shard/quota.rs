@@ -133,7 +133,7 @@ impl Shard {
             return true;
         }
         let hash = self.rules.hashes.address(address);
-        let key = u32::try_from(hash >> 32).expect("32 bits");
+        let key = (hash >> 32) as u32;
         let may_come = tables.addresses.take(hash, *address_rate, self.now.mono_ns, 0).is_ok();
         let most = if *address_connections == 0 { u32::MAX } else { *address_connections };
         if may_come && tables.open.enter(key, most).is_ok() {
@@ -162,6 +162,7 @@ impl Shard {
     }
 
     /// A time to wait, and up to a quarter more, so that those who are refused together do not come back together.
+    #[expect(clippy::expect_used, reason = "a remainder is below its divisor, a quarter of 32 bits")]
     pub(super) fn jittered(&mut self, wait_ms: u32) -> u32 {
         // splitmix64.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -123,10 +123,10 @@ impl Shard {
         }
         self.counters.upgrades_accepted_count += 1;
         self.note_arrival(id, None);
-        let accepted_us = self.connections.get(id).expect("looked up by the caller").message_tick;
+        let accepted_us = self.connections.known(id).message_tick;
         self.latencies.upgraded.push(Duration::from_micros(u64::from(self.now_us().wrapping_sub(accepted_us))));
         let frame = self.pool.build(Wrap::Raw, |out| request.write_accept(out));
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         self.pool.push(&mut connection.queue, frame, 0);
         self.pool.release(frame);
         connection.encoding = request.encoding;
@@ -163,7 +163,7 @@ impl Shard {
             (place_ms + self.jittered(4 * RETRY_AFTER_MS) - 3 * RETRY_AFTER_MS) / 1_000
         });
         let frame = self.pool.build(Wrap::Raw, |out| refusal.write(retry_after_s, out));
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         self.pool.push(&mut connection.queue, frame, 0);
         self.pool.release(frame);
         connection.state = State::Closing;
@@ -178,7 +178,7 @@ impl Shard {
     /// Runs the frame decoder over the bytes and acts on each event.
     fn receive_frames(&mut self, id: ConnectionId, bytes: &mut [u8], stashes: &mut Stashes, outlet: &mut impl Outlet) {
         // The decoder leaves the shard for the length of the call, because events borrow from it.
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         let mut receive = std::mem::take(&mut connection.receive);
         let was_inside = receive.is_in_message();
         let limits = self.receive_limits(id);
@@ -202,7 +202,7 @@ impl Shard {
         }
         drop(reader);
         let now_inside = receive.is_in_message();
-        let connection = self.connections.get_mut(id).expect("a slot is freed only by `closed`, never inside a call");
+        let connection = self.connections.known_mut(id);
         if !Self::reads_frames(connection.state) {
             receive.stop(stashes);
         }
@@ -221,7 +221,7 @@ impl Shard {
     }
 
     fn receive_limits(&self, id: ConnectionId) -> ReceiveLimits {
-        let connection = self.connections.get(id).expect("looked up by the caller");
+        let connection = self.connections.known(id);
         // Nothing is inflated for whom we do not know yet.
         let is_known = matches!(connection.state, State::Echo | State::Active | State::Draining);
         let reserved = if is_known && connection.flags & flags::INFLATE != 0 { Reserved::Deflate } else { Reserved::None };

@@ -28,7 +28,7 @@ impl Shard {
                 Ok(Some(frame)) => self.handle_frame(id, &frame, outlet),
                 Err(error) => {
                     self.counters.protocol_errors_count += 1;
-                    let state = self.connections.get(id).expect("checked after every frame").state;
+                    let state = self.connections.known(id).state;
                     let hello = error.frame == frame_type::HELLO;
                     let fits = match state {
                         State::WaitHello => hello,
@@ -53,7 +53,7 @@ impl Shard {
         if let Some(count) = self.counters.requests_count.get_mut(request_index(frame)) {
             *count += 1;
         }
-        let state = self.connections.get(id).expect("checked after every frame").state;
+        let state = self.connections.known(id).state;
         match (state, frame) {
             (State::WaitHello, ClientFrame::Hello(hello)) => self.handle_hello(id, hello, outlet),
             (State::Active, ClientFrame::Hello(_)) => self.fail_in_turn(id, 0, ErrorCode::WrongState, "HELLO comes once"),
@@ -404,7 +404,7 @@ impl Shard {
     fn take_pos(&mut self, id: ConnectionId, pos: u64) {
         let Some(session_id) = self.session_id(id) else { return };
         let pool = &mut self.pool;
-        let session = self.sessions.get_mut(session_id).expect("named by its connection");
+        let session = self.sessions.known_mut(session_id);
         let acknowledged = session.acknowledge(pos, |held| pool.let_go(held.frame));
         if let Some(backlog) = session.take_empty_backlog() {
             self.backlogs.give(backlog);

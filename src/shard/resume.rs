@@ -64,6 +64,7 @@ impl Leaving {
 
 impl Shard {
     /// The connection carries its session no longer. The session waits for the client to come back, if it may.
+    #[expect(clippy::expect_used, reason = "a session becomes active by WELCOME, which waits for its place in the roster")]
     pub(super) fn detach_session(&mut self, id: ConnectionId) {
         let Some(session_id) = self.unlink_session(id) else { return };
         let Some(line) = self.sessions.get_mut(session_id) else { return };
@@ -100,7 +101,7 @@ impl Shard {
     /// Takes the session from its connection, with everything the connection did on its behalf.
     fn unlink_session(&mut self, id: ConnectionId) -> Option<ConnectionId> {
         let session_id = self.session_id(id)?;
-        self.connections.get_mut(id).expect("has a session").session = 0;
+        self.connections.known_mut(id).session = 0;
         let cold = &mut self.cold[id];
         cold.sends_unanswered = 0;
         cold.oks_unanswered = 0;
@@ -292,6 +293,7 @@ impl Shard {
     }
 
     /// The former owner of the device is done with it, and may have left something to go on with.
+    #[expect(clippy::expect_used, reason = "the same call has found it joining")]
     fn take_over(&mut self, to: SessionRef, carried: Option<(Carried, Encoding)>, cursors: Vec<(Text, u64)>) {
         let id = self.connection_of(to);
         let waits = id.is_some_and(|id| self.joining_mut(id).is_some());
@@ -327,7 +329,7 @@ impl Shard {
     fn adopt(&mut self, session_id: ConnectionId, carried: Carried) -> u64 {
         let now_ms = self.mono_ms();
         let window_bytes_max = self.rules.window_bytes_max;
-        let line = self.sessions.get_mut(session_id).expect("looked up by the caller");
+        let line = self.sessions.known_mut(session_id);
         let encoding = line.encoding;
         let joined = line.adopt(carried);
         let pos = line.pos;
@@ -359,7 +361,7 @@ impl Shard {
         let key = self.session_key(session_id, turn);
         let rules = self.rules.clone();
         let session = self.session_ref(session_id);
-        let line = self.sessions.get_mut(session_id).expect("named by its connection");
+        let line = self.sessions.known_mut(session_id);
         line.stage = Stage::Active;
         line.turn = turn;
         if joining.resumed.is_none()
@@ -380,7 +382,7 @@ impl Shard {
             *known = seq.max(*known);
         }
         self.watch_cursors();
-        self.connections.get_mut(id).expect("looked up by session_id").state = State::Active;
+        self.connections.known_mut(id).state = State::Active;
         self.counters.sessions_opened_count += 1;
         self.counters.sessions_resumed_count += u64::from(joining.resumed.is_some());
         let carried_pos = joining.resumed.unwrap_or(0);
@@ -425,6 +427,7 @@ impl Shard {
     }
 
     /// The same delivery with REPLAY; a message that has expired meanwhile is a tombstone.
+    #[expect(clippy::expect_used, reason = "what is replayed goes to a session, which no connection has without an upgrade")]
     fn replay_of(&mut self, id: ConnectionId, frame: FrameIndex) -> FrameIndex {
         let encoding = self.connections.get(id).and_then(|it| it.encoding).expect("set by the upgrade");
         let mut scratch = Vec::new();

@@ -78,7 +78,7 @@ impl Shard {
         if !has_room || is_short || outlet.submit(lost).is_err() {
             return self.schedule(id, LOST_MS, Kind::PresenceLost);
         }
-        self.connections.get_mut(id).expect("its session was just looked up").flags &= !flags::PRESENCE_LOST;
+        self.connections.known_mut(id).flags &= !flags::PRESENCE_LOST;
     }
 }
 

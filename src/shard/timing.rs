@@ -116,7 +116,7 @@ impl Shard {
     /// The close handshake took too long.
     fn give_up(&mut self, id: ConnectionId) {
         let has_records = self.has_records(id);
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         if connection.state != State::Closing {
             return;
         }
@@ -193,7 +193,7 @@ impl Shard {
     /// Too much waits and the peer takes nothing: a slow reader.
     fn check_stall(&mut self, id: ConnectionId) {
         let (soft, stall_ms) = (self.rules.queue_soft_bytes, self.rules.stall_ms);
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         let progressed = connection.flags & flags::PROGRESS != 0;
         connection.flags &= !flags::PROGRESS;
         if connection.flags & flags::PAUSED == 0 && connection.queue.bytes() <= soft
@@ -210,7 +210,7 @@ impl Shard {
 
     fn check_message(&mut self, id: ConnectionId) {
         let now_tick = self.now.tick();
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         if !connection.receive.is_in_message() {
             connection.flags &= !flags::MESSAGE_CLOCK;
             return;
@@ -226,7 +226,7 @@ impl Shard {
     /// Whoever has been silent for `ping_ms` is pinged, for 2.5 times as long is gone.
     fn check_silent(&mut self, id: ConnectionId, ping_ticks: u32) {
         let Some(silent) = self.liveness.silent(id.index, self.now.tick()) else { return };
-        let connection = self.connections.get_mut(id).expect("looked up by the caller");
+        let connection = self.connections.known_mut(id);
         if !matches!(
             connection.state,
             State::Echo | State::WaitHello | State::Judging | State::Joining | State::Active | State::Draining

@@ -80,7 +80,7 @@ impl Shard {
         } else {
             self.advance_records(id, taken);
         }
-        let connection = self.connections.get_mut(id).expect("looked up above");
+        let connection = self.connections.known_mut(id);
         let soft = self.rules.queue_soft_bytes;
         if connection.flags & flags::PAUSED != 0 && connection.queue.bytes() <= soft / 2 {
             connection.flags &= !flags::PAUSED;
