@@ -1,10 +1,13 @@
-//! Keeps the house: imports point downwards, every outside package has one door, unsafe stands in `io` alone.
+//! Keeps the house: imports point downwards, every outside package has one door, unsafe stands in `io` alone, and who reads bytes from
+//! outside denies what could panic on them.
 //!
 //! The sources are read as text: `use` lines, paths that begin with `crate::`, and names of packages before `::`. Comments and
 //! doc comments do not count. That finds what a person would write; it is no compiler.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use toml_edit::Document;
 
 /// Floor of each file or folder; the longest match counts. A file uses lower floors, its own folder, or a sibling named in
 /// [`NEIGHBOURS`].
@@ -104,6 +107,31 @@ const DOORS: &[(&str, &[&str])] = &[
     ("webpki", &["wire/tls/keys"]),
 ];
 
+/// What may panic on a value that was not foreseen.
+const PARSER: &[&str] = &["expect_used", "indexing_slicing", "panic", "string_slice", "unreachable", "unwrap_used"];
+
+/// The same, and numbers that do not fit: for those who count with what others say.
+const DECODER: &[&str] =
+    &["arithmetic_side_effects", "expect_used", "indexing_slicing", "panic", "string_slice", "unreachable", "unwrap_used"];
+
+/// Which lints stand in which file or folder, because bytes from outside are read there: from the network, from an issuer of tokens, from an
+/// operator, from the disk.
+const STRICT: &[(&str, &[&str])] = &[
+    ("address", DECODER),
+    ("auth", PARSER),
+    ("config", PARSER),
+    ("conn", PARSER),
+    ("origin", DECODER),
+    ("session", DECODER),
+    ("shard", PARSER),
+    ("store/entry", PARSER),
+    ("store/log/format", DECODER),
+    ("store/log/scan", DECODER),
+    ("store/record", PARSER),
+    ("store/schema", PARSER),
+    ("wire", DECODER),
+];
+
 /// Imports point downwards: a file names only lower floors, its own folder, and its neighbours.
 #[test]
 fn imports_point_downwards() {
@@ -172,6 +200,54 @@ fn the_rules_find_what_they_forbid() {
     assert_eq!(found("wire/message", "use bytes::Bytes; let bytes = b\"x\"; self.bytes.len()"), 0);
     assert_eq!(found("wire/frame", "// crate::shard\n/// [`crate::reactor`] mio::Poll\nfn f() {}"), 0);
     assert_eq!(found("wire/frame", "fn f() {}\n#[cfg(test)]\nmod tests {\n    use crate::shard::Shard;\n}\n"), 0);
+    assert_eq!(
+        denied("#![cfg_attr(\n    not(test),\n    deny(clippy::panic, clippy::unwrap_used)\n)]"),
+        ["panic", "unwrap_used"]
+    );
+    assert_eq!(denied("#![cfg_attr(not(test), warn(clippy::panic))]\n#![cfg_attr(test, deny(clippy::panic))]"), [""; 0]);
+    assert_eq!(lifted("#![cfg_attr(not(test), deny(clippy::panic))]\n#[allow(clippy::vec_box)]"), [""; 0]);
+    assert_eq!(lifted("#[expect(clippy::panic, clippy::unwrap_used, reason = \"it is there\")]"), [""; 0]);
+    assert_eq!(lifted("#[expect(clippy::panic)]\nfn f() {}\n#[deprecated(reason = \"x\")]"), ["panic"]);
+    assert_eq!(
+        lifted("#[allow(clippy::panic, reason = \"x\")] #![warn(clippy::unwrap_used, reason = \"x\")]"),
+        ["panic", "unwrap_used"]
+    );
+}
+
+/// Whoever reads bytes from outside denies what could panic on them, and no attribute below lifts that without a reason.
+#[test]
+fn who_reads_bytes_from_outside_cannot_panic_on_them() {
+    let mut wrong = Vec::new();
+    for (module, lints) in STRICT {
+        let (file, folder) = (root().join(format!("src/{module}.rs")), root().join(format!("src/{module}/mod.rs")));
+        let text = fs::read_to_string(&file).or_else(|_| fs::read_to_string(&folder)).unwrap();
+        let denied = denied(&text);
+        for lint in lints.iter().filter(|lint| !denied.iter().any(|one| one == *lint)) {
+            wrong.push(format!("{module} does not deny clippy::{lint}"));
+        }
+    }
+    for (module, text) in sources() {
+        let of = |name: &str| module == name || module.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
+        if STRICT.iter().any(|(name, _)| of(name)) {
+            wrong.extend(lifted(&text).into_iter().map(|lint| format!("{module} lifts clippy::{lint} without a reason")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What the lints miss, a release build catches: a number that does not fit panics in every profile, and so ends one connection.
+#[test]
+fn numbers_are_checked_in_release_too() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let manifest: Document<String> = manifest.parse().unwrap();
+    let profiles = manifest["profile"].as_table().expect("profiles");
+    let checks = |profile: &str| profiles.get(profile)?.get("overflow-checks")?.as_bool();
+    assert_eq!(checks("release"), Some(true), "Cargo.toml: overflow-checks of [profile.release]");
+    for (profile, _) in profiles {
+        assert_ne!(checks(profile), Some(false), "Cargo.toml: overflow-checks of [profile.{profile}]");
+    }
+    let config = fs::read_to_string(root().join(".cargo/config.toml")).unwrap();
+    assert!(!config.contains("overflow-checks") && !config.contains("[profile"), ".cargo/config.toml changes a profile");
 }
 
 fn judge_import(module: &str, target: &str) -> Option<String> {
@@ -187,6 +263,29 @@ fn judge_package(module: &str, package: &str) -> Option<String> {
     let is_open =
         doors.iter().any(|door| module == door.trim_end_matches('/') || door.ends_with('/') && module.starts_with(door));
     (!is_open).then(|| format!("{module} names {package}, whose door is {}", doors.join(", ")))
+}
+
+/// The lints that a file denies, but in tests.
+fn denied(text: &str) -> Vec<String> {
+    let text: String = text.split_whitespace().collect();
+    let Some((_, rest)) = text.split_once("#![cfg_attr(not(test),deny(") else { return Vec::new() };
+    let (list, _) = rest.split_once(')').unwrap_or_default();
+    list.split(',').filter_map(|lint| lint.strip_prefix("clippy::")).map(str::to_owned).collect()
+}
+
+/// The lints of [`DECODER`] that an attribute lifts, but for those that it expects with a reason.
+fn lifted(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for (at, word) in words(text).filter(|(at, word)| DECODER.contains(word) && text[..*at].ends_with("clippy::")) {
+        let (before, after) = text.split_at(at);
+        let (head, _) = before.rsplit_once('(').unwrap_or_default();
+        let (rest, _) = after.split_once(")]").unwrap_or((after, ""));
+        let stands = head.ends_with("deny") || head.ends_with("expect") && rest.contains("reason = ");
+        if !stands {
+            found.push(word);
+        }
+    }
+    found
 }
 
 /// The floor of a module by its longest entry.
