@@ -10,13 +10,16 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use malformed::frame;
+use rustls::ClientConnection;
 use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
 use support::raw::{Raw, cmid, hello, send};
+use support::secure::{self, Authority, BOTH, Stream, connect};
 use tidegate::conn::deflate::{Deflater, Inflater};
 use tidegate::wire::envelope::{ClientFrame, Encoding, encode_client};
 
@@ -62,25 +65,9 @@ fn a_decompression_bomb_is_refused_by_its_header() {
 #[test]
 fn an_agreed_compression_is_bounded() {
     let mut gateway = Gateway::with(&[&PATIENT[..], &[("protocol.deflate", "true")]].concat());
-    let offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
     let mut stranger = Peer::connect(gateway.listen);
-    stranger.write(upgrade("tidegate.v1", offer).as_bytes());
+    stranger.write(upgrade("tidegate.v1", OFFER).as_bytes());
     assert!(!String::from_utf8_lossy(&stranger.read_head()).contains("permessage-deflate"));
-    let agreed = |gateway: &Gateway| {
-        let mut peer = Peer::connect(gateway.listen);
-        let token = format!("{offer}Authorization: Bearer {}\r\n", gateway.token("al"));
-        peer.write(upgrade("tidegate.v1", &token).as_bytes());
-        let head = String::from_utf8(peer.read_head()).expect("ASCII");
-        let answer =
-            "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n";
-        assert!(head.contains(answer), "{head}");
-        peer
-    };
-    let encoded = |frames: &[ClientFrame<'_>]| {
-        let mut bytes = Vec::new();
-        frames.iter().for_each(|frame| encode_client(Encoding::Binary, frame, &mut bytes));
-        bytes
-    };
     let mut deflater = Deflater::default();
     let mut compressed = |bytes: &[u8]| {
         let (small, is_small) = deflater.message(|out| out.extend_from_slice(bytes));
@@ -88,12 +75,12 @@ fn an_agreed_compression_is_bounded() {
         frame(0xc2, small)
     };
     let early = compressed(&encoded(&vec![hello("", "1"); 20]));
-    let mut peer = agreed(&gateway);
+    let mut peer = agreed(&gateway, "al");
     peer.write(&early[..2]);
     assert_eq!(peer.closed(), Some(1002), "before HELLO");
 
     let welcomed = |gateway: &Gateway| {
-        let mut peer = agreed(gateway);
+        let mut peer = agreed(gateway, "al");
         peer.write(&frame(0x82, &encoded(&[hello("", "1")])));
         assert_eq!(peer.read_frame().1[0], 0x41, "WELCOME");
         peer
@@ -119,6 +106,56 @@ fn an_agreed_compression_is_bounded() {
     Inflater::default().inflate(&page, 128 * 1024, &mut inflated).expect("a message");
     assert_eq!(inflated[0], 0x71, "PAGE");
     assert!(inflated.windows(text.len()).any(|window| window == text));
+    gateway.ends_well();
+}
+
+/// A connection of `user` that compresses both ways, upgraded and before its HELLO.
+fn agreed(gateway: &Gateway, user: &str) -> Peer {
+    let mut peer = Peer::connect(gateway.listen);
+    let token = format!("{OFFER}Authorization: Bearer {}\r\n", gateway.token(user));
+    peer.write(upgrade("tidegate.v1", &token).as_bytes());
+    let head = String::from_utf8(peer.read_head()).expect("ASCII");
+    let answer = "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n";
+    assert!(head.contains(answer), "{head}");
+    peer
+}
+
+fn encoded(frames: &[ClientFrame<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frames.iter().for_each(|frame| encode_client(Encoding::Binary, frame, &mut bytes));
+    bytes
+}
+
+/// One compressor and one inflater per core, however many agreed: what 200 connections cost that send and get compressed messages is far
+/// less than one of each for everybody.
+#[test]
+fn all_connections_share_a_compressor() {
+    const PEERS: usize = 200;
+    let mut gateway = Gateway::with(&[&PATIENT[..], &[("protocol.deflate", "true")]].concat());
+    let mut deflater = Deflater::default();
+    let text = b"what repeats is short ".repeat(100);
+    let mut talk = |user: &str| {
+        let mut peer = agreed(&gateway, user);
+        peer.write(&frame(0x82, &encoded(&[hello("", "1")])));
+        assert_eq!(peer.read_frame().1[0], 0x41, "WELCOME");
+        let conv = format!("d:{user}:{user}");
+        let (small, is_small) = deflater.message(|out| out.extend(encoded(&[send(1, &conv, cmid(), 0, &text)])));
+        assert!(is_small);
+        peer.write(&frame(0xc2, small));
+        assert_eq!(peer.read_frame().1[0], 0x50, "SENT");
+        let fetch = ClientFrame::Fetch { rid: 2, conv: conv.as_str().into(), from: 1, to: 0, limit: 1, flags: 0 };
+        peer.write(&frame(0x82, &encoded(&[fetch])));
+        assert_eq!(peer.read_frame().0, 0xc2, "a compressed PAGE");
+        peer
+    };
+    // Enough for each core to have what it shares.
+    let mut peers: Vec<Peer> = (0..32).map(|index| talk(&format!("early-{index}"))).collect();
+    let before = gateway.proportional_bytes();
+    peers.extend((0..PEERS).map(|index| talk(&format!("late-{index}"))));
+    let grown = gateway.proportional_bytes().saturating_sub(before);
+    println!("{PEERS} connections with compression: {grown} bytes more");
+    assert!(grown < PEERS as u64 * INFLATER_BYTES / 2, "{grown} bytes");
+    drop(peers);
     gateway.ends_well();
 }
 
@@ -259,6 +296,89 @@ fn failed_upgrades_leave_nothing_behind() {
     gateway.ends_well();
 }
 
+/// The same with TLS: wherever a handshake is broken off, and whatever fails behind it.
+#[test]
+fn failed_handshakes_leave_nothing_behind() {
+    const ROUNDS: usize = 50;
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let settings = [PATIENT[0], PATIENT[1], ("limits.accept_per_s", "0"), ("limits.handshakes_max", "100000")];
+    let (mut gateway, address) = secure::start(&authority, &["a"], &settings);
+    let configs = BOTH.map(|version| Arc::new(authority.client(&[version], None)));
+    let good = upgrade("tidegate.v1", "").into_bytes();
+    // What is sent and done in the clear, and behind a handshake.
+    let broken_off: [fn(&mut Peer, &[u8]); 6] = [
+        // Left without a word, in the middle of a header, of a record, and before the answer.
+        |_, _| {},
+        |peer, hello| peer.write(&hello[..3]),
+        |peer, hello| peer.write(&hello[..hello.len() / 2]),
+        |peer, hello| peer.write(hello),
+        // Part of the answer is read, and ours is kept back.
+        |peer, hello| {
+            peer.write(hello);
+            peer.stream.read_exact(&mut [0; 64]).expect("an answer");
+        },
+        // A record that is none.
+        |peer, hello| {
+            peer.write(hello);
+            peer.stream.read_exact(&mut [0; 64]).expect("an answer");
+            peer.write(&[0xff; 5]);
+            drop(peer.read_all());
+        },
+    ];
+    let behind: [fn(&mut Stream, &[u8]); 5] = [
+        // Left without a word, without goodbye, in the middle of a head, and after it.
+        |_, _| {},
+        |stream, good| drop(stream.write_all(&good[..good.len() / 2])),
+        |stream, good| drop(stream.write_all(good)),
+        // Refused.
+        |stream, _| {
+            drop(stream.write_all(b"GET /other HTTP/1.1\r\nHost: h\r\n\r\n"));
+            drop(stream.read_to_end(&mut Vec::new()));
+        },
+        // Goodbye in the middle of a head.
+        |stream, good| {
+            drop(stream.write_all(&good[..good.len() - 1]));
+            stream.conn.send_close_notify();
+            drop(stream.read_to_end(&mut Vec::new()));
+        },
+    ];
+    let round = || {
+        for config in &configs {
+            for ending in broken_off {
+                let mut client =
+                    ClientConnection::new(Arc::clone(config), "localhost".try_into().expect("a name")).expect("a client");
+                let mut hello = Vec::new();
+                client.write_tls(&mut hello).expect("a vector takes all");
+                ending(&mut Peer::connect(address), &hello);
+            }
+            for ending in behind {
+                let mut stream = connect(address, config, "localhost").expect("a handshake");
+                ending(&mut stream, &good);
+            }
+        }
+    };
+    (0..10).for_each(|_| round());
+    let before = gateway.resident_bytes();
+    (0..ROUNDS).for_each(|_| round());
+    let gauges = ["tidegate_connections_open", "tidegate_handshakes_open", "tidegate_tls_open", "tidegate_tls_waiting_open"];
+    for what in gauges.into_iter().chain(["tidegate_stash_bytes", "tidegate_queued_bytes"]) {
+        eventually(what, || (gateway.metric(what) == 0.0).then_some(()));
+    }
+    let grown = gateway.resident_bytes().saturating_sub(before);
+    let [full, resumed, failed, left] = ["full", "resumed", "failed", "left"].map(|result| {
+        let name = format!("tidegate_tls_handshakes_total{{result=\"{result}\"}}");
+        gateway.metric(&name)
+    });
+    println!("{grown} bytes; {full} full, {resumed} resumed, {failed} failed, {left} left");
+    let rounds = f64::from(u32::try_from(2 * (ROUNDS + 10)).expect("few"));
+    // The last part of a handshake may be lost with a client that is gone at once.
+    assert_eq!((full + resumed + failed + left, failed), (11.0 * rounds, rounds));
+    assert!(left >= 5.0 * rounds && full + resumed >= 2.0 * rounds);
+    assert!(grown < 8 * 1024 * 1024, "{grown} bytes");
+    gateway.ends_well();
+}
+
 /// Slowloris: thousands of connections that send one byte per second of a request head cost at most 2 KiB each before they are
 /// authenticated, and whoever is honest is served meanwhile. Nothing moves the deadline, at which all of them get 408.
 #[test]
@@ -335,3 +455,6 @@ const SLOW: usize = 8_000;
 const SECONDS: usize = 8;
 /// Before authentication, all included.
 const PREAUTH_BYTES_MAX: f64 = 2048.0;
+const OFFER: &str = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+/// What an inflater holds, and the least that one for each connection would cost; a compressor holds seven times as much.
+const INFLATER_BYTES: u64 = 40 * 1024;

@@ -6,6 +6,7 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use support::eventually;
 use support::gateway::Gateway;
@@ -193,4 +194,43 @@ fn what_is_no_proxy_header_is_cut_off() {
     let mut end = [0; 1];
     drop(peer.stream.set_nonblocking(true));
     assert!(peer.stream.read(&mut end).is_err());
+}
+
+/// A PROXY header byte by byte, each soon after the last: the one deadline ends it, in both versions, on both ports, and it goes on when the
+/// header is over.
+#[test]
+fn a_dribbled_proxy_header_is_given_up() {
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let (gateway, secured) = secure::start(&authority, &["a"], &[HERE, PROXY, ("protocol.upgrade_ms", "500")]);
+    let closes = |cause: &str| gateway.metric(&format!("tidegate_closes_total{{cause=\"{cause}\"}}"));
+    // So slowly that it is not over for want of room: 107 bytes, and 1,000.
+    let text = b"PROXY TCP4 203.0.113.7 ".iter().copied().chain(std::iter::repeat(b'1'));
+    let binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x03\xd8".iter().copied().chain(std::iter::repeat(0));
+    for address in [gateway.listen, secured] {
+        let ways: [(&mut dyn Iterator<Item = u8>, u64); 2] = [(&mut text.clone(), 80), (&mut binary.clone(), 0)];
+        for (bytes, pause_ms) in ways {
+            let mut peer = Peer::connect(address);
+            peer.dribble(|| {
+                std::thread::sleep(Duration::from_millis(pause_ms));
+                vec![bytes.next().expect("it has no end")]
+            });
+            assert_eq!(peer.read_all(), b"");
+        }
+    }
+    eventually("the causes", || (closes("upgrade_timeout") == 4.0).then_some(()));
+    // The header ends, and what follows does not: a request head hears so, a handshake does not.
+    let whole = b"PROXY TCP4 203.0.113.7 127.0.0.1 1 2\r\n";
+    for (address, begin, heard) in
+        [(gateway.listen, &b"GET /ws HTTP/1.1\r\nX: "[..], Some(408)), (secured, b"\x16\x03\x01\x3f\xff\x01", None)]
+    {
+        let mut peer = Peer::connect(address);
+        peer.write(&whole[..whole.len() - 1]);
+        let mut rest = b"\n".iter().chain(begin).copied().chain(std::iter::repeat(b'x'));
+        peer.dribble(|| vec![rest.next().expect("it has no end")]);
+        let answer = peer.read_all();
+        assert_eq!(heard, (!answer.is_empty()).then(|| status(&answer)));
+    }
+    eventually("the causes", || (closes("upgrade_timeout") == 6.0).then_some(()));
+    assert_eq!(closes("proxy_header"), 0.0);
 }

@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -49,21 +49,55 @@ fn the_client_is_seen_through_both_balancers() {
         |more: &'static str| move |text: String| text.replace("port 8081\n", &format!("port 8081 source {from} {more}\n"));
     let gateway = Gateway::with(&[networks]);
     for balancer in [Balancer::nginx_with(&gateway, nginx), Balancer::haproxy_with(&gateway, haproxy(""))] {
-        let (own, seen) = seen_through(&gateway, &balancer);
+        let (own, seen) = seen_through(&gateway, balancer.address);
         assert_eq!(seen, own.ip().to_string());
     }
     for more in ["send-proxy", "send-proxy-v2"] {
         let gateway = Gateway::with(&[networks, proxy]);
         let balancer = Balancer::haproxy_with(&gateway, haproxy(more));
-        let (own, seen) = seen_through(&gateway, &balancer);
+        let (own, seen) = seen_through(&gateway, balancer.address);
         assert_eq!(seen, own.to_string(), "{more}");
         assert!(gateway.metric("tidegate_proxy_headers_total") > 0.0, "{more}");
     }
 }
 
+/// The same by `Forwarded` as nginx writes it, in place of what the client wrote and behind it: IPv4 as it is, IPv6 in brackets and quoted.
+#[test]
+fn the_client_is_seen_by_forwarded() {
+    let from = "127.0.0.8";
+    let gateway = Gateway::with(&[("proxy.networks", from), ("proxy.header", "forwarded")]);
+    let second = free_address_v6();
+    for value in ["$element", "$appended"] {
+        let balancer = Balancer::nginx_with(&gateway, |text| {
+            let text = text.replace("proxy_pass http://gateways;", &format!("proxy_pass http://gateways; proxy_bind {from};"));
+            let usual = "proxy_set_header X-Forwarded-For $remote_addr;";
+            assert!(text.contains(usual));
+            let text = text.replace(usual, &format!("proxy_set_header Forwarded {value};"));
+            let text = text.replace("listen 127.0.0.1:8443;", &format!("listen 127.0.0.1:8443; listen {second};"));
+            text.replace("http {", FORWARDED)
+        });
+        let (own, seen) = seen_through(&gateway, balancer.address);
+        assert_eq!(seen, own.ip().to_string(), "{value}");
+        let (own, seen) = seen_through(&gateway, second);
+        assert_eq!(seen, own.ip().to_string(), "{value}");
+    }
+}
+
+/// The element for one client, and a list with what it wrote itself, if that is a list at all: as nginx documents it.
+const FORWARDED: &str = r#"http {
+    map $remote_addr $element {
+        ~^[0-9.]+$        "for=$remote_addr";
+        ~^[0-9A-Fa-f:.]+$ "for=\"[$remote_addr]\"";
+        default           "for=unknown";
+    }
+    map $http_forwarded $appended {
+        "~^[!#$%&'*+.^_`|~0-9A-Za-z=;:,\"\[\] -]+$" "$http_forwarded, $element";
+        default "$element";
+    }"#;
+
 /// Opens a session through a balancer: this end's address, and what the operator reads.
-fn seen_through(gateway: &Gateway, balancer: &Balancer) -> (SocketAddr, String) {
-    let stream = TcpStream::connect(balancer.address).expect("the balancer listens");
+fn seen_through(gateway: &Gateway, balancer: SocketAddr) -> (SocketAddr, String) {
+    let stream = TcpStream::connect(balancer).expect("the balancer listens");
     let own = stream.local_addr().expect("a socket");
     let lies = [("X-Forwarded-For", "6.6.6.6"), ("Forwarded", "for=6.6.6.6")];
     let mut raw = Raw::open_on(stream, Encoding::Binary, &lies);
@@ -217,6 +251,12 @@ fn configure(gateway: &Gateway, name: &str, listen: &str, address: SocketAddr, c
     let path = gateway.dir().join(name);
     fs::write(&path, text).expect("a directory of the test");
     path
+}
+
+/// A port of IPv6's loopback.
+fn free_address_v6() -> SocketAddr {
+    let listener = TcpListener::bind("[::1]:0").expect("IPv6 on loopback");
+    listener.local_addr().expect("a socket")
 }
 
 fn example(name: &str) -> PathBuf {

@@ -4,11 +4,13 @@
 mod support;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
 use support::raw::{ENCODINGS, Next, Raw, cmid};
+use support::secure::{self, Authority, BOTH};
 use tidegate::wire::envelope::{ClientFrame, Send, ServerFrame, send_flags};
 
 const XFF: &str = "X-Forwarded-For";
@@ -70,6 +72,49 @@ fn an_address_has_so_many_connections() {
         forwarded.metric("tidegate_addresses_limited_total"),
         proxied.metric("tidegate_addresses_limited_total")
     );
+}
+
+/// On the port of TLS an address over its bound is cut off before a handshake, at accept or behind a PROXY header, whether it has said
+/// something or not: of its handshake nothing is done. Another address is served, and whoever leaves makes room.
+#[test]
+fn an_address_has_so_many_connections_with_tls() {
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let config = Arc::new(authority.client(&BOTH, None));
+    let number = ("limits.address_connections", "2");
+    let here = [NOBODY, number];
+    let proxied = [HERE, ("proxy.protocol", "true"), number];
+    let front = |address: &str| format!("PROXY TCP4 {address} 127.0.0.1 1 2\r\n");
+    for (settings, front, other) in
+        [(&here[..], String::new(), None), (&proxied, front("203.0.113.7"), Some(front("203.0.113.8")))]
+    {
+        let (gateway, address) = secure::start(&authority, &["a"], settings);
+        let served = |front: &str| secure::connect_behind(address, front.as_bytes(), &config, "localhost");
+        let kept: Vec<_> = (0..2).map(|_| served(&front).expect("room")).collect();
+        // Nothing, part of a first record, a whole one that is no good, and HTTP.
+        for said in [&b""[..], b"\x16\x03\x01\x02\x00\x01", b"\x16\x03\x01\x00\x04\x01\x00\x00\x00", b"GET / HTTP/1.1\r\n\r\n"] {
+            let mut peer = Peer::connect(address);
+            peer.write(front.as_bytes());
+            peer.write(said);
+            assert_eq!(peer.read_all(), b"", "neither an alert nor an answer");
+        }
+        assert!(served(&front).is_err());
+        if let Some(other) = other {
+            served(&other).expect("another address");
+        }
+        let count = |name: &str| gateway.metric(name);
+        let handshakes = |result: &str| count(&format!("tidegate_tls_handshakes_total{{result=\"{result}\"}}"));
+        eventually("the refusals", || (handshakes("refused") == 5.0).then_some(()));
+        assert_eq!(count("tidegate_addresses_limited_total"), 5.0);
+        let begun = if front.is_empty() { 2.0 } else { 3.0 };
+        // A client is done before the gateway is.
+        eventually("the handshakes", || (handshakes("full") + handshakes("resumed") >= begun).then_some(()));
+        assert_eq!(handshakes("full") + handshakes("resumed"), begun);
+        assert_eq!(handshakes("failed") + handshakes("timeout"), 0.0);
+        eventually("the cause", || (count(r#"tidegate_closes_total{cause="rate_limited"}"#) == 5.0).then_some(()));
+        drop(kept);
+        eventually("room", || served(&front).ok());
+    }
 }
 
 /// An address connects so often; the times to wait are spread, and another address is served meanwhile. Loopback is exempt by default.

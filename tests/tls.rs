@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use allocation_counter::{measure, opt_out};
 use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
@@ -13,6 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, StreamOwned};
 use support::gateway::Gateway;
+use support::peer::Peer;
 use support::raw::Raw;
 use support::secure::{self, Authority, BOTH, Stream, connect, welcomed};
 use support::{PATIENCE, eventually};
@@ -285,6 +287,47 @@ fn a_slow_handshake_is_given_up() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer, and close_notify behind it");
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+}
+
+/// Byte by byte, each soon after the last, and without end: a first record, a ClientHello of many records, the answer to ours. The one
+/// deadline of the whole ends it, and so it does with the request behind the handshake.
+#[test]
+fn a_dribbled_handshake_is_given_up() {
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let (gateway, address) = secure::start(&authority, &["a"], &[("protocol.upgrade_ms", "500")]);
+    let hello = hello(&authority);
+    // The longest record, and the longest message there may be in records of one byte each.
+    let record = [&[22, 3, 1, 0x3f, 0xff][..], &hello[5..]].concat();
+    let message = [&[1, 0, 0x7f, 0xff][..], &hello[9..]].concat();
+    let shapes: [(&[u8], &[u8]); 2] = [(b"", &record), (b"\x16\x03\x01\x00\x01", &message)];
+    for (front, bytes) in shapes {
+        let mut rest = bytes.iter().copied().chain(std::iter::repeat(0));
+        let mut peer = Peer::connect(address);
+        peer.dribble(|| [front, &[rest.next().expect("it has no end")]].concat());
+        assert_eq!(peer.read_all(), b"", "keys are not agreed on: there is nothing to say");
+    }
+    let mut peer = Peer::connect(address);
+    peer.write(&hello);
+    let mut answer = b"\x14\x03\x03\x00\x01\x01\x17\x03\x03\x40\x00".iter().copied().chain(std::iter::repeat(0));
+    peer.dribble(|| vec![answer.next().expect("it has no end")]);
+    assert_eq!(peer.read_all().first(), Some(&22), "our part of the handshake, and no more");
+    eventually("the causes", || (handshakes(&gateway, "timeout") == 3.0).then_some(()));
+    let mut stream = connect(address, &Arc::new(authority.client(&BOTH, None)), "localhost").expect("a handshake");
+    let mut request = b"GET /ws HTTP/1.1\r\nX: ".iter().copied().chain(std::iter::repeat(b'x'));
+    let mut answer = Vec::new();
+    stream.sock.set_read_timeout(Some(Duration::from_millis(20))).expect("a socket");
+    eventually("the end of the request", || {
+        // It may have ended the connection before the last of them.
+        drop(stream.write_all(&[request.next().expect("it has no end")]));
+        match stream.read_to_end(&mut answer) {
+            Ok(_) => Some(()),
+            Err(error) => (error.kind() == ErrorKind::ConnectionReset).then_some(()),
+        }
+    });
+    assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", answer.escape_ascii());
+    assert_eq!(handshakes(&gateway, "timeout"), 3.0);
+    eventually("the causes", || (gateway.metric(r#"tidegate_closes_total{cause="upgrade_timeout"}"#) == 4.0).then_some(()));
 }
 
 /// More handshakes at once than may wait: the others are reset, and nothing is computed for them; whoever waited is served.

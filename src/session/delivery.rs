@@ -8,8 +8,8 @@
 //! costs a bounded amount and misses nothing.
 //!
 //! ```text
-//!  Joining ──WELCOME──► Active ──connection lost──► Detached ──resume_ms, or pressure──► Leaving
-//!     └──connection lost──► Leaving    └──closed with 1000──► Leaving
+//!  New ──store asked──► Joining ──WELCOME──► Active ──connection lost──► Detached ──resume_ms, or pressure──► Leaving
+//!   └──a defect──► gone    └──connection lost──► Leaving └──closed with 1000──► Leaving
 //! ```
 //!
 //! A resume moves all this to the session of the new connection, wherever it is: [`Session::take_carried`] there,
@@ -60,6 +60,8 @@ pub struct Session {
 /// Where a session stands between HELLO and the end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
+    /// HELLO was good; the store does not know of it yet.
+    New,
     /// HELLO was good; the store has not answered, or the former owner of the device has not finished. Deliveries are held, and leave
     /// after WELCOME.
     Joining,

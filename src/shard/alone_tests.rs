@@ -139,11 +139,21 @@ impl Core {
 
     /// A session whose token ends at this Unix second, and its connection; WELCOME has come.
     pub(super) fn active(&mut self, expires_unix_s: u64) -> (ConnectionId, SessionRef) {
+        let (id, session) = self.joining_until(expires_unix_s);
+        self.group(Event::Attached { session, roster: RosterId(session.index), evicted: None });
+        assert!(self.said(id).contains(r#""t":"welcome""#));
+        (id, session)
+    }
+
+    /// A session whose HELLO was good, and its connection; the store has not answered.
+    pub(super) fn joining(&mut self) -> (ConnectionId, SessionRef) {
+        self.joining_until(al().expires_unix_s)
+    }
+
+    fn joining_until(&mut self, expires_unix_s: u64) -> (ConnectionId, SessionRef) {
         let id = self.hello();
         self.judged(id, 0, Ok(Identity { expires_unix_s, ..al() }));
         let Some(Submit::Attach(Attach { session, .. })) = self.port.submitted.pop() else { panic!("the store is asked") };
-        self.group(Event::Attached { session, roster: RosterId(session.index), evicted: None });
-        assert!(self.said(id).contains(r#""t":"welcome""#));
         (id, session)
     }
 

@@ -5,9 +5,9 @@
 //! so that nobody comes back to half a state. Its client runs SYNC and finds everything. What the two held in the pools of the core is
 //! freed as far as they still name it, unfinished messages also if not; a frame that was just being built stays taken.
 //!
-//! Not caught is what belongs to nobody alone: accepting and freeing a slot, the coming and going of sessions that the store and other
-//! cores keep books of as well (`Attached`, `AttachRefused`, `Evict`, `Left`), what is gathered for the store, the driver. Nor is a panic
-//! while a connection is ended because of one. Those end the process.
+//! Not caught is what belongs to nobody alone: accepting and freeing a slot, the books of sessions that the store and other cores keep as
+//! well (`Attached`, `AttachRefused`, `Evict`, `Left`; what a connection is told because of them is caught), what is gathered for the store,
+//! the driver. Nor is a panic while a connection is ended because of one. Those end the process.
 
 #[cfg(debug_assertions)]
 use std::ffi::OsString;
@@ -38,6 +38,8 @@ pub enum Work {
     Verdict,
     /// A page of it was read.
     Page,
+    /// The store has answered its HELLO.
+    Welcome,
     /// The former owner of the device has answered.
     Takeover,
     /// The store has answered a request of it.
@@ -46,6 +48,8 @@ pub enum Work {
     Delivery,
     /// It was looked at because memory is short.
     Shed,
+    /// The operator closes it.
+    Kick,
 }
 
 /// A panic that was caught.
@@ -186,11 +190,12 @@ const PANICS_PER_TURN_MAX: usize = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::SessionRef;
+    use crate::ids::{RosterId, SessionRef};
     use crate::mail::{Event, Group, PageReply, Peer, Reached, Submit, Target};
     use crate::shard::Command;
     use crate::shard::alone_tests::{Core, al, delivery};
     use crate::shard::mail::slot_of;
+    use crate::wire::envelope::ErrorCode;
 
     fn core() -> Core {
         let mut core = Core::new();
@@ -226,8 +231,7 @@ mod tests {
         assert!(core.said(other).contains("pong"), "{work:?}");
         assert_eq!(core.shard.handle_closed(id, &mut core.stashes), Some(CloseCause::InternalError), "{work:?}");
         core.pass(1);
-        let left = core.port.submitted.iter().filter(|mail| matches!(mail, Submit::Leave { session: it, .. } if *it == session));
-        assert_eq!(left.count(), 1, "{work:?}");
+        assert_eq!(left(&core, session), 1, "{work:?}");
         core.group(Event::Left { session });
         let counts = (core.shard.connections_count(), core.shard.sessions_count(), core.shard.detached_count());
         assert_eq!((counts, core.shard.handshakes_open()), ((1, 1, 0), 0), "{work:?}");
@@ -260,6 +264,74 @@ mod tests {
         });
         ends_alone(Work::Answer, |core, _, [session, _]| core.group(Event::Ok { session, rid: 1, value: 0 }));
         ends_alone(Work::Delivery, |core, _, _| core.group(Event::Resync));
+        ends_alone(Work::Kick, |core, _, [session, _]| assert!(core.shard.kick(core.now, session)));
+    }
+
+    /// The store answers HELLO, with a place or without one: whatever strikes while it is passed on, a place is given back.
+    #[test]
+    fn a_panic_ends_the_one_that_joins() {
+        let attached = |session: SessionRef| Event::Attached { session, roster: RosterId(7), evicted: None };
+        let refused = |session| Event::AttachRefused { session, code: ErrorCode::StoreOverloaded };
+        for (is_attached, answer) in [(true, &attached as &dyn Fn(SessionRef) -> Event), (false, &refused)] {
+            let mut core = core();
+            let (other, _) = core.active(1_764_100_000);
+            let (id, session) = core.joining();
+            core.shard.guard.planted = Some((Work::Welcome, id.index));
+            core.group(answer(session));
+            ends_without_a_trace(&mut core, id, Work::Welcome);
+            assert_eq!(left(&core, session), usize::from(is_attached));
+            if is_attached {
+                core.group(Event::Left { session });
+            }
+            assert_eq!((core.shard.sessions_count(), core.shard.connections_count(), core.cause(other)), (1, 1, None));
+        }
+    }
+
+    /// A newcomer takes over the device of a session of the same core.
+    #[test]
+    fn a_panic_ends_the_one_that_takes_over() {
+        let mut core = core();
+        let (former, old) = core.active(1_764_100_000);
+        let (id, session) = core.joining();
+        core.group(Event::Attached { session, roster: RosterId(7), evicted: Some(old) });
+        core.shard.guard.planted = Some((Work::Takeover, session.index));
+        core.group(Event::Evict { session: old, by: session, claim: None });
+        ends_without_a_trace(&mut core, id, Work::Takeover);
+        assert_eq!((left(&core, session), core.cause(former)), (1, Some(CloseCause::Replaced)));
+        core.group(Event::Left { session });
+        assert_eq!(core.shard.sessions_count(), 0);
+    }
+
+    /// The lane to the store has a defect just when it is to hear of a session. Whether it has heard of it is not known then: the slot is
+    /// free at once, and an answer that comes all the same is answered.
+    #[test]
+    fn a_panic_before_the_store_is_asked_keeps_no_slot() {
+        let mut core = core();
+        let id = core.hello();
+        core.port.panics = true;
+        core.judged(id, 0, Ok(al()));
+        core.port.panics = false;
+        ends_without_a_trace(&mut core, id, Work::Verdict);
+        assert_eq!((core.shard.sessions_count(), core.shard.connections_count()), (0, 0));
+        let session = SessionRef { reactor: core.shard.id, index: 0, generation: 0 };
+        assert_eq!(left(&core, session), 0);
+        core.group(Event::Attached { session, roster: RosterId(7), evicted: None });
+        core.pass(1);
+        assert_eq!(left(&core, session), 1);
+    }
+
+    /// The connection `id` was struck in `work`, and is gone with 1011.
+    fn ends_without_a_trace(core: &mut Core, id: ConnectionId, work: Work) {
+        assert_eq!(struck(core), [work]);
+        let end = core.said_bytes(id);
+        assert!(end.ends_with(&[0x88, 2, 0x03, 0xf3]), "{work:?}: {end:x?}");
+        assert_eq!(core.shard.handle_closed(id, &mut core.stashes), Some(CloseCause::InternalError), "{work:?}");
+        core.pass(1);
+    }
+
+    /// How often the store was told that a session is over.
+    fn left(core: &Core, session: SessionRef) -> usize {
+        core.port.submitted.iter().filter(|mail| matches!(mail, Submit::Leave { session: it, .. } if *it == session)).count()
     }
 
     /// A message for several: who stands behind the one that is struck gets it.
@@ -304,7 +376,7 @@ mod tests {
         assert_eq!((struck(&mut core).as_slice(), core.shard.detached_count()), (&[Work::Delivery][..], 0));
         assert!(core.said(other).contains("for everybody"));
         core.pass(1);
-        assert!(core.port.submitted.iter().any(|mail| matches!(mail, Submit::Leave { session: it, .. } if *it == session)));
+        assert_eq!(left(&core, session), 1);
     }
 
     /// On the way out there is nothing more to say: the second panic drops what is queued, and the first cause counts.
@@ -350,9 +422,7 @@ mod tests {
                     core.shard.guarded(Work::End, id, strike)
                 };
                 core.pass(1);
-                let left =
-                    core.port.submitted.iter().filter(|mail| matches!(mail, Submit::Leave { session: it, .. } if *it == session));
-                assert_eq!(left.count(), 1, "{index}");
+                assert_eq!(left(&core, session), 1, "{index}");
                 core.group(Event::Left { session });
                 core.said_bytes(id);
                 assert!(matches!(core.shard.poll_command(), Some(Command::Close(it, _)) if it == id), "{index}");
@@ -381,7 +451,7 @@ mod tests {
         assert_eq!(core.stashes.used_count(), 1, "the one of the neighbour");
         assert_eq!(core.shard.handle_closed(id, &mut core.stashes), Some(CloseCause::InternalError));
         core.pass(1);
-        assert!(core.port.submitted.iter().any(|mail| matches!(mail, Submit::Leave { session: it, .. } if *it == session)));
+        assert_eq!(left(&core, session), 1);
         core.shard.handle_closed(other, &mut core.stashes);
         assert_eq!((core.stashes.used_count(), core.stashes.used_bytes()), (0, 0));
     }

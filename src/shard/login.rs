@@ -160,7 +160,7 @@ impl Shard {
             turn: 0,
             window: window.clamp(1, self.rules.window_max),
             caps: greeting.caps,
-            stage: Stage::Joining,
+            stage: Stage::New,
             encoding,
             backlog: None,
         };
@@ -179,6 +179,9 @@ impl Shard {
             self.connections.known_mut(id).session = 0;
             self.counters.submit_full_count += 1;
             return self.turn_away(id);
+        }
+        if let Some(line) = self.sessions.get_mut(session_id) {
+            line.stage = Stage::Joining;
         }
         self.end_handshake(id);
         self.schedule(id, ATTACH_MS, Kind::Attach);

@@ -55,13 +55,10 @@ impl Shard {
             Event::AttachRefused { session, code } => {
                 let Some(id) = self.connection_of(*session) else { return self.drop_session(*session) };
                 self.drop_session(*session);
-                self.connections.known_mut(id).session = 0;
-                match code {
-                    ErrorCode::StoreOverloaded => self.turn_away(id),
-                    ErrorCode::RateLimited => self.refuse_hello(id, RETRY_HELLO_MS, "this device tries too often"),
-                    ErrorCode::TokenInvalid => self.fail(id, 0, *code, "token missing or invalid"),
-                    _ => self.fail(id, 0, *code, "this user or device may not connect"),
+                if let Some(connection) = self.connections.get_mut(id) {
+                    connection.session = 0;
                 }
+                self.guarded(Work::Welcome, id, |shard| shard.refuse_attach(id, *code));
             }
             Event::Evict { session, by, claim } => self.handle_evict(*session, *by, claim.as_ref(), outlet),
             Event::Left { session } => self.drop_session(*session),
@@ -154,6 +151,16 @@ impl Shard {
                 self.for_each(targets, |shard, session, _| shard.tell_conversation(session, &frame));
             }
             Event::Resync => self.resync_all(),
+        }
+    }
+
+    /// The store has no place for the session, which is dropped: its connection is told why.
+    fn refuse_attach(&mut self, id: ConnectionId, code: ErrorCode) {
+        match code {
+            ErrorCode::StoreOverloaded => self.turn_away(id),
+            ErrorCode::RateLimited => self.refuse_hello(id, RETRY_HELLO_MS, "this device tries too often"),
+            ErrorCode::TokenInvalid => self.fail(id, 0, code, "token missing or invalid"),
+            _ => self.fail(id, 0, code, "this user or device may not connect"),
         }
     }
 
@@ -457,10 +464,13 @@ impl Shard {
         })
     }
 
-    /// Closes a session for the operator; whether it was there.
+    /// Closes a session for the operator; whether it was there. One that a panic ended is gone as well.
     pub fn kick(&mut self, now: Moment, session: SessionRef) -> bool {
         self.now = now;
-        self.end_for_good(session, |shard, id| shard.close(id, 4403, CloseCause::Kicked))
+        let is_kicked = self.guarded_session(Work::Kick, slot_of(session), |shard| {
+            shard.end_for_good(session, |shard, id| shard.close(id, 4403, CloseCause::Kicked))
+        });
+        is_kicked.unwrap_or(true)
     }
 
     /// The store ends a session.

@@ -118,6 +118,11 @@ impl Shard {
     pub(super) fn leave(&mut self, session_id: ConnectionId) {
         let session = self.session_ref(session_id);
         let Some(line) = self.sessions.get_mut(session_id) else { return };
+        if line.stage == Stage::New {
+            // No answer will ever free the slot: nobody was asked.
+            self.sessions.remove(session_id);
+            return;
+        }
         self.detached_count -= usize::from(line.stage == Stage::Detached);
         line.stage = Stage::Leaving;
         // While the attach is on its way the roster slot is not known: the answer to it brings the leave.
@@ -179,16 +184,25 @@ impl Shard {
     }
 
     pub(super) fn handle_attached(&mut self, session: SessionRef, roster: RosterId, evicted: Option<SessionRef>) {
-        let Some(line) = self.sessions.get_mut(slot_of(session)) else { return self.stale() };
+        let Some(line) = self.sessions.get_mut(slot_of(session)) else {
+            // A defect struck behind the question: the store must not name what is not there.
+            self.stale();
+            return self.leaves.push_back(Submit::Leave { session, roster });
+        };
         line.roster = Some(roster);
         if line.stage == Stage::Leaving {
             // The connection went away while the store was asked.
             return self.leaves.push_back(Leaving::Leave { session, roster });
         }
         let id = line.connection;
+        self.guarded(Work::Welcome, id, |shard| shard.take_place(id, evicted.is_some()));
+    }
+
+    /// The store has a place for the session: it is welcomed, unless the former owner of the device is to finish first.
+    fn take_place(&mut self, id: ConnectionId, has_former: bool) {
         let Some(joining) = self.joining_mut(id) else { return self.stale() };
         joining.attached = true;
-        if evicted.is_some() && !joining.done {
+        if has_former && !joining.done {
             self.schedule(id, GONE_MS, Kind::Gone);
         } else {
             self.welcome(id);
@@ -208,7 +222,7 @@ impl Shard {
         // The slot is free: the store names it no more, and a leave on its way is ignored there.
         self.drop_session(session);
         if by.reactor == self.id {
-            self.take_over(by, carried.zip(encoding), cursors);
+            self.guarded_session(Work::Takeover, slot_of(by), |shard| shard.take_over(by, carried.zip(encoding), cursors));
             return;
         }
         let bytes = carried.as_ref().map_or(0, |it| it.ring.iter().map(|held| u64::from(held.bytes) + MOVED_FRAME_BYTES).sum());

@@ -74,7 +74,8 @@ impl Session {
         !self.is_open
     }
 
-    /// Keeps bytes of a handshake; `true` when there is a whole record, so that a step has something to do.
+    /// Keeps bytes of a handshake; `true` when a step has something to do: there is a whole record, or, behind the first, one that will never
+    /// be good.
     ///
     /// # Errors
     /// [`Fault::NotTls`] and [`Fault::TooLong`], before anything was computed.
@@ -86,7 +87,7 @@ impl Session {
         if self.connection.is_none() && self.incoming.first().is_some_and(|&kind| kind != HANDSHAKE_RECORD) {
             return Err(Fault::NotTls);
         }
-        Ok(has_record(&self.incoming))
+        Ok(has_record(&self.incoming) || self.connection.is_some() && is_hopeless(&self.incoming))
     }
 
     /// Goes on with the handshake: the expensive part of a connection. What must be sent is appended to `out`; what came behind the
@@ -99,8 +100,7 @@ impl Session {
             let connection = UnbufferedServerConnection::new(keys.config()).map_err(|_| Fault::Broken)?;
             self.connection = Some(Box::new(connection));
         }
-        let mut held = mem::take(&mut self.incoming);
-        self.advance(&mut held, plain, out)
+        self.advance_held(plain, out)
     }
 
     /// Opens the records in `bytes`, which are overwritten. Plaintext is appended to `plain`, at most as much as came in; what must be
@@ -110,11 +110,16 @@ impl Session {
     /// [`Fault::Broken`]; `plain` has what came before, `out` the alert.
     pub fn receive(&mut self, bytes: &mut [u8], plain: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<Progress, Fault> {
         if self.incoming.is_empty() {
-            return self.advance(bytes, plain, out);
+            let (progress, used) = self.advance(bytes, plain, out)?;
+            self.incoming = bytes.get(used..).unwrap_or_default().to_vec();
+            return Ok(progress);
         }
-        let mut joined = mem::take(&mut self.incoming);
-        joined.extend_from_slice(bytes);
-        self.advance(&mut joined, plain, out)
+        self.incoming.extend_from_slice(bytes);
+        // A record is looked at once it is whole, not at each byte of it.
+        if !has_record(&self.incoming) && !is_hopeless(&self.incoming) {
+            return Ok(Progress::default());
+        }
+        self.advance_held(plain, out)
     }
 
     /// Seals `plain` into records appended to `out`.
@@ -135,8 +140,17 @@ impl Session {
         }
     }
 
-    /// Runs the state machine over `bytes` and keeps what is not used up.
-    fn advance(&mut self, bytes: &mut [u8], plain: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<Progress, Fault> {
+    /// Runs the state machine over what is kept, and goes on keeping what is not used up. That is not copied while all of it must wait, or each
+    /// small record of a long message would cost what all before it cost.
+    fn advance_held(&mut self, plain: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<Progress, Fault> {
+        let mut held = mem::take(&mut self.incoming);
+        let (progress, used) = self.advance(&mut held, plain, out)?;
+        self.incoming = if used == 0 { held } else { held.get(used..).unwrap_or_default().to_vec() };
+        Ok(progress)
+    }
+
+    /// Runs the state machine over `bytes`. Returns how many of them are used up; the others are to be kept.
+    fn advance(&mut self, bytes: &mut [u8], plain: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<(Progress, usize), Fault> {
         let mut progress = Progress::default();
         let Some(connection) = &mut self.connection else { return Err(Fault::Broken) };
         let mut used = 0;
@@ -177,12 +191,11 @@ impl Session {
             let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
             progress.opened = Some(if is_resumed { Opened::Resumed } else { Opened::Full });
         }
-        let rest = bytes.get(used..).unwrap_or_default();
-        if rest.len() > if self.is_open { TLS_RECORD_BYTES_MAX } else { TLS_HANDSHAKE_BYTES_MAX } {
+        let kept_max = if self.is_open { TLS_RECORD_BYTES_MAX } else { TLS_HANDSHAKE_BYTES_MAX };
+        if bytes.len().saturating_sub(used) > kept_max {
             return Err(Fault::TooLong);
         }
-        self.incoming = rest.to_vec();
-        Ok(progress)
+        Ok((progress, used))
     }
 
     /// Writes what is queued inside, then calls `put` with at least `room` bytes.
@@ -219,6 +232,12 @@ fn has_record(bytes: &[u8]) -> bool {
     rest.len() >= usize::from(u16::from_be_bytes([high, low]))
 }
 
+/// Whether `bytes` begin with the header of a record that there is not, or of one that is too long: to wait for the rest is no use.
+fn is_hopeless(bytes: &[u8]) -> bool {
+    let Some(&[kind, _, _, high, low]) = bytes.first_chunk() else { return false };
+    !RECORDS.contains(&kind) || RECORD_HEAD_BYTES + usize::from(u16::from_be_bytes([high, low])) > TLS_RECORD_BYTES_MAX
+}
+
 fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) -> Result<(), Fault> {
     append(out, 0, |room| match data.encode(room) {
         Ok(count) => Ok(count),
@@ -248,6 +267,10 @@ fn append(out: &mut Vec<u8>, room: usize, mut put: impl FnMut(&mut [u8]) -> Resu
 
 /// Content type of a record with a handshake message (RFC 8446 5.1).
 const HANDSHAKE_RECORD: u8 = 22;
+/// Content types of all records: of change_cipher_spec, alerts, handshakes and data.
+const RECORDS: std::ops::RangeInclusive<u8> = 20..=23;
+/// Content type, version and length.
+const RECORD_HEAD_BYTES: usize = 5;
 /// Plaintext of one record (RFC 8446 5.1).
 const RECORD_PLAIN_BYTES: usize = 16_384;
 /// Header, inner type and tag of a record; the explicit nonce of TLS 1.2.
@@ -422,5 +445,38 @@ pub(crate) mod tests {
         session.hold(&[0; 16_000]).unwrap();
         session.hold(&[0; 16_000]).unwrap();
         assert_eq!(session.hold(&[0; 1_000]), Err(Fault::TooLong));
+    }
+
+    /// Behind the first record the header of one that will never be good is enough, in a handshake and after it; one that may be is waited for.
+    #[test]
+    fn a_hopeless_record_is_not_waited_for() {
+        for version in [Version::Tls12, Version::Tls13] {
+            let (keys, config) = both(version);
+            for (header, is_hopeless) in [
+                ([23, 3, 3, 0x40, 0], false),
+                ([23, 3, 3, 0x48, 0], false),
+                ([23, 3, 3, 0x48, 1], true),
+                ([22, 3, 3, 0xff, 0xff], true),
+                ([0xff, 3, 3, 0, 16], true),
+                (*b"GET /", true),
+            ] {
+                let (mut session, mut begins) = (Session::default(), client(&config));
+                give(&mut session, &keys, &sent(&mut begins), &[100_000]);
+                let (mut plain, mut out) = (Vec::new(), Vec::new());
+                assert_eq!(session.hold(&header[..4]), Ok(false));
+                assert_eq!(session.hold(&header[4..]), Ok(is_hopeless), "{header:?}");
+                if is_hopeless {
+                    assert_eq!(session.step(&keys, &mut plain, &mut out), Err(Fault::Broken), "{header:?}");
+                    assert!(!out.is_empty(), "an alert");
+                }
+                let (mut session, mut rests) = (Session::default(), client(&config));
+                shake(&mut session, &keys, &mut rests, &[100_000]);
+                out.clear();
+                session.receive(&mut header[..4].to_vec(), &mut plain, &mut out).unwrap();
+                let found = session.receive(&mut header[4..].to_vec(), &mut plain, &mut out);
+                assert_eq!(found.is_err(), is_hopeless, "{header:?}");
+                assert_eq!(out.is_empty(), !is_hopeless, "{header:?}");
+            }
+        }
     }
 }
