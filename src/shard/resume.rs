@@ -187,7 +187,7 @@ impl Shard {
         let Some(line) = self.sessions.get_mut(slot_of(session)) else {
             // A defect struck behind the question: the store must not name what is not there.
             self.stale();
-            return self.leaves.push_back(Submit::Leave { session, roster });
+            return self.leaves.push_back(Leaving::Leave { session, roster });
         };
         line.roster = Some(roster);
         if line.stage == Stage::Leaving {
