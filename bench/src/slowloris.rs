@@ -155,8 +155,7 @@ fn dribble(address: SocketAddr, count: usize, counts: &Counts) -> Result<(), Str
     nice(19).map_err(|error| format!("nice: {error}"))?;
     let mut streams = Vec::with_capacity(count);
     for index in 0..count {
-        let source = Ipv4Addr::new(127, 0, 1, (index % FLOOD_SOURCES) as u8 + 1);
-        streams.push(connect_from(source, address).map_err(|error| format!("slow connection {index}: {error}"))?);
+        streams.push(connect_from(source(index), address).map_err(|error| format!("slow connection {index}: {error}"))?);
         counts.opened.fetch_add(1, Ordering::Relaxed);
         if index % OPENED_AT_ONCE == 0 {
             std::thread::sleep(Duration::from_millis(1));
@@ -187,6 +186,11 @@ fn dribble(address: SocketAddr, count: usize, counts: &Counts) -> Result<(), Str
 
 /// The slow ones come from addresses of their own: while 20,000 of the ports of one address are taken, the kernel looks at thousands of
 /// them for each further connection from there, and that would be measured with the honest ones.
+fn source(index: usize) -> Ipv4Addr {
+    let number = u8::try_from(index % FLOOD_SOURCES).expect("there are few");
+    Ipv4Addr::new(127, 0, 1, 1 + number)
+}
+
 fn connect_from(source: Ipv4Addr, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     bind(&socket, &SocketAddr::from((source, 0)))?;

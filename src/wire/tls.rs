@@ -472,8 +472,11 @@ pub(crate) mod tests {
                 let (mut session, mut rests) = (Session::default(), client(&config));
                 shake(&mut session, &keys, &mut rests, &[100_000]);
                 out.clear();
-                session.receive(&mut header[..4].to_vec(), &mut plain, &mut out).unwrap();
-                let found = session.receive(&mut header[4..].to_vec(), &mut plain, &mut out);
+                // The library may know it by the first byte.
+                let mut found = session.receive(&mut header[..4].to_vec(), &mut plain, &mut out);
+                if found.is_ok() {
+                    found = session.receive(&mut header[4..].to_vec(), &mut plain, &mut out);
+                }
                 assert_eq!(found.is_err(), is_hopeless, "{header:?}");
                 assert_eq!(out.is_empty(), !is_hopeless, "{header:?}");
             }
