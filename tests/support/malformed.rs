@@ -205,11 +205,11 @@ fn upgrades() -> Vec<Case> {
     long_target.resize(9 * 1024, b'w');
     let good = request("none", "");
     cases.extend([
-        upgrade("65 headers", request("", &"X: y\r\n".repeat(59)), Expected::Status(431)),
-        upgrade("64 headers", request("", &"X: y\r\n".repeat(58)), Expected::Status(101)),
+        upgrade("65 headers", request("", "X: y\r\n".repeat(59)), Expected::Status(431)),
+        upgrade("64 headers", request("", "X: y\r\n".repeat(58)), Expected::Status(101)),
         upgrade(
             "a head above 8 KiB in many lines",
-            request("", &"X: yyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(260)),
+            request("", "X: yyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(260)),
             Expected::Status(431),
         ),
         upgrade("a header line above 8 KiB, never finished", long_line, Expected::Status(431)),
