@@ -141,7 +141,8 @@ fn a_message_costs_what_its_bytes_cost() {
         let plain: Vec<u8> = (0..size).map(|_| noise()).collect();
         whole(0xc2, Deflater::default().message(|out| out.extend_from_slice(&plain)).0)
     };
-    let shapes: [(&str, &mut dyn FnMut(usize) -> Vec<u8>); 6] = [
+    type Shape<'a> = (&'a str, &'a mut dyn FnMut(usize) -> Vec<u8>);
+    let shapes: [Shape<'_>; 6] = [
         ("text", &mut { text }),
         ("binary", &mut { binary }),
         ("fragments of one byte", &mut { fragments }),
@@ -280,14 +281,14 @@ impl Core {
     }
 
     /// A connection of a balancer that sends `bytes` in pieces and is gone.
-    fn connect(&mut self, bytes: &Vec<u8>, piece: usize) {
+    fn connect(&mut self, bytes: &[u8], piece: usize) {
         self.now.mono_ns += 1_000_000_000;
         let from: SocketAddr = "192.0.2.1:4711".parse().expect("an address");
         let id = self.shard.handle_accept(self.now, Some(from)).expect("room");
         if self.is_secure {
             self.shard.expect_tls(id);
         }
-        for piece in bytes.clone().chunks_mut(piece) {
+        for piece in bytes.to_vec().chunks_mut(piece) {
             self.shard.handle_bytes(self.now, id, piece, &mut self.stashes, &mut Nowhere);
             while let Some(id) = self.shard.poll_handshake() {
                 self.shard.handle_handshake(self.now, id, &mut self.stashes, &mut Nowhere);

@@ -124,8 +124,8 @@ fn a_receiver_that_never_reads_is_cut_off() {
 fn what_is_too_large_is_refused() {
     let mut gateway = Gateway::with(&PATIENT);
     // A head above its limit, and one header above it, in one piece and in many.
-    let many = request("", &"X-Long: yyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(260));
-    let single = request("", &format!("Cookie: {}\r\n", "c".repeat(9 * 1024)));
+    let many = request("", "X-Long: yyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(260));
+    let single = request("", format!("Cookie: {}\r\n", "c".repeat(9 * 1024)));
     for head in [many, single] {
         for piece in [head.len(), 1000, 100] {
             let mut peer = Peer::connect(gateway.listen);

@@ -206,7 +206,7 @@ fn more_tokens_than_may_wait_are_not_called_bad() {
         // Every other one is forged.
         let (message, signature) = token.rsplit_once('.').expect("three parts");
         let first = if signature.starts_with('A') { 'B' } else { 'A' };
-        if number % 2 == 0 { token } else { format!("{message}.{first}{}", &signature[1..]) }
+        if number.is_multiple_of(2) { token } else { format!("{message}.{first}{}", &signature[1..]) }
     };
     let tokens: Vec<String> = (0..ALL).map(token).collect();
     let mut waiting: Vec<Raw> = (0..ALL).map(|number| Raw::open(&gateway, ENCODINGS[number / 2 % 2])).collect();

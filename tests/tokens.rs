@@ -208,7 +208,8 @@ fn a_panic_with_a_token_in_hand_does_not_tell_it() {
     let opaque = "good-6d0e1f4c5b7a8d9e0f1a2b3c4d5e6f70";
     let of_webhook = [("auth.webhook_url", &*webhook_url)];
     let of_keys = [("auth.keys", &*key), ("auth.audience", AUDIENCE)];
-    let cases: [(&str, &[(&str, &str)], &str, u16); 3] =
+    type Settings<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(&str, Settings<'_>, &str, u16); 3] =
         [(opaque, &[], "reactor-0", 1011), (opaque, &of_webhook, "hook-0", 4503), (&of_key, &of_keys, "auth-0", 4503)];
     for (token, settings, thread, code) in cases {
         let one = [

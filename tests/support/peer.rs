@@ -91,12 +91,12 @@ impl Peer {
         let mut head = [0; 2];
         self.stream.read_exact(&mut head).expect("a frame");
         let mut len = usize::from(head[1]);
+        assert!(len != 127, "no frame of these tests is so long");
         if len == 126 {
             let mut long = [0; 2];
             self.stream.read_exact(&mut long).expect("a length");
             len = usize::from(u16::from_be_bytes(long));
         }
-        assert!(len != 127, "no frame of these tests is so long");
         let mut payload = vec![0; len];
         self.stream.read_exact(&mut payload).expect("a payload");
         (head[0], payload)
