@@ -1,10 +1,9 @@
 //! TLS over another network, by the library the gateway has, too: connections that come back offer a ticket, as clients do. [rustls]
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +14,9 @@ use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCert
 
 use crate::network::{Ending, Network, Ready};
 
+/// Tickets a device keeps.
+const TICKETS_MAX: usize = 8;
+
 /// What all connections with TLS share.
 #[derive(Clone, Debug)]
 pub struct Trust {
@@ -23,11 +25,11 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Trusts the certificates in this file (PEM), and nothing else. Keeps up to `tickets_max` tickets.
+    /// Trusts the certificates in this file (PEM), and nothing else.
     ///
     /// # Errors
     /// The file cannot be read, or holds no certificate.
-    pub fn read(authority: &Path, tickets_max: usize) -> Result<Self, String> {
+    pub fn read(authority: &Path) -> Result<Self, String> {
         let name = authority.display();
         let mut roots = RootCertStore::empty();
         let certificates = CertificateDer::pem_file_iter(authority).map_err(|error| format!("{name}: {error}"))?;
@@ -44,7 +46,6 @@ impl Trust {
         let builder = builder.map_err(|error| format!("TLS: {error}"))?;
         let mut config = builder.with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        config.resumption = Resumption::store(Arc::new(Tickets { kept: Mutex::default(), most: tickets_max }));
         Ok(Self { config: Arc::new(config), counts: Arc::default() })
     }
 
@@ -55,12 +56,27 @@ impl Trust {
     }
 }
 
-/// Tickets of all connections; whoever comes next takes one. A device of its own would have its own, which comes to the same here, since all
-/// go to one gateway.
-#[derive(Debug)]
+/// The tickets of each connection of a network, as each device has its own: what it is given it offers once, the latest first.
+#[derive(Debug, Default)]
 struct Tickets {
-    kept: Mutex<VecDeque<Tls13ClientSessionValue>>,
-    most: usize,
+    /// The connection the library is at work for.
+    current: AtomicU32,
+    kept: Mutex<Vec<Vec<Tls13ClientSessionValue>>>,
+}
+
+impl Tickets {
+    fn new(connections: usize) -> Self {
+        Self { kept: Mutex::new((0..connections).map(|_| Vec::new()).collect()), ..Self::default() }
+    }
+
+    fn set_current(&self, index: u32) {
+        self.current.store(index, Ordering::Relaxed);
+    }
+
+    fn of_current<T>(&self, act: impl FnOnce(&mut Vec<Tls13ClientSessionValue>) -> T) -> T {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        act(&mut kept[self.current.load(Ordering::Relaxed) as usize])
+    }
 }
 
 impl ClientSessionStore for Tickets {
@@ -79,15 +95,16 @@ impl ClientSessionStore for Tickets {
     fn remove_tls12_session(&self, _: &ServerName<'static>) {}
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == self.most {
-            kept.pop_front();
-        }
-        kept.push_back(value);
+        self.of_current(|kept| {
+            if kept.len() == TICKETS_MAX {
+                kept.remove(0);
+            }
+            kept.push(value);
+        });
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop_back()
+        self.of_current(Vec::pop)
     }
 }
 
@@ -96,6 +113,8 @@ impl ClientSessionStore for Tickets {
 pub struct Secure<N> {
     inner: N,
     trust: Trust,
+    config: Arc<ClientConfig>,
+    tickets: Arc<Tickets>,
     name: ServerName<'static>,
     lines: Vec<Option<Box<Line>>>,
 }
@@ -111,7 +130,10 @@ impl<N: Network> Secure<N> {
     #[must_use]
     pub fn new(inner: N, trust: Trust, gateway: Ipv4Addr, connections: usize) -> Self {
         let name = ServerName::IpAddress(std::net::IpAddr::V4(gateway).into());
-        Self { inner, trust, name, lines: (0..connections).map(|_| None).collect() }
+        let tickets = Arc::new(Tickets::new(connections));
+        let mut config = ClientConfig::clone(&trust.config);
+        config.resumption = Resumption::store(tickets.clone());
+        Self { inner, trust, config: Arc::new(config), tickets, name, lines: (0..connections).map(|_| None).collect() }
     }
 
     /// Sends what TLS has to say, as far as there is room.
@@ -153,7 +175,8 @@ impl<N: Network> Write for Pipe<'_, N> {
 impl<N: Network> Network for Secure<N> {
     fn connect(&mut self, index: u32) -> io::Result<()> {
         self.inner.connect(index)?;
-        let tls = ClientConnection::new(self.trust.config.clone(), self.name.clone()).map_err(io::Error::other)?;
+        self.tickets.set_current(index);
+        let tls = ClientConnection::new(self.config.clone(), self.name.clone()).map_err(io::Error::other)?;
         self.lines[index as usize] = Some(Box::new(Line { tls, is_counted: false }));
         Ok(())
     }
@@ -164,6 +187,7 @@ impl<N: Network> Network for Secure<N> {
     }
 
     fn read(&mut self, index: u32, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tickets.set_current(index);
         loop {
             let Some(line) = &mut self.lines[index as usize] else { return Err(ErrorKind::NotConnected.into()) };
             match line.tls.reader().read(buffer) {

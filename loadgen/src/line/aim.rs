@@ -99,10 +99,10 @@ impl Aim {
     }
 
     /// What clients trust, if they have TLS.
-    pub fn trust(&self, connections: usize) -> Result<Option<Trust>, String> {
+    pub fn trust(&self) -> Result<Option<Trust>, String> {
         match (self.target()?.is_secure, &self.authority) {
             (false, _) => Ok(None),
-            (true, Some(authority)) => Trust::read(authority, connections).map(Some),
+            (true, Some(authority)) => Trust::read(authority).map(Some),
             (true, None) => Err("wss:// needs --authority FILE with the certificates that are trusted".to_owned()),
         }
     }

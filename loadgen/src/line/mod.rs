@@ -107,7 +107,7 @@ impl Line {
         if matches!(self.scenario, Scenario::Crash(_)) {
             on_signal(&stop)?;
         }
-        let trust = common.aim.trust(common.connections)?;
+        let trust = common.aim.trust()?;
         let devices = common.aim.devices(common.threads)?;
         let mut started = common.aim.start()?;
         let is_audit = name == "crash";

@@ -39,13 +39,7 @@ impl VerifyArgs {
             let seconds = Duration::from_secs_f64(seconds);
             let report = self
                 .common
-                .bench(
-                    None,
-                    self.common.aim.devices(self.common.threads)?,
-                    self.common.aim.trust(self.common.connections)?,
-                    false,
-                    false,
-                )?
+                .bench(None, self.common.aim.devices(self.common.threads)?, self.common.aim.trust()?, false, false)?
                 .run("canary", self.common.load(0.0), |run| {
                     run.stage(self.rate, Duration::ZERO, seconds, Duration::from_secs_f64(self.common.drain)).map(drop)
                 })?;
