@@ -147,7 +147,8 @@ impl Keys {
         // What is needed to resume is in the ticket: a million clients that may come back cost nothing here.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = tickets;
-        config.send_tls13_tickets = 1;
+        // An attempt uses up the ticket it offers, also one that is refused before the handshake: one is left for the next.
+        config.send_tls13_tickets = 2;
         Ok(Self { config: Arc::new(config), policy })
     }
 }
