@@ -376,6 +376,20 @@ fn tickets_grow_old() {
     });
 }
 
+/// A client resumes also after an attempt that came to nothing, which used up the ticket it offered, as happens when many come back at once.
+#[test]
+fn an_attempt_that_is_lost_leaves_a_ticket() {
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let (gateway, address) = secure::start(&authority, &["a"], &[]);
+    let config = Arc::new(authority.client(&[&TLS13], None));
+    // Whoever has been welcomed has read its tickets.
+    welcomed(&gateway, connect(address, &config, "localhost").expect("a handshake"), "ann");
+    drop(ClientConnection::new(Arc::clone(&config), "localhost".try_into().unwrap()).expect("a client"));
+    let stream = connect(address, &config, "localhost").expect("a handshake");
+    assert_eq!(stream.conn.handshake_kind(), Some(HandshakeKind::Resumed));
+}
+
 /// The end of a draining gateway is told inside TLS.
 #[test]
 fn a_drain_says_goodbye() {

@@ -39,6 +39,9 @@ pub fn run(common: &Common) -> Result<Run, String> {
     run.add("resident_of_bound", beside.resident_bytes_max() / MEMORY_BYTES as f64);
     run.add("deliver_us_p99_everybody_reads", all.number(p99)?);
     run.add("deliver_us_p99", beside.number(p99)?);
+    let count = "/stages/0/deliver_us/count";
+    run.add("delivered_at_once_count_everybody_reads", all.number(count)?);
+    run.add("delivered_at_once_count", beside.number(count)?);
     run.add("deliver_p99_ratio", beside.number(p99)? / all.number(p99)?);
     run.add("readers_shed_count", metric_sum(&metrics, "tidegate_shed_total{kind=\"reader\"}"));
     run.add("received_in_the_end_count", beside.number("/counts/received")?);

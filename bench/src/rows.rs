@@ -313,6 +313,13 @@ const ROWS: &[Row] = &[
         aim: Aim::AtMost(20.0),
     },
     Row {
+        what: "the limit of a user alone, of very many users in turn, each time another line of the cache",
+        subject: "refuse",
+        case: &[],
+        figures: &[figure("", "meter_many_users_ns", 1.0, " ns")],
+        aim: Aim::AtMost(20.0),
+    },
+    Row {
         what: "slowloris, a byte per second on each of 20,000 connections: memory of each before it is authenticated",
         subject: "slowloris",
         case: &[("slow_connections_count", 20e3)],

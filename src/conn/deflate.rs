@@ -60,7 +60,8 @@ impl Inflater {
                         // One byte more than is allowed tells a message that is too large.
                         out.reserve_exact(len.max(STEP_BYTES).min(bytes_max + 1 - len));
                     }
-                    out.resize(out.capacity(), 0);
+                    // No room beyond that, so that the verdict does not depend on what the buffer held before.
+                    out.resize(out.capacity().min(bytes_max + 1), 0);
                 }
                 let window = out.get_mut(begin..).ok_or(Fault::Invalid)?;
                 let (status, taken, written) = decompress(&mut self.stream, rest, window, len - begin, FLAGS);
@@ -186,6 +187,18 @@ mod tests {
         assert_eq!(inflate(again), Err(Fault::Invalid));
         assert_eq!(inflate(&[final_abc, again].concat()), Err(Fault::Invalid));
         assert_eq!(inflate(abc).as_deref(), Ok(&b"abc"[..]));
+    }
+
+    /// What is too long and then no stream any more is too long, whatever room the buffer has.
+    #[test]
+    fn the_limit_comes_before_what_lies_beyond_it() {
+        // "abc" and then no block: type 3 is reserved (RFC 1951 3.2.3).
+        let payload = [&[0x4a, 0x4c, 0x4a, 0x06, 0x00][..], TAIL, &[0x06]].concat();
+        for (bytes_max, fault) in [(1, Fault::TooLarge), (3, Fault::Invalid)] {
+            for mut out in [Vec::new(), Vec::with_capacity(10_000)] {
+                assert_eq!(Inflater::default().inflate(&payload, bytes_max, &mut out), Err(fault), "{bytes_max}");
+            }
+        }
     }
 
     /// A bomb is stopped at the limit: 64 MiB of zeros in 64 KiB never take more than the limit and a byte.

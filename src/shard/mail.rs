@@ -220,7 +220,7 @@ impl Shard {
         variants: &mut [Option<FrameIndex>; VARIANTS],
     ) {
         // Before the session is looked up: it may be the one detached the longest, from which nothing is to be had any more then.
-        let within = self.relieve();
+        let within = self.relieve() || self.is_kept_for(session_id);
         let Some(session) = self.sessions.get_mut(session_id) else { return self.stale() };
         if session.stage == Stage::Leaving {
             return;
@@ -276,7 +276,7 @@ impl Shard {
         variants: &mut [Option<FrameIndex>; 2],
     ) {
         let now_ms = self.mono_ms();
-        let within = self.relieve();
+        let within = self.relieve() || self.is_kept_for(session_id);
         let Some(session) = self.sessions.get_mut(session_id) else { return };
         if session.stage == Stage::Leaving {
             return;
@@ -547,3 +547,50 @@ const LEAVER_SPREAD_MS: u32 = 1_000;
 const RETRY_HELLO_MS: u32 = 10_000;
 /// Hint with a page that a reader could not make.
 const RETRY_PAGE_MS: u32 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::Bounds;
+    use crate::shard::alone_tests::{Core, delivery};
+
+    const BOUND_BYTES: u64 = 1 << 20;
+
+    fn deliver(core: &mut Core, session: SessionRef, seq: u64) {
+        let target = Target { index: session.index, generation: session.generation, own: false };
+        let message = Delivery { seq, ..delivery(&[b'x'; 10_000]) };
+        let events = vec![Event::Deliver { message, first: 0, count: 1 }];
+        core.shard.handle_group(core.now, &Group { events, targets: vec![target], ..Group::default() }, &mut core.port);
+    }
+
+    /// Those who acknowledge nothing share three quarters of the room; from the rest whoever reads gets what it is sent, at once. With
+    /// nothing left at all everybody is told to come for it.
+    #[test]
+    fn whoever_reads_is_served_beside_those_who_do_not() {
+        let mut core = Core::new();
+        let (reader, reads) = core.active(1_764_100_000);
+        let deaf: Vec<_> = (0..4).map(|_| core.active(1_764_100_000).1).collect();
+        let bound = |core: &mut Core, queued_bytes_max| {
+            core.shard.set_bounds(Bounds { accept_per_s: 0, accept_burst: 1, handshakes_max: 64, queued_bytes_max });
+        };
+        let used = |core: &Core| core.shard.pool.queued_bytes + core.shard.held_bytes();
+        let marked = |core: &Core| core.shard.counters.deliveries_marked_count;
+        bound(&mut core, BOUND_BYTES);
+        for seq in 1..=20 {
+            deaf.iter().for_each(|session| deliver(&mut core, *session, seq));
+        }
+        assert!(marked(&core) > 0 && used(&core) < BOUND_BYTES * 4 / 5, "{} of {BOUND_BYTES}", used(&core));
+        let before = marked(&core);
+        for seq in 1..=50 {
+            deliver(&mut core, reads, seq);
+            assert!(core.said(reader).contains(&format!(r#""seq":{seq},"#)));
+            core.text(reader, &format!(r#"{{"t":"ack","pos":{seq}}}"#));
+        }
+        assert_eq!(marked(&core), before);
+        let all = used(&core) - 1;
+        bound(&mut core, all);
+        deliver(&mut core, reads, 51);
+        assert!(!core.said(reader).contains(r#""t":"deliver""#));
+        assert_eq!((marked(&core), used(&core)), (before + 1, all + 1));
+    }
+}

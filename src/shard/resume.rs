@@ -162,15 +162,25 @@ impl Shard {
         self.detached = std::collections::VecDeque::new();
     }
 
-    /// Makes room for what is queued and held, at the cost of those who are away the longest. `false`: there is none.
+    /// Makes room for what is queued and held, at the cost of those who are away the longest. `false`: there is none but for
+    /// [`Shard::is_kept_for`].
     pub(super) fn relieve(&mut self) -> bool {
-        while self.pool.queued_bytes + self.pool.held_bytes > self.rules.queued_bytes_max {
+        while self.pool.queued_bytes + self.pool.held_bytes
+            > self.rules.queued_bytes_max - self.rules.queued_bytes_max / KEPT_PART
+        {
             if !self.drop_oldest_detached() {
                 return false;
             }
             self.counters.sessions_detached_dropped_count += 1;
         }
         true
+    }
+
+    /// The last of the room is kept for sessions that read: that have acknowledged all they were given. So those who do not read can fill
+    /// what is common to all, and others still get what they are sent at once.
+    pub(super) fn is_kept_for(&self, session_id: ConnectionId) -> bool {
+        self.sessions.get(session_id).is_some_and(|session| session.stage == Stage::Active && session.unacknowledged == 0)
+            && self.pool.queued_bytes + self.pool.held_bytes <= self.rules.queued_bytes_max
     }
 
     fn drop_oldest_detached(&mut self) -> bool {
@@ -471,6 +481,8 @@ impl Shard {
     }
 }
 
+/// One part in so many of what may be queued and held is kept for sessions that read.
+const KEPT_PART: u64 = 4;
 /// What a frame on its way costs beyond its bytes.
 const MOVED_FRAME_BYTES: u64 = 32;
 /// Stale names in the list of detached sessions beyond as many as there are true ones; then the list is swept.
