@@ -2,8 +2,8 @@
 //! more is acknowledged: that is the peak. Then the peak is offered, then twice as much, then half. What is acknowledged meanwhile, and how
 //! long afterwards nothing waits any more.
 //!
-//! A client has as many messages under way as the gateway allows one connection; what is due beyond them is given up and counted, as an
-//! application would.
+//! A client has some messages under way, fewer than the gateway allows one connection; what is due beyond them is given up and counted, as
+//! an application would.
 
 use clap::Args;
 use serde_json::Value;
@@ -22,8 +22,8 @@ pub struct OverloadOptions {
     /// root and the controller `cpu` of cgroup v1.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(10..=100))]
     share: u32,
-    /// Messages of one client that may be under way.
-    #[arg(long, default_value_t = 64)]
+    /// Messages of one client that may be under way. What waits when the load drops is so many of all clients.
+    #[arg(long, default_value_t = 16)]
     outbox: usize,
 }
 
@@ -35,9 +35,9 @@ pub fn run(options: &OverloadOptions) -> Result<Run, String> {
     let gateway = Gateway::start_apart(common)?;
     share.hold(gateway.pid())?;
     let clients = format!("-n {} --outbox {}", common.connections, options.outbox);
-    let peak = peak(&gateway, &clients)?.round();
-    let (twice, half) = (2.0 * peak, peak / 2.0);
     let seconds = common.seconds;
+    let peak = peak(&gateway, &clients, seconds)?.round();
+    let (twice, half) = (2.0 * peak, peak / 2.0);
     let steps = format!(
         "--stage 2s:{peak} --stage {seconds}s:{peak} --stage 0s:{twice} --stage {seconds}s:{twice} --stage 0s:{half} --stage {seconds}s:{half}"
     );
@@ -72,11 +72,12 @@ pub fn run(options: &OverloadOptions) -> Result<Run, String> {
     Ok(run)
 }
 
-/// The most that is acknowledged per second, whatever is offered: more is offered, step by step, until two steps have not helped.
-fn peak(gateway: &Gateway, clients: &str) -> Result<f64, String> {
+/// The most that is acknowledged per second for so many seconds, whatever is offered: more is offered, step by step, until two steps have
+/// not helped. In less time a gateway does more than it can go on doing: its engine puts work off.
+fn peak(gateway: &Gateway, clients: &str, seconds: f64) -> Result<f64, String> {
     let (mut most, mut rate, mut steps_lost) = (0.0, FIRST_PER_S, 0);
     for _ in 0..STEPS_MAX {
-        let report = load::run(gateway, &format!("chat {clients} --stage 1s:{rate} --stage {STEP_S}s:{rate}"))?;
+        let report = load::run(gateway, &format!("chat {clients} --stage 1s:{rate} --stage {seconds}s:{rate}"))?;
         let goodput = Stage { report: &report, stage: 1 }.number("acknowledged_per_s")?;
         steps_lost = if goodput > most * WORTH { 0 } else { steps_lost + 1 };
         most = goodput.max(most);
@@ -109,9 +110,8 @@ impl Stage<'_> {
 }
 
 /// What is offered first when the peak is looked for, and how much more with each step.
-const FIRST_PER_S: f64 = 3_000.0;
+const FIRST_PER_S: f64 = 6_000.0;
 const STEP: f64 = 1.3;
-const STEP_S: f64 = 3.0;
 const STEPS_MAX: usize = 14;
 /// A step that brings less than this is lost.
 const WORTH: f64 = 1.03;
