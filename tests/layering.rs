@@ -60,6 +60,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("crossbeam_channel", &["io/queue"]),
     ("flate2", &["conn/deflate"]),
     ("getrandom", &["config/secret", "gateway", "gateway/store"]),
+    ("hashbrown", &["route/presence"]),
     ("hdrhistogram", &["observe/histogram"]),
     ("http_body_util", &["auth/http"]),
     ("httparse", &["wire/upgrade"]),

@@ -1,4 +1,4 @@
-//! Who watches whom, and what was last said about whom.
+//! Who watches whom, and what was last said about whom.                                                                        [hashbrown]
 //!
 //! ```text
 //!  roster: first device came, last device went ──► changed() ──► told 5 s later, if it is still so ──► watchers
