@@ -81,6 +81,12 @@ async function write(page, text) {
   await page.press("#text", "Enter");
 }
 
+// Just these messages in this order, once as many are drawn.
+async function shows(page, said) {
+  await has(page, said.length);
+  assert.deepEqual(await texts(page), said);
+}
+
 async function shot(page, name) {
   if (!images) return;
   fs.mkdirSync(images, { recursive: true });
@@ -138,8 +144,8 @@ async function run() {
     await settled(ann);
     await has(bo, 4);
     said.push("Morning, Bo. Is the tide in yet?", "High water at 14:20. The gate opens half an hour before.", "Bring the long lines.", "Will do. Chen comes along.");
-    assert.deepEqual(await texts(ann), said);
-    assert.deepEqual(await texts(bo), said);
+    await shows(ann, said);
+    await shows(bo, said);
   });
 
   await check("every message of one's own shows how far it has come", async () => {
@@ -162,13 +168,13 @@ async function run() {
     const second = await tab(annsBrowser, "#ann/d:ann:bo");
     await connected(second);
     await has(second, 4);
-    assert.deepEqual(await texts(second), said);
+    await shows(second, said);
     const [one, two] = [await ann.evaluate(() => tidegate.device), await second.evaluate(() => tidegate.device)];
     assert.notEqual(one, two);
     await write(second, "From my other device.");
     said.push("From my other device.");
     await has(ann, 5);
-    assert.deepEqual(await texts(ann), said);
+    await shows(ann, said);
     await settled(second);
     await second.close();
   });
@@ -204,8 +210,8 @@ async function run() {
     await connected(ann);
     await settled(ann);
     await has(bo, said.length);
-    assert.deepEqual(await texts(ann), said);
-    assert.deepEqual(await texts(bo), said);
+    await shows(ann, said);
+    await shows(bo, said);
     const repeats = await ann.evaluate(() => tidegate.frames.filter(it => it.way === "out" && /"t":"send".*"flags":1/.test(it.text)).length);
     assert(repeats >= 6, `${repeats} repeats carried RETRY`);
   });
@@ -224,8 +230,8 @@ async function run() {
     await settled(ann);
     await has(ann, said.length);
     await has(bo, said.length);
-    assert.deepEqual(await texts(ann), said);
-    assert.deepEqual(await texts(bo), said);
+    await shows(ann, said);
+    await shows(bo, said);
   });
 
   await check("a drain is obeyed: the page leaves when told and comes back after the delay it was given", async () => {
@@ -238,7 +244,7 @@ async function run() {
     await write(bo, "Back with the tide.");
     said.push("Back with the tide.");
     await has(ann, said.length);
-    assert.deepEqual(await texts(ann), said);
+    await shows(ann, said);
   });
 
   await check("a group made from the page reaches its members", async () => {
@@ -262,7 +268,7 @@ async function run() {
     await shot(phone, "phone-list");
     await phone.tap('[id="row-d:ann:bo"]');
     await has(phone, said.length);
-    assert.deepEqual(await texts(phone), said);
+    await shows(phone, said);
     assert.equal(await phone.evaluate(() => document.documentElement.scrollWidth <= 360 && document.getElementById("talk").scrollWidth <= 360), true);
     await write(phone, "两点见。");
     said.push("两点见。");
@@ -291,7 +297,7 @@ async function run() {
     said.push("One line\nand another");
     await settled(ann);
     await has(bo, said.length);
-    assert.deepEqual(await texts(bo), said);
+    await shows(bo, said);
     await ann.keyboard.press("Escape");
     assert.equal(await ann.evaluate(() => document.activeElement.id), "list");
     for (const id of ["list", "scroll", "text", "say"]) assert(await ann.$(`#${id}[role], #${id}[aria-label]`), id);
@@ -316,7 +322,7 @@ async function run() {
     await tools.send("Debugger.resume");
     assert(await bo.evaluate(() => window.ticks) < 40, "it did sleep");
     await has(bo, said.length);
-    assert.deepEqual(await texts(bo), said);
+    await shows(bo, said);
     assert.equal(await bo.evaluate(() => tidegate.link.since), since, "on the same connection");
     const metrics = await (await fetch(`http://127.0.0.1:${admin}/metrics`)).text();
     const closes = metrics.split("\n").filter(line => /^tidegate_closes_total.* [1-9]/.test(line));
