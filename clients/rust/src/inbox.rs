@@ -68,6 +68,8 @@ pub(crate) struct Inbox {
     fetches: HashMap<u32, Fetch>,
     /// Conversations whose cursor is to be acknowledged.
     dirty: BTreeSet<Arc<str>>,
+    /// Those acknowledged last on this connection: nothing answers an ACK, so with the connection some may be lost.
+    told: VecDeque<Arc<str>>,
     /// Highest pos received and taken in this session, and how many of them were taken since the last ACK.
     pos_received: u64,
     pos_taken: u64,
@@ -139,6 +141,7 @@ impl Inbox {
             wanted: VecDeque::new(),
             fetches: HashMap::new(),
             dirty: BTreeSet::new(),
+            told: VecDeque::new(),
             pos_received: 0,
             pos_taken: 0,
             unacked: 0,
@@ -162,6 +165,7 @@ impl Inbox {
 
     /// The connection is gone: what was asked and not answered is asked again.
     pub(crate) fn disconnected(&mut self) {
+        self.dirty.extend(self.told.drain(..));
         self.fetches.clear();
         self.wanted.clear();
         for (conv, conversation) in &mut self.conversations {
@@ -411,8 +415,11 @@ impl Inbox {
             let seq = self.conversations.get(&conv).map_or(0, |conversation| conversation.processed);
             if seq > 0 {
                 cursors.push(Cursor { conv: Cow::Owned(conv.to_string()), seq });
+                self.told.push_back(conv);
             }
         }
+        let surplus = self.told.len().saturating_sub(ACK_CURSORS_MAX);
+        self.told.drain(..surplus);
         self.ack_at = (!self.dirty.is_empty()).then_some(now);
         Some((self.pos_taken, cursors))
     }

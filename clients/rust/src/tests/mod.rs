@@ -265,3 +265,28 @@ proptest! {
         world.check();
     }
 }
+
+/// A cursor whose ACK is lost with the connection is acknowledged again after a resume: nothing is delivered again that would remind the
+/// client, since the message is its own.
+#[test]
+fn a_lost_ack_is_repeated_after_a_resume() {
+    let mut world = World::new(0);
+    for op in [
+        Op::Submit(3, 2),
+        Op::Turn(3),
+        Op::Serve(3, 9),
+        Op::Arrive(3, 9),
+        Op::Turn(3),
+        Op::Serve(3, 9),
+        Op::Arrive(3, 9),
+        Op::Take(3, 9),
+    ] {
+        world.run(&op);
+    }
+    for op in [Op::Wait(1000), Op::Turn(3), Op::Cut(3, false)] {
+        world.run(&op);
+    }
+    assert!(world.gateway.devices[3].cursors.is_empty());
+    world.settle();
+    assert_eq!(world.gateway.devices[3].cursors["g:x"], 1);
+}
