@@ -160,6 +160,11 @@ impl Gateway {
         self.notice_marked(device);
     }
 
+    /// Time passes: who was left out for want of room, and has nothing to say, is told all the same.
+    pub(super) fn pass(&mut self) {
+        (0..self.devices.len()).for_each(|device| self.notice_marked(device));
+    }
+
     /// Once the window is open, what was marked is told by one NOTICE each.
     fn notice_marked(&mut self, device: usize) {
         if !self.devices[device].is_active || self.devices[device].held.len() >= usize::from(WINDOW) {

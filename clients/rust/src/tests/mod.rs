@@ -127,7 +127,10 @@ impl World {
             Op::Fail(code, count) => self.gateway.failures = (code, count),
             Op::FailFetch(count) => self.gateway.fetch_failures = count,
             Op::Skip(device, count) => self.gateway.devices[device].skip = count,
-            Op::Wait(ms) => self.now += Duration::from_millis(ms),
+            Op::Wait(ms) => {
+                self.now += Duration::from_millis(ms);
+                self.gateway.pass();
+            }
         }
     }
 
@@ -205,7 +208,7 @@ impl World {
         self.gateway.fetch_failures = 0;
         self.gateway.devices.iter_mut().for_each(|device| device.skip = 0);
         for _ in 0..600 {
-            self.now += Duration::from_millis(200);
+            self.run(&Op::Wait(200));
             for device in 0..USERS.len() {
                 for op in [Op::Turn(device), Op::Serve(device, 999), Op::Arrive(device, 999), Op::Take(device, 999)] {
                     self.run(&op);
