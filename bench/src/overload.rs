@@ -73,7 +73,7 @@ pub fn run(options: &OverloadOptions) -> Result<Run, String> {
 }
 
 /// The most that is acknowledged per second for so many seconds, whatever is offered: more is offered, step by step, until two steps have
-/// not helped. In less time a gateway does more than it can go on doing: its engine puts work off.
+/// not helped. In less time a gateway may do more than it can go on doing.
 fn peak(gateway: &Gateway, clients: &str, seconds: f64) -> Result<f64, String> {
     let (mut most, mut rate, mut steps_lost) = (0.0, FIRST_PER_S, 0);
     for _ in 0..STEPS_MAX {

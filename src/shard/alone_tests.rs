@@ -8,7 +8,7 @@ use crate::config::{Secret, Settings};
 use crate::conn::carry::Stashes;
 use crate::conn::send_queue::Batch;
 use crate::ids::{Cmid, ConnectionId, Mid, ReactorId, RosterId, SessionRef};
-use crate::mail::{Attach, AuthError, Delivery, Event, Group, Identity, Judge, Judged, Peer, Submit, TokenMark};
+use crate::mail::{Attach, AuthError, Delivery, Event, Group, Identity, Judge, Judged, Peer, Submit, Target, TokenMark};
 use crate::observe::counters::CloseCause;
 use crate::session::auth::Verifier;
 use crate::shard::Rules;
@@ -134,6 +134,13 @@ impl Core {
     /// What the store has decided.
     pub(super) fn group(&mut self, event: Event) {
         let group = Group { events: vec![event], ..Group::default() };
+        self.shard.handle_group(self.now, &group, &mut self.port);
+    }
+
+    /// What the store has decided, for one session: `event` is given the place of its target.
+    pub(super) fn tell(&mut self, session: SessionRef, event: impl FnOnce(u32, u32) -> Event) {
+        let target = Target { index: session.index, generation: session.generation, own: false };
+        let group = Group { events: vec![event(0, 1)], targets: vec![target], ..Group::default() };
         self.shard.handle_group(self.now, &group, &mut self.port);
     }
 

@@ -557,10 +557,8 @@ mod tests {
     const BOUND_BYTES: u64 = 1 << 20;
 
     fn deliver(core: &mut Core, session: SessionRef, seq: u64) {
-        let target = Target { index: session.index, generation: session.generation, own: false };
         let message = Delivery { seq, ..delivery(&[b'x'; 10_000]) };
-        let events = vec![Event::Deliver { message, first: 0, count: 1 }];
-        core.shard.handle_group(core.now, &Group { events, targets: vec![target], ..Group::default() }, &mut core.port);
+        core.tell(session, |first, count| Event::Deliver { message, first, count });
     }
 
     /// Those who acknowledge nothing share three quarters of the room; from the rest whoever reads gets what it is sent, at once. With

@@ -89,24 +89,18 @@ const LOST_MS: u32 = 2_000;
 mod tests {
     use super::*;
     use crate::ids::SessionRef;
-    use crate::mail::{Delivery, Event, Group};
+    use crate::mail::{Delivery, Event};
     use crate::shard::alone_tests::{Core, delivery};
     use crate::wire::envelope::{caps, deliver_flags};
 
-    fn tell(core: &mut Core, session: SessionRef, event: impl Fn(u32, u32) -> Event) {
-        let target = Target { index: session.index, generation: session.generation, own: false };
-        let group = Group { events: vec![event(0, 1)], targets: vec![target], ..Group::default() };
-        core.shard.handle_group(core.now, &group, &mut core.port);
-    }
-
     fn presence(core: &mut Core, session: SessionRef) {
-        tell(core, session, |first, count| Event::Presence { user: "bo".into(), state: 1, seen_ms: 7, first, count });
+        core.tell(session, |first, count| Event::Presence { user: "bo".into(), state: 1, seen_ms: 7, first, count });
     }
 
     /// More than the soft bound waits for the client.
     fn fill(core: &mut Core, session: SessionRef) {
         for _ in 0..=core.shard.rules.queue_soft_bytes / 1024 {
-            tell(core, session, |first, count| Event::Signalled {
+            core.tell(session, |first, count| Event::Signalled {
                 conv: "d:al:bo".into(),
                 from: "bo".into(),
                 kind: 1,
@@ -176,7 +170,7 @@ mod tests {
         let (id, session) = core.active(1_764_100_000);
         core.shard.session_mut(id).unwrap().caps = u8::try_from(caps::PRESENCE).unwrap();
         let all = |core: &mut Core| {
-            tell(core, session, |first, count| Event::Receipt {
+            core.tell(session, |first, count| Event::Receipt {
                 conv: "d:al:bo".into(),
                 user: "bo".into(),
                 recv: 1,
@@ -185,7 +179,7 @@ mod tests {
                 count,
             });
             for flags in [deliver_flags::TRANSIENT, 0] {
-                tell(core, session, |first, count| Event::Deliver { message: message(flags), first, count });
+                core.tell(session, |first, count| Event::Deliver { message: message(flags), first, count });
             }
             (0..8).for_each(|rid| core.text(id, &format!(r#"{{"t":"watch","rid":{},"users":["bo"]}}"#, rid + 1)));
             let watches = std::mem::take(&mut core.port.submitted);
