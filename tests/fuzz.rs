@@ -103,8 +103,7 @@ fn fuzz_token() {
 
 #[test]
 fn fuzz_configuration() {
-    let whole = tidegate::config::render::default_file().into_bytes();
-    fuzz("configuration", inner::configuration, &inner::CONFIGURATION_WORDS, vec![whole]);
+    fuzz("configuration", inner::configuration, &inner::CONFIGURATION_WORDS, inner::configuration_seeds());
 }
 
 #[test]

@@ -107,14 +107,14 @@ impl Reader<'_> {
         let keys = DEFINITIONS.iter().map(|definition| definition.key);
         let remedy = nearest(key, keys)
             .map_or_else(|| "`tidegate default-config` lists all keys".to_owned(), |meant| format!("did you mean {meant}?"));
-        self.problem(span, format!("unknown key {key}"), "", remedy);
+        self.problem(span, format!("unknown key {}", shown(key)), "", remedy);
     }
 
     fn unknown_section(&mut self, section: &str, span: Option<Range<usize>>) {
         let sections = SECTIONS.iter().map(|(section, _)| *section);
         let names = SECTIONS.iter().map(|(section, _)| *section).collect::<Vec<_>>().join(", ");
         let remedy = nearest(section, sections).map_or_else(String::new, |meant| format!("did you mean [{meant}]?"));
-        self.problem(span, format!("unknown table [{section}]"), &names, remedy);
+        self.problem(span, format!("unknown table [{}]", shown(section)), &names, remedy);
     }
 
     fn problem(&mut self, span: Option<Range<usize>>, found: String, allowed: &str, remedy: String) {
@@ -139,6 +139,13 @@ fn line_of(text: &str, at: usize) -> Range<usize> {
     let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |feed| feed + 1);
     let end = after.iter().position(|byte| *byte == b'\n').map_or(text.len(), |feed| at + feed);
     start..end
+}
+
+/// A key as it is told: TOML lets a quoted one be of anything, and a line of ours stays one line.
+fn shown(key: &str) -> String {
+    let short: String = key.chars().take(80).collect();
+    let dots = if short.len() < key.len() { "..." } else { "" };
+    format!("{}{dots}", short.escape_debug())
 }
 
 fn index_of(key: &str) -> Option<usize> {

@@ -353,6 +353,7 @@ mod tests {
         let told = [
             ("lsten = \"127.0.0.1:1\"", "t.toml:1:1: unknown key lsten; did you mean listen?"),
             ("\n  colour = 1", "t.toml:2:3: unknown key colour; `tidegate default-config` lists all keys"),
+            ("\"a\\nb\" = 1", "t.toml:1:1: unknown key a\\nb; `tidegate default-config` lists all keys"),
             ("[store]\nlevle = 2", "t.toml:2:1: unknown key store.levle; did you mean store.level?"),
             ("segment_bytes = 1", "t.toml:1:1: unknown key segment_bytes; did you mean store.segment_bytes?"),
             ("drain.window = 1", "t.toml:1:7: unknown key drain.window; did you mean drain.window_ms?"),
@@ -360,6 +361,11 @@ mod tests {
                 "[stroe]\nlevel = 2",
                 "t.toml:1:2: unknown table [stroe]; allowed: admin, proxy, auth, protocol, state, groups, login, limits, reactor, uring, tls, \
                 store, retention, drain, log; did you mean [store]?",
+            ),
+            (
+                "[\"a\\nb\"]",
+                "t.toml:1:2: unknown table [a\\nb]; allowed: admin, proxy, auth, protocol, state, groups, login, limits, reactor, uring, tls, \
+                store, retention, drain, log",
             ),
             ("store = 7", "t.toml:1:9: store is a number; allowed: a table; write [store] on a line of its own"),
             (

@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 
 use tidegate::config::Secret;
 use tidegate::config::load::{Layers, load};
+use tidegate::config::problem::Problem;
+use tidegate::config::render::default_file;
 use tidegate::config::settings::DEFINITIONS;
 use tidegate::config::value::Raw;
 use tidegate::session::auth::{AuthError, Verifier, mint};
@@ -212,6 +214,13 @@ pub fn token_seeds() -> Vec<Vec<u8>> {
     COURT.good.iter().cloned().chain(bad).map(String::into_bytes).collect()
 }
 
+/// The default file without its comments, whole and section by section.
+pub fn configuration_seeds() -> Vec<Vec<u8>> {
+    let whole: String = default_file().lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
+    let sections = whole.split("\n[").skip(1).map(|section| format!("[{section}").into_bytes());
+    sections.chain([whole.clone().into_bytes()]).collect()
+}
+
 /// A file is taken or all its mistakes are told, each in one line; what is taken is made of values that each setting takes.
 pub fn configuration(input: &[u8]) -> u64 {
     let Ok(text) = std::str::from_utf8(input) else { return 0 };
@@ -219,11 +228,13 @@ pub fn configuration(input: &[u8]) -> u64 {
         Ok(loaded) => {
             let defaults = load(Layers::default()).expect("the defaults go together").settings;
             let mut again = defaults.clone();
-            let mut changed = 0_u8;
+            let mut changed = Vec::new();
             for definition in DEFINITIONS {
                 let raw = (definition.value)(&loaded.settings);
                 assert!(raw == Raw::Absent || (definition.set)(&mut again, &raw), "{}", definition.key);
-                changed = changed.saturating_add(u8::from(raw != (definition.value)(&defaults)));
+                if raw != (definition.value)(&defaults) {
+                    changed.push(definition.key);
+                }
             }
             // A secret is never shown.
             again.auth.secret.clone_from(&loaded.settings.auth.secret);
@@ -232,13 +243,19 @@ pub fn configuration(input: &[u8]) -> u64 {
                 load(Layers { file: Some(("again.toml", text)), ..Layers::default() }).expect("as before").settings,
                 again
             );
-            hash(&changed.min(8))
+            changed.truncate(2);
+            hash(&changed)
         }
         Err(problems) => {
             assert!(!problems.is_empty());
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             assert!(lines.iter().all(|line| !line.contains('\n')), "{lines:?}");
-            hash(&(lines.len().min(6), lines.first().map(|line| line.len() / 16)))
+            // What is allowed there tells settings apart; behind the first words stands what was written.
+            let first = problems.first().map(|Problem { allowed, found, .. }| {
+                let words = if found.starts_with("not TOML") { 6 } else { 2 };
+                (allowed, found.split(' ').take(words).collect::<Vec<_>>())
+            });
+            hash(&(lines.len().min(6), first))
         }
     }
 }
