@@ -180,8 +180,8 @@ enum Subject {
     Slowloris(Common),
     /// Half of the clients read nothing: the memory bound, honest clients, and what is lost.
     Deaf(Common),
-    /// Twice the peak of a gateway on a share of a core is offered, then half: what is acknowledged meanwhile, and how long until nothing
-    /// waits.
+    /// Twice the peak of a gateway on a share of a core is offered, then half of what it carries: what is acknowledged meanwhile, and how
+    /// long until nothing waits.
     Overload(OverloadOptions),
     /// Somebody sends without end: how long until that one is cut off, and what others notice.
     Abuser(Common),

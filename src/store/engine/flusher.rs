@@ -12,6 +12,7 @@ use lsm_tree::compaction::Leveled;
 use lsm_tree::{AbstractTree, AnyTree};
 
 use super::views::Views;
+use crate::io::pin;
 
 /// The thread, ended when dropped, after what it is doing.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ impl Flusher {
         let status = Arc::new(Status::default());
         let own = status.clone();
         let work = move || {
+            // Who has no cores to spare acknowledges first; what waits for this thread is bounded by the projector.
+            pin::give_way();
             if let Err(error) = run(&jobs, &trees, &views, &own) {
                 own.failed.get_or_init(|| error.to_string());
             }
