@@ -179,6 +179,10 @@ impl Bench {
         if self.private_tables {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).map_err(|error| format!("a descriptor table: {error}"))?;
         }
+        if self.workers > 1 && shared.load.turn(number, self.workers).is_none() {
+            // What a storm does to the spared is to be the gateway's doing, also where both have the same cores.
+            let _ = rustix::process::setpriority_process(None, STORMY);
+        }
         let audits = if self.audit { shared.load.users } else { 0 };
         let indices = shared.load.part(number, self.workers, shared.load.connections + audits);
         let clients: Vec<Client> = indices.map(|index| self.client(index, shared)).collect();
@@ -734,6 +738,8 @@ pub fn unix_ms() -> u64 {
 const GROUP_TRIES_MAX: u32 = 10;
 const GROUP_RETRY: Duration = Duration::from_millis(500);
 /// How often whoever directs looks.
+/// How nice threads are that carry nobody but those whom a storm cuts.
+const STORMY: i32 = 19;
 const TICK: Duration = Duration::from_millis(20);
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const BOARD_WAIT: Duration = Duration::from_secs(20);

@@ -46,6 +46,8 @@ pub struct Epoll {
     slots: Vec<Slot>,
     /// Connections with `UNREAD` that no edge will announce again; each at most once (flag `LISTED`).
     ready: VecDeque<ConnectionId>,
+    /// Connections whose peer has closed or reset; each at most once, and never in both lists.
+    leaving: VecDeque<ConnectionId>,
     /// First step of closing asked for.
     closing: Vec<(ConnectionId, Close)>,
     /// Waiting for the peer's FIN, in order of deadline. May name connections that have ended meanwhile.
@@ -83,6 +85,7 @@ impl Epoll {
             buffer: vec![0; limits::RECV_BUFFER_BYTES],
             slots: Vec::with_capacity(connections),
             ready: VecDeque::new(),
+            leaving: VecDeque::new(),
             closing: Vec::new(),
             lingering: VecDeque::new(),
             ended: Vec::new(),
@@ -127,6 +130,7 @@ impl Driver for Epoll {
                 let ready_count = self.ready.len();
                 events.iter().for_each(|event| self.handle(event, &mut buffer, sink));
                 self.serve_ready(ready_count, &mut buffer, sink);
+                self.serve_leaving(&mut buffer, sink);
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
@@ -213,7 +217,7 @@ impl Driver for Epoll {
 impl Epoll {
     /// How long the kernel may hold us: not at all with work left over, and not past a deadline of our own.
     fn wait(&self, max_wait: Duration) -> Duration {
-        if !self.ready.is_empty() || !self.closing.is_empty() || !self.ended.is_empty() {
+        if !self.ready.is_empty() || !self.leaving.is_empty() || !self.closing.is_empty() || !self.ended.is_empty() {
             return Duration::ZERO;
         }
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
@@ -251,8 +255,12 @@ impl Epoll {
         }
         if slot.is(PAUSED) && event.is_error() {
             self.report_error(connection, sink);
-        } else if !slot.is(LISTED) {
-            // A listed one gets its share of this turn, or of the next, from the list.
+        } else if slot.is(LISTED) {
+            // It gets its share of this turn, or of the next, from the list.
+        } else if slot.is(READ_CLOSED) {
+            slot.set(LISTED);
+            return self.leaving.push_back(connection);
+        } else {
             self.receive(connection, buffer, sink);
         }
         if event.is_writable() {
@@ -306,6 +314,24 @@ impl Epoll {
                 slot.clear(LISTED);
                 self.receive(connection, buffer, sink);
             }
+        }
+    }
+
+    /// Those whose peer has left: when all leave at once, those who stay are not kept waiting for it.
+    fn serve_leaving<S: Sink<Self>>(&mut self, buffer: &mut [u8], sink: &mut S) {
+        for _ in 0..limits::LEAVERS_PER_TURN_MAX {
+            let Some(connection) = self.leaving.pop_front() else { return };
+            let Some(slot) = open_slot(&mut self.slots, connection) else { continue };
+            slot.clear(LISTED);
+            if slot.is(PAUSED) {
+                self.report_error(connection, sink);
+            } else {
+                self.receive(connection, buffer, sink);
+            }
+            self.report_writable(connection, sink);
+        }
+        if self.leaving.is_empty() {
+            self.leaving.shrink_to(limits::LEAVERS_PER_TURN_MAX);
         }
     }
 

@@ -216,6 +216,26 @@ async function run() {
     assert(repeats >= 6, `${repeats} repeats carried RETRY`);
   });
 
+  await check("an ACK that is lost with its connection is said again", async () => {
+    const since = await bo.evaluate(() => {
+      const { send } = WebSocket.prototype;
+      WebSocket.prototype.send = function (text) {
+        if (!text.includes('"t":"ack"')) return send.call(this, text);
+        WebSocket.prototype.send = send;
+        this.close(4000);
+      };
+      return tidegate.link.since;
+    });
+    await write(ann, "Did you hear me?");
+    said.push("Did you hear me?");
+    await shows(bo, said);
+    await bo.waitForFunction(then => tidegate.link.since > then && tidegate.link.state === "active", since, PATIENCE);
+    await bo.waitForFunction(() => {
+      const last = tidegate.frames.findLastIndex(it => it.way === "in" && it.text.includes('"t":"welcome"'));
+      return tidegate.frames.slice(last).some(it => it.way === "out" && /"t":"ack".*"seq":[1-9]/.test(it.text));
+    }, null, PATIENCE);
+  });
+
   await check("a tab closed with messages unsent sends them when it comes back", async () => {
     await end("SIGKILL");
     await ann.waitForSelector("#banner:not([hidden])", PATIENCE);

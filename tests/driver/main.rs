@@ -17,12 +17,13 @@ use accepting::*;
 use ending::*;
 use receiving::*;
 use sending::*;
-use server::{PATIENCE, Server, chat};
+use server::{Core, PATIENCE, Server, chat};
 use tidegate::io::driver::Driver;
 use tidegate::io::epoll::Epoll;
-use tidegate::io::socket::Listener;
+use tidegate::io::socket::{Listener, Socket};
 use tidegate::io::uring::{Sizes, Uring};
 use tidegate::io::wake::Waker;
+use tidegate::limits::LEAVERS_PER_TURN_MAX;
 
 /// The suite for one driver.
 macro_rules! suite {
@@ -87,6 +88,26 @@ fn make_cramped_uring(listener: Listener) -> Uring {
 fn epoll_counts_stale_events() {
     let (server, before) = stale_generation(make_epoll);
     assert!(server.driver.counters().stale_events_count > before);
+}
+
+/// Of the readiness driver: when many leave at once, who stays is heard first, and nobody who leaves is forgotten.
+#[test]
+fn epoll_hears_those_who_stay_before_those_who_leave() {
+    let mut server = Server::new(make_epoll);
+    let leavers: Vec<_> = (0..3 * LEAVERS_PER_TURN_MAX).map(|_| server.connect().0).collect();
+    let (mut stays, _) = server.connect();
+    server.settle();
+    for (number, client) in leavers.into_iter().enumerate() {
+        let client = Socket::try_from(client).unwrap();
+        if number % 2 == 0 {
+            client.set_abort().unwrap();
+        }
+    }
+    stays.write_all(b"still here").unwrap();
+    let ended = |core: &Core| core.connections.iter().filter(|it| it.eofs + it.failures.len() > 0).count();
+    server.until("bytes", |core| core.connections[3 * LEAVERS_PER_TURN_MAX].received == b"still here");
+    assert!(ended(&server.core) <= LEAVERS_PER_TURN_MAX, "{} ended before", ended(&server.core));
+    server.until("all ends", |core| ended(core) == 3 * LEAVERS_PER_TURN_MAX);
 }
 
 /// Of the completion driver: who talks is received without a system call per message, who falls silent rests again, and both

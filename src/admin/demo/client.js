@@ -27,6 +27,8 @@ export class Client {
     this.attempt = 0;
     this.since = "0";
     this.pos = 0;
+    /** Conversations of the last ACKs. */
+    this.told = [];
     this.session = "";
     this.goaway = null;
     /** What an ERROR that closes asks to wait at least, ms. */
@@ -426,6 +428,7 @@ export class Client {
     const moved = [...this.conversations.values()].filter(it => it.loaded && it.have > it.acked).slice(0, 256);
     if (!moved.length && this.pos === this.ackedPos) return;
     for (const conversation of moved) conversation.acked = conversation.have;
+    this.told = [...this.told, ...moved].slice(-256);
     this.ackedPos = this.pos;
     this.write({ t: "ack", pos: this.pos, cursors: moved.map(({ id, have }) => ({ conv: id, seq: have })) });
   }
@@ -584,6 +587,9 @@ export class Client {
     this.session = frame.session;
     if (!resumed) this.pos = 0;
     this.ackedPos = this.pos;
+    // An ACK is not answered: the last ones may be lost with the connection.
+    for (const conversation of this.told.splice(0)) conversation.acked = 0;
+    this.ackSoon();
     this.noSignals = false;
     this.goaway = null;
     this.steadyTimer = setTimeout(() => (this.attempt = 0), 60000);
