@@ -191,6 +191,9 @@ pub struct StormArgs {
     /// Messages per second in all, before and during the storm.
     #[arg(long, default_value_t = 100.0)]
     pub rate: f64,
+    /// Seconds of measuring before the storm, with which it is compared.
+    #[arg(long, default_value_t = 5.0)]
+    pub calm: f64,
     /// Seconds that 99.9 % may take to be back; more is a broken threshold.
     #[arg(long, default_value_t = 60.0)]
     pub wait: f64,

@@ -145,7 +145,7 @@ impl Line {
             Scenario::Storm(args) => {
                 let gateway = args.restart.then(|| started.as_mut().ok_or("--restart needs --start CMD")).transpose()?;
                 bench.run(name, load, |run| {
-                    run.stage(args.rate, seconds(1.0), seconds(5.0), seconds(common.drain))?;
+                    run.stage(args.rate, seconds(1.0), seconds(args.calm), seconds(common.drain))?;
                     run.storm(args.rate, seconds(args.wait), gateway)
                 })
             }
