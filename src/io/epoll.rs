@@ -6,6 +6,8 @@
 //! - Unread bytes: flag `UNREAD`. Set by an edge, cleared by `WouldBlock` or by a short read. The short read is a fact about
 //!   Linux (new bytes make a new edge even without `WouldBlock` in between), and it does not hold once the peer has sent FIN: data
 //!   and FIN may come as one edge, so after that one reads until 0. See [`is_drained`].
+//! - A peer that has closed or reset: the connection goes on the list of leavers, which is served behind everybody else and so many a turn.
+//!   When all leave at once, those who stay are not kept waiting for it.
 //! - A spent budget: the connection goes on the ready list and the next turn does not sleep.
 //! - A paused connection: its bytes stay in the kernel, and `UNREAD` says whether resuming has anything to do.
 //! - Newcomers: `has_newcomers` stays set while the accept queue of a listener may hold more.
