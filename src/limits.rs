@@ -59,7 +59,7 @@ pub const JSON_DEPTH_MAX: u32 = 64;
 
 /// Kernel events delivered in one turn of a reactor. Full: the rest waits for the next turn.
 pub const EVENTS_PER_TURN_MAX: usize = 1024;
-/// Connections whose peer has left, ended by epoll in one turn, behind what all others ask for: about half a millisecond of work.
+/// Connections whose peer has left, ended by epoll in one turn, behind what all others ask for: about a millisecond of work.
 pub const LEAVERS_PER_TURN_MAX: usize = 64;
 
 /// Bytes taken from one connection in one turn. Full: the connection goes to the tail of the ready list.

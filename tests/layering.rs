@@ -98,6 +98,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "observe/trace",
             "reactor",
             "reactor/steering",
+            "store/engine/flusher",
             "store/keeper",
             "store/projector",
             "store/reader",

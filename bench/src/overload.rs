@@ -90,18 +90,22 @@ struct Limits {
 /// Offers more, step by step, each for so many seconds, until two steps have not helped. In less time a gateway may do more than it can go on
 /// doing.
 fn limits(gateway: &Gateway, clients: &str, seconds: f64) -> Result<Limits, String> {
-    let (mut most, mut rate, mut steps_lost, mut carried) = (0.0, FIRST_PER_S, 0, None);
+    let (mut most, mut rate, mut steps_lost) = (0.0, FIRST_PER_S, 0);
+    let (mut carried, mut is_carrying) = (0.0, true);
     for _ in 0..STEPS_MAX {
         let report = load::run(gateway, &format!("chat {clients} --stage 1s:{rate} --stage {seconds}s:{rate}"))?;
         let goodput = Stage { report: &report, stage: 1 }.number("acknowledged_per_s")?;
         let is_prompt = Stage { report: &report, stage: 1 }.number("sent_us/p90")? < CALM_S * 1e6;
-        if carried.is_none() && !(is_prompt && goodput > rate * NEARLY_ALL) {
-            carried = Some(rate / STEP);
+        is_carrying &= is_prompt && goodput > rate * NEARLY_ALL;
+        if is_carrying {
+            carried = rate;
+        } else if carried == 0.0 {
+            return Err(format!("it does not even carry {rate} per second: take a larger --share"));
         }
         steps_lost = if goodput > most * WORTH { 0 } else { steps_lost + 1 };
         most = goodput.max(most);
-        if let (2, Some(carried)) = (steps_lost, carried) {
-            return Ok(Limits { carried: f64::round(carried), peak: most.round() });
+        if steps_lost == 2 {
+            return Ok(Limits { carried, peak: most.round() });
         }
         rate = (rate * STEP).round();
     }

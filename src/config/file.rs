@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use toml_edit::{Document, Item, TableLike};
 
-use super::problem::{Place, Problem, nearest};
+use super::problem::{Place, Problem, beginning, nearest};
 use super::settings::{DEFINITIONS, SECTIONS};
 use super::value::{Kind, Raw};
 
@@ -143,9 +143,8 @@ fn line_of(text: &str, at: usize) -> Range<usize> {
 
 /// A key as it is told: TOML lets a quoted one be of anything, and a line of ours stays one line.
 fn shown(key: &str) -> String {
-    let short: String = key.chars().take(80).collect();
-    let dots = if short.len() < key.len() { "..." } else { "" };
-    format!("{}{dots}", short.escape_debug())
+    let (key, dots) = beginning(key);
+    format!("{}{dots}", key.escape_debug())
 }
 
 fn index_of(key: &str) -> Option<usize> {

@@ -1,7 +1,7 @@
 //! The layers, one over the other: default < file < environment < flag. Every value is judged, then their relations.
 
 use super::file;
-use super::problem::{Place, Problem, nearest};
+use super::problem::{Place, Problem, beginning, nearest};
 use super::relations::{self, Conflict};
 use super::settings::{DEFINITIONS, Definition, Rule, Settings};
 use super::value::{Kind, Raw};
@@ -192,9 +192,8 @@ fn show(definition: &Definition, raw: &Raw) -> String {
 
 /// In quotes, escaped, at most 80 characters: what is wrong may also be long.
 fn quoted(text: &str) -> String {
-    let short: String = text.chars().take(80).collect();
-    let dots = if short.len() < text.len() { "..." } else { "" };
-    format!("{short:?}{dots}")
+    let (text, dots) = beginning(text);
+    format!("{text:?}{dots}")
 }
 
 fn suggestion(definition: &Definition, raw: &Raw) -> String {

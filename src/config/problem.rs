@@ -67,6 +67,18 @@ impl fmt::Display for Problem {
     }
 }
 
+/// The beginning of what an operator wrote, and dots if it goes on.
+#[must_use]
+pub fn beginning(text: &str) -> (&str, &'static str) {
+    match text.char_indices().nth(TOLD_MAX) {
+        Some((end, _)) => (text.get(..end).unwrap_or(text), "..."),
+        None => (text, ""),
+    }
+}
+
+/// Characters of a key or a value that are told.
+const TOLD_MAX: usize = 80;
+
 /// The candidate that `word` was probably meant to be: few edits away, or the same word with more around it, such as a section
 /// in front or a unit behind. `None`: nothing is close.
 #[must_use]

@@ -322,7 +322,7 @@ impl Epoll {
     /// Those whose peer has left: when all leave at once, those who stay are not kept waiting for it.
     fn serve_leaving<S: Sink<Self>>(&mut self, buffer: &mut [u8], sink: &mut S) {
         for _ in 0..limits::LEAVERS_PER_TURN_MAX {
-            let Some(connection) = self.leaving.pop_front() else { return };
+            let Some(connection) = self.leaving.pop_front() else { break };
             let Some(slot) = open_slot(&mut self.slots, connection) else { continue };
             slot.clear(LISTED);
             if slot.is(PAUSED) {
@@ -333,7 +333,7 @@ impl Epoll {
             self.report_writable(connection, sink);
         }
         if self.leaving.is_empty() {
-            self.leaving.shrink_to(limits::LEAVERS_PER_TURN_MAX);
+            self.leaving.shrink_to(limits::EVENTS_PER_TURN_MAX);
         }
     }
 
@@ -519,7 +519,7 @@ const BLOCKED: u32 = 1 << 27;
 const CLOSING: u32 = 1 << 28;
 /// No more bytes for the core: it closes, or the end was reported.
 const MUTE: u32 = 1 << 29;
-/// In the ready list.
+/// In the ready list, or in that of leavers.
 const LISTED: u32 = 1 << 30;
 /// Nothing more comes from the peer: FIN or an error was read.
 const OVER: u32 = 1 << 31;

@@ -15,8 +15,12 @@ pub fn pin_current_thread(index: usize) -> Option<usize> {
 ///
 /// Returns whether the system let it; not fatal.
 pub fn give_way() -> bool {
-    // SAFETY: the call takes three numbers; 0 is the calling thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, GIVES_WAY) == 0 }
+    // SAFETY: the calls take numbers; 0 is the calling thread.
+    unsafe {
+        // A process that is nicer stays so.
+        let is_nicer = libc::getpriority(libc::PRIO_PROCESS, 0) >= GIVES_WAY;
+        is_nicer || libc::setpriority(libc::PRIO_PROCESS, 0, GIVES_WAY) == 0
+    }
 }
 
 /// Weight 423 beside 1024 (Linux 6.18, `sched_prio_to_weight`).

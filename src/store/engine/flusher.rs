@@ -48,7 +48,9 @@ impl Flusher {
         let own = status.clone();
         let work = move || {
             // Who has no cores to spare acknowledges first; what waits for this thread is bounded by the projector.
-            pin::give_way();
+            if !pin::give_way() {
+                tracing::warn!("setpriority(2) is refused: where cores are few, writing tables may hold up acknowledgements");
+            }
             if let Err(error) = run(&jobs, &trees, &views, &own) {
                 own.failed.get_or_init(|| error.to_string());
             }
