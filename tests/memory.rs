@@ -130,10 +130,14 @@ fn wait_for_welcome(stream: &mut TcpStream) {
         assert!(count > 0, "closed before WELCOME: {}", String::from_utf8_lossy(&bytes));
         bytes.extend_from_slice(&room[..count]);
         let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
-        let frame = &bytes[head + 4..];
+        let mut frame = &bytes[head + 4..];
+        // The first ping comes after a random part of the interval, which may be none of it.
+        while let Some(behind) = frame.strip_prefix(&[0x89, 0]) {
+            frame = behind;
+        }
         let (header, length) = match frame {
             [0x82, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([*high, *low]))),
-            [0x82, 126, ..] | [] | [0x82] => continue,
+            [0x82, 126, ..] | [] | [0x82 | 0x89] => continue,
             [0x82, length, ..] => (2, usize::from(*length)),
             other => panic!("not a binary frame: {other:?}"),
         };
