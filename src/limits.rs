@@ -57,6 +57,9 @@ pub const FRAME_BYTES_DEFAULT: usize = 128 * 1024;
 /// bit stack.
 pub const JSON_DEPTH_MAX: u32 = 64;
 
+/// Bytes of a message of whom nobody knows yet: until WELCOME. A HELLO with the longest token is below 9 KiB. Longer: 1009.
+pub const STRANGER_MESSAGE_BYTES_MAX: u32 = 16 * 1024;
+
 /// Kernel events delivered in one turn of a reactor. Full: the rest waits for the next turn.
 pub const EVENTS_PER_TURN_MAX: usize = 1024;
 /// Connections whose peer has left, ended by epoll in one turn, behind what all others ask for: about a millisecond of work.
@@ -64,9 +67,6 @@ pub const LEAVERS_PER_TURN_MAX: usize = 64;
 
 /// Bytes taken from one connection in one turn. Full: the connection goes to the tail of the ready list.
 pub const RECV_BYTES_PER_TURN_MAX: usize = 64 * 1024;
-
-/// Frames taken from one connection in one turn. Full: as above.
-pub const RECV_FRAMES_PER_TURN_MAX: usize = 64;
 
 /// The shared receive buffer of a reactor, bytes.
 pub const RECV_BUFFER_BYTES: usize = 64 * 1024;
@@ -494,8 +494,11 @@ pub const PRESENCE_TOLD_PER_TURN_MAX: usize = 4_096;
 /// The longest life of a set of WATCH, seconds; what 0 means as well.
 pub const WATCH_TTL_S_MAX: u32 = 300;
 
-/// Conversations of one user looked through for one WATCH, to find whether two users share one. Beyond it they count as strangers.
+/// Conversations looked at for one WATCH, for all its users together, to find with whom the watcher shares one; the watcher's own take half
+/// of them at most. Full: who has not been found by then counts as a stranger, but for direct conversations, which come first.
 pub const SHARED_CONVERSATIONS_MAX: usize = 10_000;
+
+const _: () = assert!(SHARED_CONVERSATIONS_MAX / 2 > WATCH_USERS_MAX);
 
 /// Submission entries of a ring, a power of two. Full: they are submitted at once, and what still finds no room waits in memory.
 pub const RING_SUBMISSIONS: Share = Share { node: 16_384, most: 1_024, least: 128 };
@@ -516,10 +519,12 @@ pub const RING_BUFFER_BYTES: usize = 2048;
 /// See [`RING_BUFFER_BYTES`].
 pub const RING_BULK_BUFFERS: u8 = 8;
 
-/// Bytes that one send through the ring copies. More: the rest is offered again.
-pub const RING_SEND_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that one send through the ring copies. Few, because a peer that does not read holds them until it is closed. More: the rest
+/// stays in the queue of the connection, where it is counted, and is offered again.
+pub const RING_SEND_BYTES_MAX: usize = 4 * 1024;
 
-/// Bytes of sends in flight on one ring. Full: the connection is told "blocked" until another send completes.
+/// Bytes of sends in flight on one ring. Full: sends are plain calls, and a connection whose socket takes nothing is told "blocked" until
+/// it does.
 pub const RING_SENDS_BYTES: Share = Share { node: 256 * MIB, most: 128 * MIB, least: MIB };
 
 /// Bytes of blocks kept for the next send of a ring, in each of their sizes.

@@ -425,6 +425,7 @@ fn floods_of_tiny_frames_hold_nothing() {
     let before = gateway.resident_bytes();
     let flood = |first: &[u8], again: &[u8]| [first, &again.repeat(20_000)].concat();
     let floods = [
+        flood(&[], &frame(0x89, b"")),
         flood(&[], &frame(0x8a, b"")),
         flood(&[], &frame(0x8a, b"x")),
         flood(&frame(0x02, b""), &frame(0x00, b"")),

@@ -14,9 +14,9 @@ use malformed::{Case, Expected, On, frame, request};
 use support::eventually;
 use support::gateway::{Gateway, unix_s};
 use support::peer::{Peer, status};
-use support::raw::{Next, Raw, cmid, send};
+use support::raw::{Next, Raw, cmid, hello as raw_hello, send};
 use tidegate::limits::{FRAGMENTS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, STASH_BYTES, STASH_FREE_BYTES};
-use tidegate::wire::envelope::{Encoding, ServerFrame, page_flags};
+use tidegate::wire::envelope::{Encoding, ServerFrame, encode_client, page_flags};
 use tungstenite::Message;
 
 const DIRECT: &str = "d:al:bo";
@@ -166,8 +166,8 @@ fn what_is_too_large_is_refused() {
     gateway.ends_well();
 }
 
-/// 2,000 peers that each send most of a large message and stop: memory stays under the bound of all stashes, whoever finds no room is
-/// told 4503, and what they held is free once they are gone.
+/// 2,000 sessions that each send most of a large message and stop: memory stays under the bound of all stashes. Those who hold the most are
+/// closed with 4503, and nobody who needs little; what they held is free once they are gone.
 #[test]
 fn unfinished_messages_stay_within_their_bound() {
     const PEERS: usize = 2_000;
@@ -180,26 +180,23 @@ fn unfinished_messages_stay_within_their_bound() {
     let allowance = 48 * 1024 * 1024;
     assert!((PEERS * SENT) as u64 > bound + allowance, "the flood must exceed what is allowed");
     let most = [&[0x82, 0xff][..], &u64::from(MESSAGE_BYTES_MAX).to_be_bytes(), &[0; 4], &[7; SENT][..]].concat();
+    let mut honest: Vec<Raw> =
+        (0..8).map(|number| Raw::connect(&gateway, Encoding::Binary, &format!("al-{number}"), "1")).collect();
     let mut peers: Vec<Peer> = Vec::new();
     let mut highest = 0;
     for number in 0..PEERS {
         let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+        let mut hello = Vec::new();
+        encode_client(Encoding::Binary, &raw_hello(&gateway.token(&format!("peer-{number}")), "1"), &mut hello);
+        peer.write(&frame(0x82, &hello));
+        assert_eq!(peer.read_frame().1[0], 0x41, "WELCOME");
         peer.write(&most);
         peers.push(peer);
         if number % 100 == 99 {
             highest = highest.max(gateway.resident_bytes());
         }
     }
-    // One turn of every reactor after the last byte was written, whatever it still had to read.
-    let mut settled = (0.0, Instant::now());
-    eventually("all that was written to be read", || {
-        highest = highest.max(gateway.resident_bytes());
-        let received = gateway.metric("tidegate_bytes_received_total");
-        if received > settled.0 {
-            settled = (received, Instant::now());
-        }
-        (settled.1.elapsed() > Duration::from_millis(500)).then_some(())
-    });
+    settle(&gateway, || highest = highest.max(gateway.resident_bytes()));
     let held = gateway.metric("tidegate_stash_bytes");
     eprintln!(
         "{PEERS} peers: resident {} MiB before, {} MiB at most, {} MiB in stashes, bound {} MiB",
@@ -211,19 +208,64 @@ fn unfinished_messages_stay_within_their_bound() {
     assert!(held <= bound as f64, "{held} bytes in stashes");
     assert!(held >= STASH_BYTES.most as f64 / 2.0, "the flood filled no stash: {held}");
     assert!(highest <= before + bound + allowance, "{highest} bytes resident, {before} before");
-    // Meanwhile others are served.
-    Raw::connect(&gateway, Encoding::Binary, "al", "1").say(DIRECT, "in the flood");
+    // Meanwhile others are served, also those whose messages come in two pieces.
+    let mut rests = Vec::new();
+    for (number, al) in honest.iter_mut().enumerate() {
+        let (mut bytes, conv) = (Vec::new(), format!("d:al-{number}:bo"));
+        encode_client(Encoding::Binary, &send(7, &conv, cmid(), 0, &[b'x'; 60_000]), &mut bytes);
+        let bytes = frame(0x82, &bytes);
+        let (first, rest) = bytes.split_at(59_000);
+        put(al, first);
+        rests.push(rest.to_vec());
+    }
+    settle(&gateway, || {});
+    for (al, rest) in honest.iter_mut().zip(rests) {
+        put(al, &rest);
+        al.sent(7);
+    }
     let mut told = 0_u32;
     for peer in &mut peers {
         told += u32::from(peer.has_ended() && peer.closed() == Some(4503));
     }
-    assert!(told > 0, "some found no room");
-    drop(peers);
+    assert!(told > 0, "some were closed");
+    drop((peers, honest));
     eventually("the end of all of them", || (gateway.metric("tidegate_connections_open") == 0.0).then_some(()));
     assert_eq!(gateway.metric("tidegate_stash_bytes"), 0.0);
     assert!(gateway.metric(r#"tidegate_closes_total{cause="overloaded"}"#) >= f64::from(told));
     eprintln!("{told} told 4503; resident {} MiB afterwards", gateway.resident_bytes() >> 20);
     gateway.ends_well();
+}
+
+/// Before WELCOME nobody may have more under way than the longest HELLO needs: 1009 by the length alone, in one frame and in many.
+#[test]
+fn strangers_keep_little() {
+    let mut gateway = Gateway::with(&PATIENT);
+    let announced = |bytes: u16| [&[0x82, 0xfe][..], &bytes.to_be_bytes(), &[0; 4]].concat();
+    let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+    peer.write(&announced(16_385));
+    assert_eq!(peer.closed(), Some(1009));
+    let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+    peer.write(&[frame(0x02, &[7; 10_000]), frame(0x00, &[7; 6_385])].concat());
+    assert_eq!(peer.closed(), Some(1009));
+    let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+    peer.write(&announced(16_384));
+    peer.write(&[7; 16_000]);
+    settle(&gateway, || {});
+    assert!(!peer.has_ended(), "as long as HELLO may be");
+    gateway.ends_well();
+}
+
+/// Waits until the gateway has read all that was written: for one turn of every reactor after the last byte.
+fn settle(gateway: &Gateway, mut look: impl FnMut()) {
+    let mut settled = (0.0, Instant::now());
+    eventually("all that was written to be read", || {
+        look();
+        let received = gateway.metric("tidegate_bytes_received_total");
+        if received > settled.0 {
+            settled = (received, Instant::now());
+        }
+        (settled.1.elapsed() > Duration::from_millis(500)).then_some(())
+    });
 }
 
 /// Tokens that are forged, bent or too early are 2001 and 4401, whatever else they say; HELLO with a bad name is 1002.

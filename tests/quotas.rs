@@ -138,37 +138,94 @@ fn an_address_connects_so_often() {
 /// user does not feel it. A connection alone has its own bound.
 #[test]
 fn devices_of_a_user_share_a_bound() {
-    let settings = [("limits.user_connections", "1"), ("protocol.fetch_rate", "1")];
-    for encoding in ENCODINGS {
+    let settings = [
+        ("limits.user_connections", "1"),
+        ("protocol.fetch_rate", "1"),
+        ("state.signal_rate", "1"),
+        ("protocol.send_rate", "1"),
+        ("protocol.send_window", "1"),
+        ("protocol.send_burst", "2"),
+    ];
+    let classes: [(&str, Ask); 3] = [("reads", fetch), ("signals", signal), ("sends", put)];
+    for (encoding, (class, ask)) in ENCODINGS.into_iter().flat_map(|encoding| classes.map(|class| (encoding, class))) {
         let gateway = Gateway::with(&settings);
         let mut devices = Vec::new();
-        // Two reads at once are within the bound of each connection, and of the user for the first of them; the clock runs meanwhile.
+        // Two at once are within the bound of each connection, and of the user for the first of them; the clock runs meanwhile.
         let limited = (0..16).find_map(|number| {
             let mut raw = Raw::connect(&gateway, encoding, "al", &number.to_string());
-            let asked: Vec<_> = (0..2).map(|_| fetch(&mut raw)).collect();
+            let asked: Vec<_> = (0..2).map(|_| ask(&mut raw, "d:al:bo")).collect();
             devices.push(raw);
             asked.into_iter().flatten().next()
         });
-        let (code, retry_ms) = limited.expect("devices together are too fast");
-        assert!(code == 4001 && retry_ms > 0 && devices.len() > 1, "{} devices", devices.len());
-        assert!(gateway.metric("tidegate_users_limited_total") > 0.0);
+        let (code, retry_ms) = limited.unwrap_or_else(|| panic!("{class} of devices together are too fast"));
+        assert!(code == 4001 && retry_ms > 0 && devices.len() > 1, "{class}: {code}, {} devices", devices.len());
+        eventually("it is counted", || (gateway.metric("tidegate_users_limited_total") > 0.0).then_some(()));
         let mut bo = Raw::connect(&gateway, encoding, "bo", "1");
-        assert_eq!(fetch(&mut bo), None, "another user is not concerned");
-        devices[0].say("d:al:bo", "sending has a bound of its own");
+        assert_eq!(ask(&mut bo, "d:al:bo"), None, "{class}: another user is not concerned");
+        if class != "sends" {
+            devices[0].say("d:al:bo", "sending has a bound of its own");
+        }
     }
 }
 
+/// Asks for something about a conversation: `None` if it passes, else code and time to wait of the ERROR.
+type Ask = fn(&mut Raw, &str) -> Option<(u16, u32)>;
+/// A frame with this rid.
+type Make = fn(u32) -> ClientFrame<'static>;
+
 /// Reads something: `None` is a PAGE, else code and time to wait of the ERROR.
-fn fetch(raw: &mut Raw) -> Option<(u16, u32)> {
+fn fetch(raw: &mut Raw, conv: &str) -> Option<(u16, u32)> {
     let rid = raw.next_rid();
-    raw.put(&ClientFrame::Fetch { rid, conv: "d:al:bo".into(), from: 1, to: 2, limit: 1, flags: 0 });
+    raw.put(&ClientFrame::Fetch { rid, conv: conv.into(), from: 1, to: 2, limit: 1, flags: 0 });
+    refused(raw, |frame| matches!(frame, ServerFrame::Page { .. }))
+}
+
+/// Says something: `None` is a SENT.
+fn put(raw: &mut Raw, conv: &str) -> Option<(u16, u32)> {
+    raw.put_send(conv, cmid(), 0, b"x");
+    refused(raw, |frame| matches!(frame, ServerFrame::Sent { .. }))
+}
+
+/// Signals something, which is not answered if it passes.
+fn signal(raw: &mut Raw, conv: &str) -> Option<(u16, u32)> {
+    raw.put(&ClientFrame::Signal { conv: conv.into(), kind: 1, payload: b"x"[..].into() });
+    raw.put(&ClientFrame::Ping { pos: 0 });
+    refused(raw, |frame| matches!(frame, ServerFrame::Pong { .. }))
+}
+
+/// What refuses, before what passes.
+fn refused(raw: &mut Raw, passes: impl Fn(&ServerFrame<'_>) -> bool) -> Option<(u16, u32)> {
     loop {
         match raw.next() {
             Next::Frame(ServerFrame::Error { code, retry_ms, .. }) => return Some((code, retry_ms)),
-            Next::Frame(ServerFrame::Page { .. }) => return None,
+            Next::Frame(frame) if passes(&frame) => return None,
             Next::Frame(_) => {}
             Next::Closed(code) => panic!("closed with {code:?}"),
         }
+    }
+}
+
+/// Whatever is asked for too often, in whatever class of commands, ends the connection after 1,024 refusals in a row.
+#[test]
+fn every_class_has_its_end() {
+    let gateway = Gateway::with(&[("protocol.fetch_rate", "1"), ("state.signal_rate", "1")]);
+    let classes: [(&str, Make); 6] = [
+        ("reads", |rid| ClientFrame::Fetch { rid, conv: "g:none".into(), from: 1, to: 2, limit: 1, flags: 0 }),
+        ("reads of nothing", |rid| ClientFrame::Fetch { rid, conv: "x".into(), from: 1, to: 2, limit: 1, flags: 0 }),
+        ("marks", |rid| ClientFrame::Read { rid, conv: "g:none".into(), seq: 1 }),
+        ("marks of nothing", |rid| ClientFrame::Read { rid, conv: "x".into(), seq: 1 }),
+        ("signals", |_| ClientFrame::Signal { conv: "g:none".into(), kind: 1, payload: b"x"[..].into() }),
+        ("tokens", |rid| ClientFrame::Auth { rid, token: "x".into() }),
+    ];
+    for (number, (class, frame)) in classes.into_iter().enumerate() {
+        let mut raw = Raw::connect(&gateway, ENCODINGS[0], &format!("al-{number}"), "1");
+        let frames: Vec<_> = (1..=400).map(frame).collect();
+        // A burst passes, and a message has at most 512.
+        for _ in 0..3 {
+            raw.put_all(&frames);
+        }
+        assert_eq!(raw.closed(), Some(4429), "{class}");
+        drop(Raw::connect(&gateway, ENCODINGS[0], "neighbour", "1"));
     }
 }
 

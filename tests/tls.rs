@@ -330,6 +330,45 @@ fn a_dribbled_handshake_is_given_up() {
     eventually("the causes", || (gateway.metric(r#"tidegate_closes_total{cause="upgrade_timeout"}"#) == 4.0).then_some(()));
 }
 
+/// A record of a session that comes byte by byte, each soon after the last, ends as a message does that comes so; records that are whole do not.
+#[test]
+fn a_dribbled_record_is_given_up() {
+    let authority = Authority::new();
+    authority.issue("a", &["localhost"]);
+    let (gateway, address) = secure::start(&authority, &["a"], &[("protocol.message_ms", "1000")]);
+    let stream = connect(address, &Arc::new(authority.client(&BOTH, None)), "localhost").expect("a handshake");
+    let mut socket = welcomed(&gateway, stream, "ann");
+    let ping = |socket: &mut tungstenite::WebSocket<Stream>| {
+        socket.send(Message::text(r#"{"t":"ping"}"#)).expect("it is served");
+        while !matches!(socket.read().expect("an answer"), Message::Text(text) if text.contains("pong")) {}
+    };
+    let at_rest = gateway.metric("tidegate_memory_bytes");
+    // In two pieces, one soon after the other, again and again for longer than one record may take.
+    for _ in 0..15 {
+        let mut bytes = Vec::new();
+        socket.get_mut().conn.writer().write_all(b"\x89\x80\0\0\0\0").expect("room");
+        socket.get_mut().conn.write_tls(&mut bytes).expect("room");
+        let (first, second) = bytes.split_at(3);
+        for part in [first, second] {
+            socket.get_mut().sock.write_all(part).expect("a socket");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    ping(&mut socket);
+    // The longest record there may be, most of it, and then a byte at a time.
+    let record = [&b"\x17\x03\x03\x40\x00"[..], &[7; 12_000]].concat();
+    let sock = &mut socket.get_mut().sock;
+    sock.write_all(&record).expect("a socket");
+    eventually("what is kept to be counted", || (gateway.metric("tidegate_memory_bytes") >= at_rest + 12_000.0).then_some(()));
+    eventually("the end", || {
+        drop(sock.write_all(&[7]));
+        (gateway.metric(r#"tidegate_closes_total{cause="message_timeout"}"#) == 1.0).then_some(())
+    });
+    drop(socket);
+    eventually("all of it to be given back", || (gateway.metric("tidegate_connections_open") == 0.0).then_some(()));
+    assert!(gateway.metric("tidegate_memory_bytes") < at_rest + 12_000.0);
+}
+
 /// More handshakes at once than may wait: the others are reset, and nothing is computed for them; whoever waited is served.
 #[test]
 fn handshakes_beyond_the_budget_are_refused() {

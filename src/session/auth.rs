@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use jsonwebtoken::dangerous::insecure_decode_claims;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
@@ -32,8 +33,20 @@ pub struct Verifier {
     has_public_keys: bool,
     /// Whether the operator's webhook judges what no key here is for.
     has_webhook: bool,
+    /// What the webhook said lately. Unset: nothing is remembered here.
+    recall: OnceLock<Arc<dyn Recall>>,
     audience: Vec<String>,
     leeway_ms: u64,
+}
+
+/// Good verdicts of the webhook that are remembered. Reactors look here first, so that a token that is known to be good waits for nobody
+/// whose token is not.
+pub trait Recall: Send + Sync {
+    /// Whether `token` is known to be good. `false` too where that cannot be said at once: never waits.
+    fn knows(&self, token: &str) -> bool;
+
+    /// Whom `token` speaks for, if it is still known. Waits at most for one verdict to be written down.
+    fn recall(&self, token: &str) -> Option<Identity>;
 }
 
 impl Verifier {
@@ -45,6 +58,7 @@ impl Verifier {
             secret: Some(secret),
             has_public_keys: false,
             has_webhook: false,
+            recall: OnceLock::new(),
             audience: Vec::new(),
             leeway_ms: u64::from(leeway_s).saturating_mul(1000),
         }
@@ -55,7 +69,14 @@ impl Verifier {
     #[must_use]
     pub fn with_public_keys(secret: Option<&Secret>, audience: Vec<String>, leeway_s: u32) -> Self {
         let secret = secret.map(|secret| (DecodingKey::from_secret(secret.as_bytes()), rules(Algorithm::HS256)));
-        Self { secret, has_public_keys: true, has_webhook: false, audience, leeway_ms: u64::from(leeway_s).saturating_mul(1000) }
+        Self {
+            secret,
+            has_public_keys: true,
+            has_webhook: false,
+            recall: OnceLock::new(),
+            audience,
+            leeway_ms: u64::from(leeway_s).saturating_mul(1000),
+        }
     }
 
     /// For tokens of a secret if there is one, of public keys if there are any, and of the webhook for what is left if it is asked.
@@ -64,10 +85,23 @@ impl Verifier {
         Self { has_public_keys, has_webhook, ..Self::with_public_keys(secret, audience, leeway_s) }
     }
 
+    /// Looks into `recall` before the webhook is asked. Once, at the start; another one later is passed over.
+    pub fn remember_by(&self, recall: Arc<dyn Recall>) {
+        drop(self.recall.set(recall));
+    }
+
     /// Who is to judge `token`, because it takes too long for a thread that others wait for; `None`: [`Verifier::read`]. A token for
-    /// which there is a key is judged by keys alone: the webhook does not hear of it whatever they say.
+    /// which there is a key is judged by keys alone: the webhook does not hear of it whatever they say. One that the webhook called good
+    /// lately is not given to its threads again.
     #[must_use]
     pub fn defers(&self, token: &str) -> Option<Court> {
+        let court = self.court(token)?;
+        let is_known = court == Court::Webhook && self.recall.get().is_some_and(|recall| recall.knows(token));
+        (!is_known).then_some(court)
+    }
+
+    /// Whose business `token` is; `None`: that of the secret.
+    fn court(&self, token: &str) -> Option<Court> {
         if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
             return None;
         }
@@ -81,16 +115,22 @@ impl Verifier {
     /// Judges `token`, shown by `device` at `now_unix_ms`, by the secret. Cost: a few microseconds, some allocations.
     ///
     /// # Errors
-    /// [`AuthError::Expired`] only if the token is good in every other way, so that a forger learns nothing from it.
+    /// As [`Verifier::read`], and [`AuthError::Expired`], but only if the token is good in every other way, so that a forger learns nothing from it.
     pub fn verify(&self, token: &str, device: &str, now_unix_ms: u64) -> Result<Identity, AuthError> {
         self.read(token, now_unix_ms)?.shown_by(|named| named == device)
     }
 
-    /// As [`Verifier::verify`], but leaves the device and the end to [`Identity::shown_by`].
+    /// As [`Verifier::verify`], but leaves the device and the end to [`Identity::shown_by`]. A token of the webhook's is judged by what is
+    /// remembered.
     ///
     /// # Errors
-    /// [`AuthError::Invalid`].
+    /// [`AuthError::Invalid`]; [`AuthError::Overloaded`] if what was remembered has just been forgotten.
     pub fn read(&self, token: &str, now_unix_ms: u64) -> Result<Identity, AuthError> {
+        if let Some(recall) = self.recall.get()
+            && self.court(token) == Some(Court::Webhook)
+        {
+            return recall.recall(token).ok_or(AuthError::Overloaded);
+        }
         let (key, rules) = self.secret.as_ref().ok_or(AuthError::Invalid)?;
         self.judge(&claims_of(token, key, rules)?, now_unix_ms)
     }

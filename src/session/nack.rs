@@ -51,7 +51,7 @@ impl Nacks {
 
     /// The next message to read back, if one is due and none is being read: it counts as being read from now on.
     pub fn next_due(&mut self, now_ms: u64) -> Option<(Text, u64)> {
-        if self.0.iter().any(|nack| nack.reading) {
+        if self.is_any_read() {
             return None;
         }
         let due = self.0.iter_mut().filter(|nack| nack.due_ms.is_some_and(|due| due <= now_ms));
@@ -64,6 +64,12 @@ impl Nacks {
     #[must_use]
     pub fn is_reading(&self, conv: &str, seq: u64) -> bool {
         self.0.iter().any(|nack| nack.reading && nack.seq == seq && &*nack.conv == conv)
+    }
+
+    /// Whether a message is being read back.
+    #[must_use]
+    pub fn is_any_read(&self) -> bool {
+        self.0.iter().any(|nack| nack.reading)
     }
 
     /// The message being read was delivered again: it is remembered, so that the next NACK waits longer.

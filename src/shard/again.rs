@@ -36,11 +36,21 @@ impl Shard {
     /// Has the store read back the next message that is due, one at a time.
     pub(super) fn ask_again(&mut self, id: ConnectionId, outlet: &mut impl Outlet) {
         let now_ms = self.mono_ms();
+        if self.nack_clocks.get(&id).is_some_and(|&at_ms| at_ms <= now_ms) {
+            self.nack_clocks.remove(&id);
+        }
         if self.connections.get(id).is_none_or(|connection| connection.state != State::Active) {
             return;
         }
         let Some(session) = self.session_mut(id) else { return };
-        let Some((conv, seq)) = session.backlog.as_mut().and_then(|backlog| backlog.nacks.next_due(now_ms)) else { return };
+        let Some(backlog) = session.backlog.as_mut() else { return };
+        let Some((conv, seq)) = backlog.nacks.next_due(now_ms) else {
+            // What the timer was set for has been taken back. Behind one that is being read it is set when that has come.
+            if !backlog.nacks.is_any_read() {
+                self.watch_nacks(id);
+            }
+            return;
+        };
         let encoding = session.encoding;
         let Some(from) = self.sender(id, 0) else { return };
         let request = PageRequest::Again { conv, seq };
@@ -93,11 +103,18 @@ impl Shard {
         self.watch_nacks(id);
     }
 
-    /// Sets the timer of the earliest redelivery.
+    /// Sets the timer of the earliest redelivery, unless an earlier one is set: the entries of a connection lie a tick apart at least, whatever
+    /// it asks for and takes back.
     pub(super) fn watch_nacks(&mut self, id: ConnectionId) {
         let now_ms = self.mono_ms();
         let earliest = self.session_mut(id).and_then(|session| session.backlog.as_ref()?.nacks.earliest_ms());
         if let Some(due_ms) = earliest {
+            // Whatever is overdue is looked at in the next tick.
+            let due_ms = due_ms.max(now_ms);
+            if self.nack_clocks.get(&id).is_some_and(|&at_ms| at_ms < due_ms + u64::from(TICK_MS)) {
+                return;
+            }
+            self.nack_clocks.insert(id, due_ms);
             let left_ms = u32::try_from(due_ms.saturating_sub(now_ms)).unwrap_or(u32::MAX);
             // A tick more: the present one has begun already, and a timer that finds nothing due yet would not be set again.
             self.schedule(id, left_ms.saturating_add(TICK_MS), Kind::Again);
@@ -109,3 +126,43 @@ impl Shard {
 const TICK_MS: u32 = 100;
 /// A redelivery that finds no room, or no answer, tries again after this long.
 const POSTPONE_MS: u64 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use crate::mail::{PageRequest, Submit};
+    use crate::shard::alone_tests::Core;
+
+    const NACK: &str = r#"{"t":"nack","conv":"d:al:bo","seq":1,"delay_ms":1000}"#;
+    const NACK_LATER: &str = r#"{"t":"nack","conv":"d:al:cy","seq":7,"delay_ms":30000}"#;
+    const TAKEN_BACK: &str = r#"{"t":"ack","cursors":[{"conv":"d:al:bo","seq":1}]}"#;
+
+    /// Whatever is asked for and taken back, again and again, fills no wheel.
+    #[test]
+    fn what_is_taken_back_files_nothing_more() {
+        let mut core = Core::new();
+        let (id, _) = core.active(core.now.unix_ms / 1_000 + 600);
+        let before = core.shard.wheel.len();
+        for _ in 0..2_000 {
+            core.text(id, NACK);
+            core.text(id, TAKEN_BACK);
+        }
+        assert!(core.shard.wheel.len() <= before + 16, "{} entries", core.shard.wheel.len());
+    }
+
+    /// The timer was set for a message that has been taken back: the later one comes nevertheless.
+    #[test]
+    fn a_later_redelivery_outlives_an_earlier_one() {
+        let mut core = Core::new();
+        let (id, _) = core.active(core.now.unix_ms / 1_000 + 600);
+        core.text(id, NACK);
+        core.text(id, NACK_LATER);
+        core.text(id, TAKEN_BACK);
+        core.run_until(id, core.now.unix_ms + 40_000, 100);
+        let asked = core
+            .port
+            .submitted
+            .iter()
+            .filter(|mail| matches!(mail, Submit::Page(page) if matches!(&page.request, PageRequest::Again { seq: 7, .. })));
+        assert_eq!(asked.count(), 1);
+    }
+}

@@ -232,8 +232,16 @@ impl Shard {
     /// Sets the two timers of a token's life.
     pub(super) fn watch_expiry(&mut self, id: ConnectionId, expires_s: u32) {
         let left_ms = (u64::from(expires_s) * 1000).saturating_sub(self.now.unix_ms);
-        // The wheel reaches far enough for any token, but a timer beyond 2^31 ms is set again when it fires.
-        let left_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        if left_ms > FAR_MS {
+            // Once, whatever ends the tokens shown meanwhile have: it is looked again at what is left then.
+            let connection = self.connections.known_mut(id);
+            if connection.flags & flags::FAR == 0 {
+                connection.flags |= flags::FAR;
+                self.schedule(id, FAR_AGAIN_MS, Kind::Far);
+            }
+            return;
+        }
+        let left_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
         // One entry for the hours that a token lasts: the end is filed when EXPIRING is due.
         self.schedule(id, left_ms.saturating_sub(self.rules.expiring_ms), Kind::Expiring);
     }
@@ -245,3 +253,8 @@ pub(super) fn opcode_of(encoding: Encoding) -> Opcode {
         Encoding::Json => Opcode::Text,
     }
 }
+
+/// An end of a token that is further away, milliseconds, is not filed yet: 12 days.
+pub(super) const FAR_MS: u64 = 1 << 30;
+/// How long until it is looked at again, milliseconds: 6 days.
+const FAR_AGAIN_MS: u32 = 1 << 29;

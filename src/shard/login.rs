@@ -49,7 +49,7 @@ impl Shard {
     /// AUTH: a fresh token of the same user for a session that is active.
     pub(super) fn handle_auth(&mut self, id: ConnectionId, rid: u32, token: &str, outlet: &mut impl Outlet) {
         if let Err(retry_ms) = self.take_read(id) {
-            return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
+            return self.refuse_in_row(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
         let Some(court) = self.verifier.defers(token) else {
             let verdict = self.judge_here(token);

@@ -203,6 +203,8 @@ pub struct Shard {
     /// Connections that have signalled lately, and those that have named cursors.
     signals: HashMap<ConnectionId, Bucket>,
     cursor_rates: HashMap<ConnectionId, Bucket>,
+    /// When a connection is looked at for its next redelivery, monotonic milliseconds: the earliest such entry of the wheel.
+    nack_clocks: HashMap<ConnectionId, u64>,
     signals_swept_ms: u64,
     /// Mail that found its lane full and must not be lost.
     leaves: VecDeque<resume::Leaving>,
@@ -297,6 +299,7 @@ impl Shard {
             cursors_kept: false,
             signals: HashMap::new(),
             cursor_rates: HashMap::new(),
+            nack_clocks: HashMap::new(),
             signals_swept_ms: 0,
             leaves: VecDeque::new(),
             peers: VecDeque::new(),
@@ -384,6 +387,7 @@ impl Shard {
         shrink(&mut self.leaves);
         shrink(&mut self.peers);
         shrink(&mut self.detached);
+        self.nack_clocks.shrink_to(QUEUE_KEPT);
     }
 
     /// Chunks the arena has asked of the allocator.
@@ -408,6 +412,7 @@ impl Shard {
         let cause = cold.cause.unwrap_or(CloseCause::ClientGone);
         self.counters.count_close(cause);
         self.liveness.clear(id.index);
+        self.nack_clocks.remove(&id);
         self.connections.remove(id);
         Some(cause)
     }
@@ -616,6 +621,8 @@ mod flags {
     pub const SLOW: u16 = 512;
     /// A PRESENCE for it was dropped, and the store does not know it yet; see `tell.rs`.
     pub const PRESENCE_LOST: u16 = 1024;
+    /// A look at the end of its token, which is far away, is filed.
+    pub const FAR: u16 = 2048;
     /// Its messages may be compressed.
     pub const INFLATE: u16 = 1 << 14;
     /// Messages to it may be compressed.
@@ -631,7 +638,7 @@ struct Cold {
     sends_unanswered: u16,
     /// READs that have not been answered by OK.
     oks_unanswered: u16,
-    /// SENDs in a row refused by rate, or before the rate is asked.
+    /// Requests in a row refused by rate, or before the rate is asked.
     abuse_count: u16,
     reads_waiting: u8,
     cause: Option<CloseCause>,
@@ -745,11 +752,13 @@ enum Kind {
     Failing,
     /// There may be room again for the PRESENCE that was dropped.
     PresenceLost,
+    /// The end of its token was very far away.
+    Far,
 }
 
 impl Kind {
     /// By number, as the wheel keeps it.
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 16] = [
         Kind::Upgrade,
         Kind::Hello,
         Kind::Attach,
@@ -765,9 +774,10 @@ impl Kind {
         Kind::Again,
         Kind::Failing,
         Kind::PresenceLost,
+        Kind::Far,
     ];
 }
-const _: () = assert!(Kind::PresenceLost as usize + 1 == Kind::ALL.len());
+const _: () = assert!(Kind::Far as usize + 1 == Kind::ALL.len());
 
 #[derive(Clone, Copy, Debug)]
 struct Drain {
@@ -782,7 +792,7 @@ const CLOSE_MS: u32 = 5_000;
 const FAILING_MS: u32 = 5_000;
 /// Places that a queue of a core keeps, whatever it needs.
 const QUEUE_KEPT: usize = 1_024;
-/// As many SENDs in a row refused by rate, or before the rate is asked, end the connection with 4429. A client that keeps to the protocol has
+/// As many requests in a row refused by rate, or before the rate is asked, end the connection with 4429. A client that keeps to the protocol has
 /// at most a window of them before one that passes.
 const ABUSE_MAX: u16 = 1_024;
 /// An attach that the store has not answered after this long ends with 4503, never with 4408.

@@ -101,7 +101,9 @@ impl Shard {
     pub(super) fn take_read(&mut self, id: ConnectionId) -> Result<(), u32> {
         let now_ms = self.now_ms();
         self.cold[id].reads.take(self.rules.read_rate, now_ms)?;
-        self.take_of_user(id, Class::Read, 0)
+        self.take_of_user(id, Class::Read, 0)?;
+        self.cold[id].abuse_count = 0;
+        Ok(())
     }
 
     /// A user's rate: so many times that of one connection.

@@ -191,6 +191,7 @@ impl Shard {
                     completed |= matches!(event, Event::Text(_) | Event::Binary(_));
                     self.handle_event(id, event, outlet);
                 }
+                Err(Stop::StashesFull) if self.make_room(id, stashes) => {}
                 Err(stop) => {
                     self.stop(id, stop);
                     break;
@@ -208,29 +209,49 @@ impl Shard {
         }
         connection.receive = receive;
         if now_inside && (!was_inside || completed) {
-            connection.message_tick = self.now.tick();
-            if connection.flags & flags::MESSAGE_CLOCK == 0 {
-                connection.flags |= flags::MESSAGE_CLOCK;
-                self.schedule(id, self.rules.message_ms, Kind::Message);
-            }
+            self.watch_message(id);
         }
     }
 
-    fn reads_frames(state: State) -> bool {
+    /// Something began that must be whole within `message_ms`.
+    pub(super) fn watch_message(&mut self, id: ConnectionId) {
+        let tick = self.now.tick();
+        let connection = self.connections.known_mut(id);
+        connection.message_tick = tick;
+        if connection.flags & flags::MESSAGE_CLOCK == 0 {
+            connection.flags |= flags::MESSAGE_CLOCK;
+            self.schedule(id, self.rules.message_ms, Kind::Message);
+        }
+    }
+
+    /// There is no room for more unfinished bytes: whoever holds the most of them is closed, unless that is `id` itself. Whether there is more
+    /// room now.
+    fn make_room(&mut self, id: ConnectionId, stashes: &mut Stashes) -> bool {
+        let Some(largest) = stashes.largest_owner().filter(|&index| index != id.index) else { return false };
+        let Some((key, _)) = self.connections.at(largest) else { return false };
+        let other = ConnectionId::from(key);
+        self.connections.known_mut(other).receive.stop(stashes);
+        self.stop(other, Stop::StashesFull);
+        true
+    }
+
+    pub(super) fn reads_frames(state: State) -> bool {
         !matches!(state, State::Proxy | State::Upgrade | State::Failing | State::Closing | State::Finished)
     }
 
     fn receive_limits(&self, id: ConnectionId) -> ReceiveLimits {
         let connection = self.connections.known(id);
-        // Nothing is inflated for whom we do not know yet.
+        // Nothing is inflated for whom we do not know yet, and no more is kept than HELLO may be long.
         let is_known = matches!(connection.state, State::Echo | State::Active | State::Draining);
+        let most = self.rules.message_bytes_max();
+        let message_bytes_max = if is_known { most } else { most.min(limits::STRANGER_MESSAGE_BYTES_MAX) };
         let reserved = if is_known && connection.flags & flags::INFLATE != 0 { Reserved::Deflate } else { Reserved::None };
         let kinds = match connection.encoding {
             _ if self.rules.echo => Kinds::Both,
             Some(Encoding::Json) => Kinds::Text,
             _ => Kinds::Binary,
         };
-        ReceiveLimits { message_bytes_max: self.rules.message_bytes_max(), kinds, reserved }
+        ReceiveLimits { message_bytes_max, kinds, reserved }
     }
 
     fn handle_event(&mut self, id: ConnectionId, event: Event<'_>, outlet: &mut impl Outlet) {

@@ -78,7 +78,7 @@ impl Shard {
             }
             ClientFrame::Fetch { rid, conv, from, to, limit, flags } => {
                 if ids::conversation_kind(conv).is_none() {
-                    return self.refuse(id, *rid, ErrorCode::NotMember, 0, "");
+                    return self.refuse_in_row(id, *rid, ErrorCode::NotMember, 0, "");
                 }
                 let conv = self.arena.text(conv);
                 let newest = flags & page_flags::FETCH_NEWEST != 0;
@@ -108,10 +108,10 @@ impl Shard {
             ClientFrame::Auth { rid, token } => self.handle_auth(id, *rid, token, outlet),
             ClientFrame::Read { rid, conv, seq } => {
                 if ids::conversation_kind(conv).is_none() {
-                    return self.refuse(id, *rid, ErrorCode::NotMember, 0, "");
+                    return self.refuse_in_row(id, *rid, ErrorCode::NotMember, 0, "");
                 }
                 if let Err(retry_ms) = self.take_read(id) {
-                    return self.refuse(id, *rid, ErrorCode::RateLimited, retry_ms, "");
+                    return self.refuse_in_row(id, *rid, ErrorCode::RateLimited, retry_ms, "");
                 }
                 let Some(from) = self.sender(id, *rid) else { return };
                 let conv = self.arena.text(conv);
@@ -254,7 +254,14 @@ impl Shard {
         }
     }
 
-    /// Counts a SEND that is refused by rate, or before the rate is asked. `true`: there were too many in a row, and the connection ends.
+    /// As [`Shard::refuse`], for what is counted as going on regardless.
+    pub(super) fn refuse_in_row(&mut self, id: ConnectionId, rid: u32, code: ErrorCode, retry_ms: u32, detail: &str) {
+        if !self.goes_on_regardless(id) {
+            self.refuse(id, rid, code, retry_ms, detail);
+        }
+    }
+
+    /// Counts what is refused by rate, or before the rate is asked. `true`: there was too much of it in a row, and the connection ends.
     fn goes_on_regardless(&mut self, id: ConnectionId) -> bool {
         let cold = &mut self.cold[id];
         cold.abuse_count += 1;
@@ -280,7 +287,7 @@ impl Shard {
             return self.fail(id, rid, ErrorCode::BadField, &detail);
         }
         if let Err(retry_ms) = self.take_read(id) {
-            return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
+            return self.refuse_in_row(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
         if self.drops(Shed::Presence, 1) {
             return self.refuse(id, rid, ErrorCode::StoreOverloaded, RETRY_LOAD_MS, "");
@@ -298,16 +305,17 @@ impl Shard {
     /// SIGNAL: to the store, or dropped.
     fn handle_signal(&mut self, id: ConnectionId, conv: &str, kind: u16, payload: &[u8], outlet: &mut impl Outlet) {
         if ids::conversation_kind(conv).is_none() {
-            return self.refuse(id, 0, ErrorCode::NotMember, 0, &format!("{conv:.50} refused"));
+            return self.refuse_in_row(id, 0, ErrorCode::NotMember, 0, &format!("{conv:.50} refused"));
         }
         if payload.len() > self.rules.max_signal as usize {
-            return self.refuse(id, 0, ErrorCode::PayloadTooLarge, 0, &format!("{conv} refused"));
+            return self.refuse_in_row(id, 0, ErrorCode::PayloadTooLarge, 0, &format!("{conv} refused"));
         }
         let (now_ms, rate) = (self.now_ms(), self.rules.signal_rate);
         let bucket = self.signals.entry(id).or_insert_with(|| Bucket::full(rate, now_ms));
         if let Err(retry_ms) = bucket.take(rate, now_ms).and_then(|()| self.take_of_user(id, Class::Signal, 0)) {
-            return self.refuse(id, 0, ErrorCode::RateLimited, retry_ms, &format!("{conv} refused"));
+            return self.refuse_in_row(id, 0, ErrorCode::RateLimited, retry_ms, &format!("{conv} refused"));
         }
+        self.cold[id].abuse_count = 0;
         if self.drops(Shed::Signal, 1) {
             return;
         }
@@ -345,7 +353,7 @@ impl Shard {
     fn handle_read(&mut self, id: ConnectionId, rid: u32, request: PageRequest, outlet: &mut impl Outlet) {
         let Some(from) = self.sender(id, rid) else { return };
         if let Err(retry_ms) = self.take_read(id) {
-            return self.refuse(id, rid, ErrorCode::RateLimited, retry_ms, "");
+            return self.refuse_in_row(id, rid, ErrorCode::RateLimited, retry_ms, "");
         }
         let encoding = self.connections.get(id).and_then(|connection| connection.encoding).unwrap_or(Encoding::Binary);
         let page = PageMail { from, encoding, max_frame: self.rules.max_frame, request };
@@ -420,7 +428,7 @@ impl Shard {
         let Some(session_id) = self.session_id(id) else { return };
         let session = self.session_ref(session_id);
         let now_ms = self.now_ms();
-        let mut refused = None;
+        let (mut refused, mut is_any_taken) = (None, false);
         for cursor in cursors.iter() {
             if ids::conversation_kind(&cursor.conv).is_none() {
                 continue;
@@ -445,7 +453,10 @@ impl Shard {
                         Ok(()) => None,
                     };
                     match verdict {
-                        None => drop(place.insert_entry(cursor.seq)),
+                        None => {
+                            place.insert_entry(cursor.seq);
+                            is_any_taken = true;
+                        }
                         Some(_) => {
                             refused = verdict;
                             self.counters.cursors_refused_count += 1;
@@ -458,8 +469,12 @@ impl Shard {
         if self.cursors.len() >= CURSORS_SUBMITTED_MAX && !self.cursors_kept {
             self.submit_cursors(outlet);
         }
-        if let Some((code, retry_ms)) = refused {
-            self.refuse(id, 0, code, retry_ms, "cursors were not taken");
+        match refused {
+            Some((code @ ErrorCode::RateLimited, retry_ms)) if !is_any_taken => {
+                self.refuse_in_row(id, 0, code, retry_ms, "cursors were not taken");
+            }
+            Some((code, retry_ms)) => self.refuse(id, 0, code, retry_ms, "cursors were not taken"),
+            None => {}
         }
     }
 }

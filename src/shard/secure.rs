@@ -40,6 +40,8 @@ pub(super) struct Tls {
     said: Vec<u8>,
     /// What is about to be sealed; reused.
     batch: Batch,
+    /// Bytes of memory that sessions keep of what is not whole.
+    held_bytes: u64,
 }
 
 /// What a connection with TLS has beside.
@@ -49,6 +51,8 @@ struct Secure {
     /// Records, in order.
     sending: SendQueue,
     is_waiting: bool,
+    /// Its part of [`Tls::held_bytes`].
+    held_bytes: u32,
     /// Its handshake is counted.
     is_judged: bool,
 }
@@ -62,6 +66,7 @@ impl Default for Tls {
             plain: Vec::new(),
             said: Vec::new(),
             batch: Batch::of(TLS_SEALED_BYTES_MAX),
+            held_bytes: 0,
         }
     }
 }
@@ -69,6 +74,14 @@ impl Default for Tls {
 impl Tls {
     fn get(&mut self, id: ConnectionId) -> Option<&mut Secure> {
         self.sessions.find_mut(id)?.as_deref_mut()
+    }
+
+    /// Counts anew what a session keeps of bytes that are not whole.
+    fn count_held(&mut self, id: ConnectionId) {
+        let Some(secure) = self.sessions.find_mut(id).and_then(Option::as_deref_mut) else { return };
+        let now = u32::try_from(secure.session.memory_bytes()).unwrap_or(u32::MAX);
+        let before = std::mem::replace(&mut secure.held_bytes, now);
+        self.held_bytes = self.held_bytes + u64::from(now) - u64::from(before);
     }
 }
 
@@ -84,6 +97,16 @@ impl Shard {
         connection.flags |= flags::TLS;
         self.tls.sessions.begin(id, Some(Box::default()));
         self.counters.tls_open += 1;
+    }
+
+    /// Bytes of memory that sessions keep of handshakes and records that are not whole.
+    pub(super) fn tls_held_bytes(&self) -> u64 {
+        self.tls.held_bytes
+    }
+
+    /// Whether a part of a record is here.
+    pub(super) fn is_in_record(&self, id: ConnectionId) -> bool {
+        self.tls.sessions.find(id).and_then(Option::as_deref).is_some_and(|secure| secure.session.held_bytes() > 0)
     }
 
     /// Handshakes that wait for their turn.
@@ -113,6 +136,7 @@ impl Shard {
         secure.is_waiting = false;
         plain.clear();
         let result = secure.session.step(keys, plain, said);
+        self.tls.count_held(id);
         self.act_on_records(id, result, stashes, outlet);
     }
 
@@ -133,19 +157,38 @@ impl Shard {
             return self.hold_handshake(id, bytes);
         }
         plain.clear();
+        let (before, came) = (secure.session.held_bytes(), bytes.len());
         let result = secure.session.receive(bytes, plain, said);
+        // All of a part that was here before has only become longer.
+        let has_begun = before == 0 || secure.session.held_bytes() < before + came;
+        self.tls.count_held(id);
         self.act_on_records(id, result, stashes, outlet);
+        self.watch_record(id, has_begun);
+    }
+
+    /// A record must be whole as soon as a message must, which is also the end of one that is longer than it.
+    fn watch_record(&mut self, id: ConnectionId, has_begun: bool) {
+        let Some(connection) = self.connections.get(id) else { return };
+        let is_alone = Self::reads_frames(connection.state) && !connection.receive.is_in_message();
+        if has_begun && is_alone && self.is_in_record(id) {
+            self.watch_message(id);
+        }
     }
 
     /// Keeps bytes of a handshake until its turn, or refuses it.
     fn hold_handshake(&mut self, id: ConnectionId, bytes: &[u8]) {
         let is_full = self.tls.waiting.len() >= self.rules.tls_waiting_max;
         let Some(secure) = self.tls.get(id) else { return };
-        match secure.session.hold(bytes) {
-            Ok(true) if secure.is_waiting => {}
+        let result = secure.session.hold(bytes);
+        let is_waiting = secure.is_waiting;
+        self.tls.count_held(id);
+        match result {
+            Ok(true) if is_waiting => {}
             Ok(true) if is_full => self.refuse_handshake(id, CloseCause::Overloaded),
             Ok(true) => {
-                secure.is_waiting = true;
+                if let Some(secure) = self.tls.get(id) {
+                    secure.is_waiting = true;
+                }
                 self.tls.waiting.push_back(id);
             }
             Ok(false) => {}
@@ -312,6 +355,7 @@ impl Shard {
         self.clear_records(id);
         let Some(secure) = self.tls.sessions.find_mut(id).and_then(Option::take) else { return };
         self.counters.tls_open -= 1;
+        self.tls.held_bytes -= u64::from(secure.held_bytes);
         drop(secure);
     }
 }

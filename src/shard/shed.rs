@@ -41,7 +41,7 @@ impl Shard {
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         let idle = self.connections.len().max(self.sessions.len()) as u64 * IDLE_SESSION_BYTES;
-        self.pool.memory_bytes() + idle + self.counters.tls_open * IDLE_TLS_BYTES
+        self.pool.memory_bytes() + idle + self.counters.tls_open * IDLE_TLS_BYTES + self.tls_held_bytes()
     }
 
     /// Gives up `owed` bytes of memory, and what is over this core's own share, at the cost of those who read the least. `address` says

@@ -1,5 +1,6 @@
 //! Time: deadlines from the wheel, and the striped scan for silent peers.
 
+use super::answer::FAR_MS;
 use super::{CURSOR_RATE, Command, Kind, Outlet, STALL_CHECK_MS, Shard, State, Work, flags};
 use crate::clock::Moment;
 use crate::ids::ConnectionId;
@@ -99,6 +100,7 @@ impl Shard {
             Kind::Acknowledge => self.check_acknowledgements(id),
             Kind::Expiring => self.say_expiring(id),
             Kind::Expired => self.check_expired(id),
+            Kind::Far => self.look_at_far_end(id),
             Kind::Stall => self.check_stall(id),
             Kind::Goaway if self.drain.is_some() => self.say_goaway(id),
             Kind::Grace => {
@@ -155,12 +157,9 @@ impl Shard {
         let (now_ms, expiring_ms) = (self.now.unix_ms, u64::from(self.rules.expiring_ms));
         let Some(session) = self.session_mut(id) else { return };
         let left_ms = (u64::from(session.expires_s) * 1000).saturating_sub(now_ms);
-        let (expires_s, active) = (session.expires_s, session.stage == Stage::Active);
+        let active = session.stage == Stage::Active;
         if left_ms > expiring_ms + 200 {
-            // AUTH has extended the token meanwhile, and the entry of the new end says so in its time; or the wheel ended before it.
-            if left_ms > u64::from(i32::MAX as u32) / 2 {
-                self.watch_expiry(id, expires_s);
-            }
+            // AUTH has extended the token meanwhile, and the entry of the new end says so in its time.
             return;
         }
         let in_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
@@ -170,18 +169,24 @@ impl Shard {
         self.schedule(id, in_ms, Kind::Expired);
     }
 
+    /// The end of a token was further away than the wheel is filed for.
+    fn look_at_far_end(&mut self, id: ConnectionId) {
+        self.connections.known_mut(id).flags &= !flags::FAR;
+        if let Some(expires_s) = self.session_mut(id).map(|session| session.expires_s) {
+            self.watch_expiry(id, expires_s);
+        }
+    }
+
     fn check_expired(&mut self, id: ConnectionId) {
         let now_ms = self.now.unix_ms;
         let Some(session) = self.session_mut(id) else { return };
         let expires_s = session.expires_s;
         let left_ms = (u64::from(expires_s) * 1000).saturating_sub(now_ms);
+        if left_ms > FAR_MS {
+            return self.watch_expiry(id, expires_s);
+        }
         if left_ms > 0 {
-            if left_ms > u64::from(i32::MAX as u32) / 2 {
-                self.watch_expiry(id, expires_s);
-            } else {
-                self.schedule(id, u32::try_from(left_ms).unwrap_or(u32::MAX), Kind::Expired);
-            }
-            return;
+            return self.schedule(id, u32::try_from(left_ms).unwrap_or(u32::MAX), Kind::Expired);
         }
         if mutant::on(Mutant::ExpiredStays) {
             return;
@@ -210,8 +215,9 @@ impl Shard {
 
     fn check_message(&mut self, id: ConnectionId) {
         let now_tick = self.now.tick();
+        let is_in_record = self.is_in_record(id);
         let connection = self.connections.known_mut(id);
-        if !connection.receive.is_in_message() {
+        if !connection.receive.is_in_message() && !is_in_record {
             connection.flags &= !flags::MESSAGE_CLOCK;
             return;
         }

@@ -74,6 +74,18 @@ impl Session {
         !self.is_open
     }
 
+    /// Bytes that are kept because what they belong to is not whole, or waits for its turn.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.incoming.len()
+    }
+
+    /// Bytes of memory that these take.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.incoming.capacity()
+    }
+
     /// Keeps bytes of a handshake; `true` when a step has something to do: there is a whole record, or, behind the first, one that will never
     /// be good.
     ///

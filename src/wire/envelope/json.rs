@@ -45,8 +45,8 @@ pub(super) fn client<'a>(line: &'a [u8], seen: &mut Seen) -> Result<Option<Clien
             caps: f.u32(Key::caps)?,
             last_pos: f.u64(Key::last_pos)?,
             session: f.hex(Key::session)?,
-            device: f.text(Key::device)?,
-            client: f.text(Key::client)?,
+            device: f.name(Key::device)?,
+            client: f.name(Key::client)?,
             token: f.text(Key::token)?,
         }),
         frame_type::PING => ClientFrame::Ping { pos: f.u64(Key::pos)? },
@@ -61,13 +61,13 @@ pub(super) fn client<'a>(line: &'a [u8], seen: &mut Seen) -> Result<Option<Clien
                 kind: f.u16(Key::kind)?,
                 ttl_s: f.u32(Key::ttl_s)?,
                 trace,
-                conv: f.text(Key::conv)?,
+                conv: f.name(Key::conv)?,
                 payload: f.payload()?,
             })
         }
         frame_type::ACK => ClientFrame::Ack { pos: f.u64(Key::pos)?, cursors: f.cursors()? },
         frame_type::NACK => ClientFrame::Nack {
-            conv: f.text(Key::conv)?,
+            conv: f.name(Key::conv)?,
             seq: f.u64(Key::seq)?,
             delay_ms: f.u32(Key::delay_ms)?,
             reason: f.u16(Key::reason)?,
@@ -76,19 +76,19 @@ pub(super) fn client<'a>(line: &'a [u8], seen: &mut Seen) -> Result<Option<Clien
             rid: f.rid(seen)?,
             since: f.decimal(Key::since)?,
             limit: f.u16(Key::limit)?,
-            cursor: f.text(Key::cursor)?,
+            cursor: f.name(Key::cursor)?,
         },
         frame_type::FETCH => ClientFrame::Fetch {
             rid: f.rid(seen)?,
-            conv: f.text(Key::conv)?,
+            conv: f.name(Key::conv)?,
             from: f.u64(Key::from)?,
             to: f.u64(Key::to)?,
             limit: f.u16(Key::limit)?,
             flags: f.u8(Key::flags)?,
         },
-        frame_type::READ => ClientFrame::Read { rid: f.rid(seen)?, conv: f.text(Key::conv)?, seq: f.u64(Key::seq)? },
+        frame_type::READ => ClientFrame::Read { rid: f.rid(seen)?, conv: f.name(Key::conv)?, seq: f.u64(Key::seq)? },
         frame_type::WATCH => ClientFrame::Watch { rid: f.rid(seen)?, ttl_s: f.u32(Key::ttl_s)?, users: f.users()? },
-        frame_type::SIGNAL => ClientFrame::Signal { conv: f.text(Key::conv)?, kind: f.u16(Key::kind)?, payload: f.payload()? },
+        frame_type::SIGNAL => ClientFrame::Signal { conv: f.name(Key::conv)?, kind: f.u16(Key::kind)?, payload: f.payload()? },
         _ => return Err(Fault::unknown("unknown frame type")),
     }))
 }
@@ -341,6 +341,12 @@ impl<'a> Fields<'a> {
         Ok(seen.rid)
     }
 
+    /// A text that a binary frame has as `s8`: no client has longer names than another because of how it writes them.
+    fn name(&self, key: Key) -> Result<Cow<'a, str>, Fault> {
+        let text = self.text(key)?;
+        if text.len() > S8_BYTES_MAX { Err(key.fault()) } else { Ok(text) }
+    }
+
     fn text(&self, key: Key) -> Result<Cow<'a, str>, Fault> {
         scan::text(self.get(key)).ok_or(key.fault())
     }
@@ -421,14 +427,14 @@ impl<'a> Fields<'a> {
     fn cursors(&self) -> Result<Cursors<'a>, Fault> {
         self.list_within(Key::cursors, ACK_CURSORS_MAX, "more than 256 cursors", |item| {
             let f = Fields::of(item)?;
-            Ok(Cursor { conv: f.text(Key::conv)?, seq: f.u64(Key::seq)? })
+            Ok(Cursor { conv: f.name(Key::conv)?, seq: f.u64(Key::seq)? })
         })
         .map(Cursors::List)
     }
 
     fn users(&self) -> Result<Users<'a>, Fault> {
-        self.list_within(Key::users, WATCH_USERS_MAX, "more than 200 users", |item| scan::text(item).ok_or(Key::users.fault()))
-            .map(Users::List)
+        let name = |item| scan::text(item).filter(|user| user.len() <= S8_BYTES_MAX).ok_or(Key::users.fault());
+        self.list_within(Key::users, WATCH_USERS_MAX, "more than 200 users", name).map(Users::List)
     }
 
     fn entry(&self) -> Result<Entry<'a>, Fault> {
@@ -459,6 +465,9 @@ impl<'a> Fields<'a> {
         })
     }
 }
+
+/// Bytes of a name: what the length of `s8` counts.
+const S8_BYTES_MAX: usize = 255;
 
 /// `2 * N` lower-case hexadecimal digits.
 fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {

@@ -291,6 +291,28 @@ fn bad_json_has_its_code() {
     assert_eq!(refusal(Encoding::Json, b"{\"t\":\"ping\",\"x\":\"\xff\"}"), (1002, 0));
 }
 
+/// A name is as long in JSON as in binary, where one byte counts it.
+#[test]
+fn names_are_no_longer_in_json() {
+    for line in [
+        r#"{"t":"hello","device":"NAME"}"#,
+        r#"{"t":"hello","client":"NAME"}"#,
+        r#"{"t":"send","rid":7,"cmid":"019a0b1c2d3e7f40a1b2c3d4e5f60718","conv":"NAME"}"#,
+        r#"{"t":"ack","cursors":[{"conv":"NAME","seq":1}]}"#,
+        r#"{"t":"nack","conv":"NAME","seq":1}"#,
+        r#"{"t":"sync","rid":7,"cursor":"NAME"}"#,
+        r#"{"t":"fetch","rid":7,"conv":"NAME"}"#,
+        r#"{"t":"read","rid":7,"conv":"NAME"}"#,
+        r#"{"t":"watch","rid":7,"users":["NAME"]}"#,
+        r#"{"t":"signal","conv":"NAME"}"#,
+    ] {
+        let of = |bytes: usize| line.replace("NAME", &"x".repeat(bytes));
+        let (longest, longer) = (of(255), of(256));
+        assert!(matches!(Frames::new(Encoding::Json, longest.as_bytes()).next_frame(), Ok(Some(_))), "{line}");
+        assert_eq!(refusal(Encoding::Json, longer.as_bytes()).0, 1002, "{line}");
+    }
+}
+
 /// What a reader must let pass: any order, unknown keys whatever they hold, known keys of other frames, the last of equal keys,
 /// escapes in keys and values, white space.
 #[test]
