@@ -20,7 +20,9 @@
 //!   result (an overflow of the queue does that), and [`Uring::arm`] decides what is armed next.
 //! - *Pausing* takes the receive back. What it had read before goes into a stash, which is delivered first on resuming.
 //! - *Sending*: one at a time, of copies and shared blocks that are held until the completion ([`outgoing`]). Long ones go out by a
-//!   plain call as far as the kernel takes them at once.
+//!   plain call as far as the kernel takes them at once, and a little of the rest waits in the ring. So do all where the memory for
+//!   sends is full: peers that do not read hold it, and those that read need none. One whose socket takes nothing then is "blocked", and
+//!   a poll of its own tells when it does.
 //! - *Closing*: FIN or RST is prepared, whatever is armed is called back by its name, the descriptor is closed when nothing is in
 //!   flight, and only then comes `closed`. So no queued entry ever meets a descriptor number that has changed hands.
 //!
@@ -77,8 +79,6 @@ pub struct Uring {
     /// What was received for paused connections (flag `STASHED`), by slot.
     stashes: HashMap<u32, Vec<u8>>,
     stash_bytes: usize,
-    /// Told "blocked" because too much is in flight.
-    starved: VecDeque<ConnectionId>,
     /// First step of closing asked for.
     closing: Vec<(ConnectionId, Close)>,
     /// Waiting for the peer's FIN, in order of deadline. May name connections that have ended meanwhile.
@@ -186,7 +186,6 @@ impl Uring {
             talkers: VecDeque::new(),
             stashes: HashMap::new(),
             stash_bytes: 0,
-            starved: VecDeque::new(),
             closing: Vec::new(),
             lingering: VecDeque::new(),
             ended: Vec::new(),
@@ -246,7 +245,6 @@ impl Driver for Uring {
             self.serve_ready(ready_count, &mut room, sink);
         }
         completions.clear();
-        self.feed_starved(sink);
         self.park_silent();
         self.begin_closes(&mut room.scratch);
         self.expire();
@@ -266,10 +264,12 @@ impl Driver for Uring {
         assert!(!slot.is(SENDING | BLOCKED), "one send at a time");
         let bytes: usize = pieces.iter().map(|piece| piece.bytes().len()).sum();
         let copied = outgoing::copied_bytes(pieces);
-        if bytes > SEND_BYTES_MAX || copied > SEND_COPIED_MAX {
+        let is_long = bytes > SEND_BYTES_MAX || copied > SEND_COPIED_MAX;
+        // Nothing of this connection is in the ring, so a plain call overtakes nothing.
+        if is_long || !self.outgoing.has_room(copied) {
             match slot.with_socket(&mut self.counters, |socket| socket.send(pieces)) {
                 Ok(count) => return Sent::Done(count),
-                // The ring waits for the peer.
+                // The ring waits for the peer, with a send or with a poll.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => {
                     slot.set(MUTE);
@@ -279,7 +279,7 @@ impl Driver for Uring {
         }
         let Some(id) = self.outgoing.take(pieces, copied) else {
             slot.set(BLOCKED);
-            self.starved.push_back(connection);
+            self.await_writable(connection);
             return Sent::Blocked;
         };
         slot.outgoing = id;
@@ -428,6 +428,7 @@ impl Uring {
             Operation::Poll => self.handle_poll(connection, result, more, room, sink),
             Operation::Receive => self.handle_receive(connection, completion, room, sink),
             Operation::Send => self.handle_send(connection, result, sink),
+            Operation::Writable => self.handle_writable(connection, result, sink),
             // It says nothing when it finds its target.
             Operation::Cancel => self.handle_missed(connection),
         }
@@ -449,6 +450,7 @@ const TALK_MS: i32 = 1000;
 /// Receives after which the share of those without a buffer says something.
 const STARVATION_RECEIVES: u64 = 1000;
 const POLL_IN: u32 = libc::POLLIN as u32;
+const POLL_OUT: u32 = libc::POLLOUT as u32;
 const POLL_HALF_CLOSED: u32 = libc::POLLRDHUP as u32;
 const POLL_ERROR: u32 = libc::POLLERR as u32;
 const POLL_ENDS: u32 = POLL_HALF_CLOSED | POLL_ERROR | libc::POLLHUP as u32;

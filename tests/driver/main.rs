@@ -17,8 +17,8 @@ use accepting::*;
 use ending::*;
 use receiving::*;
 use sending::*;
-use server::{Core, PATIENCE, Server, chat};
-use tidegate::io::driver::Driver;
+use server::{Core, PATIENCE, Random, Server, chat};
+use tidegate::io::driver::{Close, Driver};
 use tidegate::io::epoll::Epoll;
 use tidegate::io::socket::{Listener, Socket};
 use tidegate::io::uring::{Sizes, Uring};
@@ -165,6 +165,76 @@ fn uring_serves_thousands_with_few_buffers() {
         client.read_exact(&mut heard).unwrap();
         assert_eq!(heard, b"word".repeat(rounds));
     }
+}
+
+/// One that does not read holds little of the memory for sends, however much is queued for it: the rest stays with the core, where it is
+/// counted.
+#[test]
+fn uring_holds_little_for_one_that_does_not_read() {
+    let mut server = Server::new(make_uring);
+    let (_client, id) = server.connect();
+    server.queue(id, &Random(9).bytes(12_000_000));
+    server.settle();
+    assert!(nth!(server, 0).waiting, "twelve megabytes do not fit the kernel");
+    let held_bytes = server.driver.counters().sending_bytes;
+    assert!((1..=4096).contains(&held_bytes), "{held_bytes} bytes");
+    server.close(id, Close::Abort);
+    server.until("closed", |core| core.connections[0].closed);
+    assert_eq!(server.driver.counters().sending_bytes, 0);
+}
+
+/// Many that do not read hold all the memory for sends. Whoever reads gets a word, and then more than its socket takes at once: it is told
+/// `writable` although nobody gives anything back. Those who wait end as others do.
+#[test]
+fn uring_serves_readers_while_others_hold_all_memory_for_sends() {
+    const SILENT: usize = 24;
+    // Less than they would hold together.
+    const SENDS_BYTES: usize = 64 * 1024;
+    const MUCH: usize = 4_000_000;
+    let make = |listener: Listener| {
+        // As in service: the kernel takes little of what is not read, and goes on trying.
+        listener.set_client_options(Duration::from_secs(600)).unwrap();
+        let sizes = Sizes { sends_bytes: SENDS_BYTES, ..Sizes::share(1000, 1, None) };
+        Uring::new(sizes, Some(listener), Waker::for_driver().unwrap()).unwrap()
+    };
+    let mut server = Server::new(make);
+    let silent: Vec<_> = (0..SILENT).map(|_| server.connect()).collect();
+    let said = Random(11).bytes(MUCH);
+    silent.iter().for_each(|(_, id)| server.queue(*id, &said));
+    let mut taken = 0;
+    loop {
+        server.settle();
+        let now = server.core.connections.iter().map(|connection| connection.out_offset).sum::<usize>();
+        if now == taken {
+            break;
+        }
+        taken = now;
+    }
+    assert!(server.core.connections.iter().all(|connection| connection.waiting), "four megabytes do not fit the kernel");
+    assert_eq!(server.driver.counters().sending_bytes, SENDS_BYTES as u64, "there is room left");
+
+    let (mut reader, id) = server.connect();
+    server.queue(id, b"a word");
+    server.until("a word", |core| core.connections[SILENT].out_offset == 6);
+    let mut heard = [0; 6];
+    reader.read_exact(&mut heard).unwrap();
+    assert_eq!(heard, *b"a word");
+
+    server.queue(id, &said);
+    assert!(nth!(server, SILENT).waiting, "four megabytes do not fit the kernel");
+    let reading = std::thread::spawn(move || {
+        let mut heard = vec![0; MUCH];
+        reader.read_exact(&mut heard).map(|()| heard)
+    });
+    server.until("all sent", |core| core.connections[SILENT].out_offset == 6 + MUCH);
+    assert!(reading.join().unwrap().unwrap() == said);
+    assert!(nth!(server, SILENT).blocks > 0, "it was never told to wait");
+    assert_eq!(nth!(server, SILENT).writables, nth!(server, SILENT).blocks);
+    assert_eq!(server.driver.counters().sending_bytes, SENDS_BYTES as u64, "somebody gave memory back");
+
+    silent.iter().for_each(|(_, id)| server.close(*id, Close::Abort));
+    server.until("closed", |core| core.connections[..SILENT].iter().all(|connection| connection.closed));
+    assert_eq!(server.driver.counters().sending_bytes, 0);
 }
 
 #[test]

@@ -70,11 +70,11 @@ impl Outgoing {
     /// Takes the front of what is offered: copies of at most [`RING_SEND_BYTES_MAX`] bytes, and counts of long shared pieces. `copied`
     /// is what [`copied_bytes`] says of it. `None` when too much is in flight.
     pub fn take(&mut self, pieces: &[Piece<'_>], copied: usize) -> Option<u32> {
-        let copied = copied.min(RING_SEND_BYTES_MAX);
-        let class = CLASSES_BYTES.iter().position(|&bytes| bytes >= copied).expect("the last class holds any send");
-        if self.bytes + CLASSES_BYTES[class] > self.bytes_max {
+        if !self.has_room(copied) {
             return None;
         }
+        let copied = copied.min(RING_SEND_BYTES_MAX);
+        let class = class_for(copied);
         let mut block = self.spare[class].pop().unwrap_or_else(|| vec![0; CLASSES_BYTES[class]].into_boxed_slice());
         self.bytes += block.len();
         let mut vectors = None;
@@ -146,9 +146,9 @@ impl Outgoing {
         self.vacant.len() == self.sends.len()
     }
 
-    /// Whether a send of any length finds room.
-    pub fn has_room(&self) -> bool {
-        self.bytes + RING_SEND_BYTES_MAX <= self.bytes_max
+    /// Whether a send finds room of which so many bytes are to be copied, or as many of them as one copies.
+    pub fn has_room(&self, copied: usize) -> bool {
+        self.bytes + CLASSES_BYTES[class_for(copied.min(RING_SEND_BYTES_MAX))] <= self.bytes_max
     }
 }
 
@@ -252,6 +252,11 @@ fn held<'a>(piece: &Piece<'a>) -> Option<&'a Block> {
     }
 }
 
+/// The smallest class of blocks for so many copied bytes.
+fn class_for(copied: usize) -> usize {
+    CLASSES_BYTES.iter().position(|&bytes| bytes >= copied).expect("the last class holds any send")
+}
+
 /// Copies the pieces one after the other, as far as they fit.
 fn join(pieces: &[Piece<'_>], mut block: &mut [u8]) {
     for piece in pieces {
@@ -265,7 +270,7 @@ fn join(pieces: &[Piece<'_>], mut block: &mut [u8]) {
 /// Shared pieces up to this length are copied.
 const COPIED_PIECE_BYTES_MAX: usize = 1024;
 /// Sizes of blocks, ascending.
-const CLASSES_BYTES: [usize; 5] = [256, 1024, 4096, 16_384, RING_SEND_BYTES_MAX];
+const CLASSES_BYTES: [usize; 3] = [256, 1024, RING_SEND_BYTES_MAX];
 
 #[cfg(test)]
 mod tests {
@@ -303,11 +308,12 @@ mod tests {
         let long = vec![7; RING_SEND_BYTES_MAX + 1];
         let other = take(&mut outgoing, &[Piece::Lent(b"x"), Piece::Lent(&long)]).unwrap();
         assert_eq!(rest(&mut outgoing, other).len(), RING_SEND_BYTES_MAX);
-        assert!(!outgoing.has_room());
+        // The last piece of room is for a short one.
+        assert!(outgoing.has_room(1) && !outgoing.has_room(long.len()));
         assert!(take(&mut outgoing, &[Piece::Lent(&long)]).is_none());
         outgoing.release(other);
         outgoing.release(id);
-        assert!(outgoing.is_empty() && outgoing.has_room());
+        assert!(outgoing.is_empty() && outgoing.has_room(long.len()));
         assert_eq!(take(&mut outgoing, &[Piece::Lent(b"y")]), Some(id));
         assert_eq!(rest(&mut outgoing, id), b"y");
     }

@@ -1,12 +1,14 @@
-//! Sends: one at a time, of memory that lives until their completion.
+//! Sends: one at a time, of memory that lives until their completion; and who waits until its socket takes more.
 
 use std::io;
 
 use io_uring::{opcode, types};
 
 use super::outgoing::Rest;
-use super::slot::{BLOCKED, CLOSING, LINGERS, Operation, QUITTING, SEND_BACK, SENDING, live_slot, open_slot, user_data};
-use super::{SENDS_QUEUED_MAX, Uring};
+use super::slot::{
+    AWAIT_BACK, AWAITING, BLOCKED, CLOSING, LINGERS, Operation, QUITTING, SEND_BACK, SENDING, live_slot, user_data,
+};
+use super::{POLL_OUT, SENDS_QUEUED_MAX, Uring};
 use crate::ids::ConnectionId;
 use crate::io::driver::Sink;
 
@@ -62,19 +64,32 @@ impl Uring {
         }
     }
 
-    /// Those told "blocked", while there is room.
-    pub(super) fn feed_starved<S: Sink<Self>>(&mut self, sink: &mut S) {
-        for _ in 0..self.starved.len() {
-            if !self.outgoing.has_room() {
-                return;
-            }
-            let Some(connection) = self.starved.pop_front() else { return };
-            if let Some(slot) = open_slot(&mut self.slots, connection)
-                && slot.is(BLOCKED)
-            {
-                slot.clear(BLOCKED);
-                sink.writable(self, connection);
-            }
+    /// Sees to it that the kernel will tell when the socket of one told "blocked" takes bytes. That needs no memory for sends, so whoever
+    /// waits does not depend on those who hold it.
+    pub(super) fn await_writable(&mut self, connection: ConnectionId) {
+        let Some(slot) = live_slot(&mut self.slots, connection) else { return };
+        if slot.is(AWAITING) {
+            return;
+        }
+        slot.set(AWAITING);
+        let poll = opcode::PollAdd::new(types::Fd(slot.raw()), POLL_OUT).build();
+        // SAFETY: the entry names no memory, and the descriptor is closed only when nothing is in flight.
+        unsafe { self.ring.push(poll.user_data(user_data(Operation::Writable, connection))) };
+    }
+
+    /// The socket takes bytes, or has failed, which the next send finds out. Answers one `Blocked`.
+    pub(super) fn handle_writable<S: Sink<Self>>(&mut self, connection: ConnectionId, result: i32, sink: &mut S) {
+        let Some(slot) = live_slot(&mut self.slots, connection) else { unreachable!("a slot outlives what is in flight") };
+        slot.clear(AWAITING | AWAIT_BACK);
+        if slot.is(QUITTING) {
+            self.arm(connection);
+        } else if slot.is(CLOSING) || !slot.is(BLOCKED) {
+            // Nobody waits any more.
+        } else if result < 0 {
+            self.fail(connection, io::Error::from_raw_os_error(-result), sink);
+        } else {
+            slot.clear(BLOCKED);
+            sink.writable(self, connection);
         }
     }
 }

@@ -93,10 +93,18 @@ pub(super) const SEND_BACK: u32 = 1 << 17;
 
 /// Closing gracefully: FIN follows the last words.
 pub(super) const LINGERS: u32 = 1 << 18;
+/// The poll for room to send. See [`POLLING`].
+pub(super) const AWAITING: u32 = 1 << 19;
+/// See [`POLL_BACK`].
+pub(super) const AWAIT_BACK: u32 = 1 << 20;
 
-pub(super) const IN_FLIGHT: u32 = POLLING | RECEIVING | SENDING;
-pub(super) const CANCELLABLE: [(u32, u32, Operation); 3] =
-    [(POLLING, POLL_BACK, Operation::Poll), (RECEIVING, RECEIVE_BACK, Operation::Receive), (SENDING, SEND_BACK, Operation::Send)];
+pub(super) const IN_FLIGHT: u32 = POLLING | RECEIVING | SENDING | AWAITING;
+pub(super) const CANCELLABLE: [(u32, u32, Operation); 4] = [
+    (POLLING, POLL_BACK, Operation::Poll),
+    (RECEIVING, RECEIVE_BACK, Operation::Receive),
+    (SENDING, SEND_BACK, Operation::Send),
+    (AWAITING, AWAIT_BACK, Operation::Writable),
+];
 
 /// How often the kernel was asked to return what it holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,6 +142,7 @@ pub(super) enum Operation {
     Receive,
     Send,
     Cancel,
+    Writable,
 }
 
 impl Operation {
@@ -145,6 +154,7 @@ impl Operation {
             4 => Self::Receive,
             5 => Self::Send,
             6 => Self::Cancel,
+            7 => Self::Writable,
             other => unreachable!("the kernel returns what it was given, not {other}"),
         }
     }
