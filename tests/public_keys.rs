@@ -667,6 +667,40 @@ fn the_webhook_is_asked_by_several_at_once() {
     assert_eq!((service.asked(), service.connections()), (35, 3), "connections are kept");
 }
 
+/// Made-up tokens that fill the lane to a slow webhook keep nobody out whose token it called good lately: neither HELLO nor AUTH waits behind
+/// them, and nobody is asked again.
+#[test]
+fn made_up_tokens_keep_out_nobody_who_is_known() {
+    let (service, held) = holding();
+    let gateway = Gateway::with(&[
+        ("auth.webhook_url", &service.url("/")),
+        ("auth.webhook_threads", "1"),
+        ("auth.webhook_timeout_ms", "50000"),
+        ("auth.webhook_cache_s", "600"),
+        ("protocol.hello_ms", "60000"),
+        ("limits.accept_per_s", "0"),
+        ("limits.handshakes_max", "1000"),
+    ]);
+    assert_eq!(greeted(&gateway, Encoding::Binary, "al"), Ok("al".to_owned()));
+    let mut strangers = shown(&gateway, &["held-first"]);
+    eventually("the slow question", || (service.asked() == 2).then_some(()));
+    let made_up: Vec<String> = (0..JUDGE_LANE_MAX + 8).map(|number| format!("held-{number}")).collect();
+    strangers.extend(shown(&gateway, &made_up.iter().map(String::as_str).collect::<Vec<_>>()));
+    eventually("a full lane", || (gateway.metric("tidegate_tokens_unjudged_total") == 8.0).then_some(()));
+    for encoding in ENCODINGS {
+        let mut al = Raw::open(&gateway, encoding);
+        al.hello("al", "1");
+        assert_eq!(al.welcome().user, "al");
+        al.put(&ClientFrame::Auth { rid: 7, token: "al".into() });
+        al.wait("OK", |frame| matches!(frame, ServerFrame::Ok { rid: 7, .. }).then_some(()));
+    }
+    assert_eq!(greeted(&gateway, Encoding::Binary, "bo"), Err((5002, Some(4503))), "nobody has said yet who that is");
+    assert_eq!((service.asked(), service.connections()), (2, 1));
+    assert_eq!(gateway.metric("tidegate_webhook_known_total"), 4.0);
+    drop(strangers);
+    held.let_pass(1000);
+}
+
 /// Threads that ask give up each for itself, and leave the service alone all together: failures in a row are counted whoever meets them,
 /// and when the pause is over one of them tries.
 #[test]

@@ -11,7 +11,7 @@ use crate::mail::MemberRefusal;
 /// Every refusal of the admin listener. The body is `{"error": code, "detail": sentence, "remedy": sentence}`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// The Host header names a foreign host: a web page whose name was bound to our address.
+    /// The Host header names a foreign host: a web page whose name may have been bound to our address.
     Host(String),
     /// The request was made by a web page of another origin.
     Origin(String),
@@ -106,7 +106,10 @@ impl Refusal {
 
     fn detail(&self) -> String {
         match self {
-            Self::Host(host) => format!("the Host header says `{host}`, which is not this listener"),
+            Self::Host(host) => format!(
+                "the Host header says `{host}`, which is not this listener; web pages come by its address, or through a proxy that sets \
+                 Host to it"
+            ),
             Self::Origin(origin) => format!("the request comes from a web page of `{origin}`"),
             Self::NoSuchPath(path) => format!("there is no `{path}`"),
             Self::WrongMethod => "the path does not take this method".to_owned(),

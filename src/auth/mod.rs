@@ -6,6 +6,7 @@
 //!  files, a JWKS address ──► auth-keys ───┘ whole sets of keys, swapped
 //!
 //!  reactor ──Judge──► hook-0 .. n ──Judged──► reactor        each asks the operator's webhook
+//!     └───────────────────► tokens it called good lately      a look, before the lane: these wait for nobody
 //! ```
 //!
 //! As in `wire`, lints refuse whatever could panic on what is read here.

@@ -3,7 +3,7 @@
 //! ```text
 //!  hook-0 .. n, a kept connection each ──► caches ──► breaker ──► service
 //!                                           │           └ open: after 5 failures in a row, for 5 s, then one tries again
-//!                                           └ what it said lately, good and bad apart
+//!  reactors: is it known to be good? ───────┴ what it said lately, good and bad apart
 //!
 //!  200 {"user":…,"exp":…}          a good token
 //!  400, 401, 403, 404, 422         a bad one: whoever cannot read it says so too
@@ -11,30 +11,32 @@
 //!  5xx, silence                    likewise, and a failure
 //! ```
 //!
-//! Strangers choose what is asked. So what the service says about their tokens, as long as it says anything, is no failure, and what is
-//! remembered of bad tokens takes no room from the good ones.
+//! Strangers choose what is asked. So what the service says about their tokens, as long as it says anything, is no failure, what is
+//! remembered of bad tokens takes no room from the good ones, and reactors look for good ones themselves ([`Lately`]): their users do not
+//! wait behind what strangers make up.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::http::{Client, Failure};
 use super::trust::Trust;
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::config::url::Url;
 use crate::ids::{is_device, is_user};
 use crate::limits::{TOKEN_ID_BYTES_MAX, WEBHOOK_ANSWER_BYTES_MAX, WEBHOOK_BAD_CACHE_BYTES_MAX, WEBHOOK_CACHE_BYTES_MAX};
 use crate::mail::{AuthError, Identity, TokenMark};
 use crate::observe::auth::AuthFacts;
-use crate::session::auth::EXPIRY_UNIX_S_MAX;
+use crate::session::auth::{EXPIRY_UNIX_S_MAX, Recall};
 use crate::wire::message::Text;
 
 /// What all threads that ask share.
 #[derive(Debug)]
 pub struct Webhook {
-    good: Mutex<Cache>,
+    /// Written by whoever has asked, read by reactors too; held for a look or for one verdict, never while the service is asked.
+    good: RwLock<Cache>,
     bad: Mutex<Cache>,
     breaker: Mutex<Breaker>,
     keep: Duration,
@@ -45,8 +47,9 @@ impl Webhook {
     /// Verdicts are remembered for `keep`, at most until the token ends.
     #[must_use]
     pub fn new(keep: Duration, facts: Arc<AuthFacts>) -> Self {
-        let cache = |bytes_max| Mutex::new(Cache { bytes_max, ..Cache::default() });
-        let (good, bad) = (cache(WEBHOOK_CACHE_BYTES_MAX), cache(WEBHOOK_BAD_CACHE_BYTES_MAX));
+        let cache = |bytes_max| Cache { bytes_max, ..Cache::default() };
+        let good = RwLock::new(cache(WEBHOOK_CACHE_BYTES_MAX));
+        let bad = Mutex::new(cache(WEBHOOK_BAD_CACHE_BYTES_MAX));
         Self { good, bad, breaker: Mutex::default(), keep, facts }
     }
 
@@ -77,12 +80,22 @@ impl Webhook {
     }
 
     fn known(&self, token: &str, now: Moment) -> Option<Result<Identity, AuthError>> {
-        [&self.good, &self.bad].into_iter().find_map(|cache| lock(cache).find(token, now))
+        let good = self.good().find(token, now);
+        good.or_else(|| lock(&self.bad).find(token, now))
     }
 
     fn remember(&self, token: &str, verdict: &Result<Identity, AuthError>, now: Moment) {
-        let cache = if verdict.is_ok() { &self.good } else { &self.bad };
-        lock(cache).keep(token, verdict.clone(), now, self.keep);
+        if verdict.is_ok() {
+            let mut good = self.good.write().unwrap_or_else(PoisonError::into_inner);
+            good.keep(token, verdict.clone(), now, self.keep);
+        } else {
+            lock(&self.bad).keep(token, verdict.clone(), now, self.keep);
+        }
+    }
+
+    fn good(&self) -> RwLockReadGuard<'_, Cache> {
+        // As in `lock`.
+        self.good.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the breaker, the metrics, and the operator, how a question went.
@@ -106,6 +119,39 @@ impl Webhook {
                 tracing::error!(why = failure, "auth.webhook_url does not answer; clients with its tokens are told to come back");
             }
         }
+    }
+}
+
+/// What the service called good lately, for threads that may not wait for those who ask it. Cost of a look: a microsecond, a few for the
+/// longest token.
+pub struct Lately {
+    webhook: Arc<Webhook>,
+    clock: Clock,
+}
+
+impl Lately {
+    /// By the clock of the threads that write the verdicts down.
+    #[must_use]
+    pub fn new(webhook: Arc<Webhook>, clock: Clock) -> Self {
+        Self { webhook, clock }
+    }
+}
+
+impl Recall for Lately {
+    fn knows(&self, token: &str) -> bool {
+        let good = match self.webhook.good.try_read() {
+            Ok(good) => good,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Whoever asks the service will see it.
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        good.is_known(token, self.clock.now())
+    }
+
+    fn recall(&self, token: &str) -> Option<Identity> {
+        let identity = self.webhook.good().find(token, self.clock.now())?.ok()?;
+        self.webhook.facts.webhook_known.count();
+        Some(identity)
     }
 }
 
@@ -181,9 +227,18 @@ struct Cache {
 
 impl Cache {
     fn find(&self, token: &str, now: Moment) -> Option<Result<Identity, AuthError>> {
+        self.at(token, now).cloned()
+    }
+
+    fn is_known(&self, token: &str, now: Moment) -> bool {
+        self.at(token, now).is_some()
+    }
+
+    /// The verdict on `token`, while it counts.
+    fn at(&self, token: &str, now: Moment) -> Option<&Result<Identity, AuthError>> {
         let (verdict, until) = self.known.get(token)?;
         let ends_ms = verdict.as_ref().map_or(u64::MAX, |identity| identity.expires_unix_s.saturating_mul(1000));
-        (now < *until && now.unix_ms < ends_ms).then(|| verdict.clone())
+        (now < *until && now.unix_ms < ends_ms).then_some(verdict)
     }
 
     fn keep(&mut self, token: &str, verdict: Result<Identity, AuthError>, now: Moment, keep: Duration) {
@@ -274,6 +329,8 @@ const COMPLAINT_NS: u64 = 60_000_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mail::Court;
+    use crate::session::auth::Verifier;
 
     fn at(ms: u64) -> Moment {
         Moment { mono_ns: ms * 1_000_000, unix_ms: 1_764_000_000_000 + ms }
@@ -334,6 +391,40 @@ mod tests {
         assert_eq!(webhook.known("good", at(0)), Some(Ok(identity(2_000_000_000))));
         assert_eq!(webhook.known(&format!("{:01000}", 19_999), at(0)), Some(Err(AuthError::Invalid)));
         assert!(lock(&webhook.bad).bytes <= WEBHOOK_BAD_CACHE_BYTES_MAX);
+    }
+
+    /// A reactor sees by itself that a token was called good lately, and waits for nobody, not even for a verdict that is being written down.
+    /// What was called bad, what is over, and what nobody knows is for the threads that ask.
+    #[test]
+    fn a_token_that_is_known_to_be_good_waits_for_nobody() {
+        let clock = Clock::new();
+        let made = |keep| {
+            let verifier = Verifier::of(None, false, true, Vec::new(), 0);
+            let webhook = Arc::new(Webhook::new(keep, Arc::default()));
+            verifier.remember_by(Arc::new(Lately::new(webhook.clone(), clock)));
+            (verifier, webhook)
+        };
+        let now = clock.now();
+        let (over_s, later_s) = (now.unix_ms / 1000, now.unix_ms / 1000 + 3600);
+        let (verifier, webhook) = made(Duration::from_secs(600));
+        webhook.remember("good", &Ok(identity(later_s)), now);
+        webhook.remember("over", &Ok(identity(over_s)), now);
+        webhook.remember("bad", &Err(AuthError::Invalid), now);
+        assert_eq!(verifier.defers("good"), None);
+        assert_eq!(verifier.read("good", now.unix_ms), Ok(identity(later_s)));
+        for token in ["over", "bad", "made up"] {
+            assert_eq!(verifier.defers(token), Some(Court::Webhook), "{token}");
+            assert_eq!(verifier.read(token, now.unix_ms), Err(AuthError::Overloaded), "{token}: nobody says that it is bad");
+        }
+        assert_eq!(webhook.facts.webhook_known.value(), 1);
+        let writing = webhook.good.write().unwrap();
+        assert_eq!(verifier.defers("good"), Some(Court::Webhook));
+        drop(writing);
+        assert_eq!(verifier.defers("good"), None);
+        // Remembered for its time and no longer.
+        let (verifier, webhook) = made(Duration::from_nanos(1));
+        webhook.remember("good", &Ok(identity(later_s)), Moment { mono_ns: 0, ..now });
+        assert_eq!(verifier.defers("good"), Some(Court::Webhook));
     }
 
     /// What each status means, and that 200 counts only with a whole answer. Only silence and 5xx are failures.

@@ -7,6 +7,9 @@
 //!  [ blocks ... ][ 0 .. | 00 00 ff ff ]
 //!    travels       travels   left away, and put back here
 //! ```
+//!
+//! What a stream costs is not in its length alone: each block of it begins with tables to be built, which takes microseconds, and may be
+//! ten bits long and hold nothing. So blocks are counted, and those of a message have to be worth it ([`BLOCK_BYTES`]).
 
 use std::fmt;
 
@@ -19,7 +22,7 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 pub enum Fault {
     /// It would be longer than the limit; what was inflated until then is dropped.
     TooLarge,
-    /// It is no DEFLATE stream.
+    /// It is no DEFLATE stream, or one cut into more blocks than are read for what they hold.
     Invalid,
 }
 
@@ -40,7 +43,8 @@ impl fmt::Debug for Inflater {
 
 impl Inflater {
     /// Appends what `payload` says to `out`, which is empty and afterwards never longer than `bytes_max`. Never holds more than a
-    /// message of `bytes_max` and a step.
+    /// message of `bytes_max` and a step. Cost: that of `bytes_max` bytes, and up to 4 microseconds for each block, of which
+    /// [`BLOCKS_FREE`] are read and one more for every [`BLOCK_BYTES`] inflated; no more is looked at then.
     ///
     /// # Errors
     /// [`Fault`]; what is in `out` then means nothing.
@@ -49,6 +53,7 @@ impl Inflater {
         // The stream that is read now begins here.
         let mut begin = 0;
         let mut len = 0;
+        let mut blocks = 0;
         for part in [payload, TAIL] {
             let mut rest = part;
             loop {
@@ -70,10 +75,16 @@ impl Inflater {
                 match status {
                     TINFLStatus::HasMoreOutput => {}
                     TINFLStatus::NeedsMoreInput => break,
-                    // A final block may stand before the end; what follows is a stream of its own (RFC 7692 7.2.3.4).
-                    TINFLStatus::Done => {
-                        self.stream.init();
-                        begin = len;
+                    TINFLStatus::BlockBoundary | TINFLStatus::Done => {
+                        blocks += 1;
+                        if blocks > BLOCKS_FREE + len / BLOCK_BYTES {
+                            return Err(Fault::Invalid);
+                        }
+                        // A final block may stand before the end; what follows is a stream of its own (RFC 7692 7.2.3.4).
+                        if status == TINFLStatus::Done {
+                            self.stream.init();
+                            begin = len;
+                        }
                     }
                     _ => return Err(Fault::Invalid),
                 }
@@ -131,11 +142,18 @@ impl Deflater {
     }
 }
 
+/// Blocks of a message that are read whatever they hold: a compressor needs two, one for the text and one to flush it.
+pub const BLOCKS_FREE: usize = 16;
+/// One more is read for every so many bytes that the message has by then. Compressors begin a block when their buffer of symbols is full: the
+/// smallest one of zlib (`memLevel` 1) has room for 127, usual ones for 16,383, and a symbol is a byte or more (RFC 1951 3.2.5).
+pub const BLOCK_BYTES: usize = 120;
+
 /// What a sender leaves away (RFC 7692 7.2.1).
 const TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
-/// More of the message may come, it is nothing but blocks, and what is inflated stays where it is.
+/// More of the message may come, it is nothing but blocks, each is told, and what is inflated stays where it is.
 const FLAGS: u32 = inflate_flags::TINFL_FLAG_HAS_MORE_INPUT
     | inflate_flags::TINFL_FLAG_IGNORE_ADLER32
+    | inflate_flags::TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY
     | inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
 /// First room for an inflated message, and least growth.
 const STEP_BYTES: usize = 4 * 1024;
@@ -151,6 +169,48 @@ mod tests {
     fn inflate(payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, Fault> {
         let mut out = Vec::new();
         Inflater::default().inflate(payload, bytes_max, &mut out).map(|()| out)
+    }
+
+    /// Bits, in the order in which they are read, as bytes (RFC 1951 3.1.1).
+    fn packed(bits: &str) -> Vec<u8> {
+        let bits: Vec<u8> = bits.bytes().filter(|bit| *bit != b' ').map(|bit| bit - b'0').collect();
+        bits.chunks(8).map(|byte| byte.iter().rev().fold(0_u8, |value, bit| (value << 1) | bit)).collect()
+    }
+
+    /// Blocks that hold nothing are read a few, of every kind, and more than that are refused, without a look at what comes behind.
+    #[test]
+    fn a_message_of_nothing_but_blocks_is_refused() {
+        // 138 and 118 codes of no length, then one of a bit for the end and one for a distance (RFC 1951 3.2.7).
+        let unused = "000".repeat(14);
+        let dynamic = format!("0 01 00000 00000 0111 000000 100 {unused} 100 1 1111111 1 1101011 0 0 0");
+        for (kind, block) in [
+            ("stored", "0 00 00000 0000000000000000 1111111111111111"),
+            ("fixed", "0 10 0000000"),
+            ("dynamic", dynamic.as_str()),
+            ("final", "1 10 0000000 000000"),
+        ] {
+            let of = |count: usize| packed(&block.repeat(count));
+            // What is put back behind it may be a block more.
+            assert_eq!(inflate(&of(BLOCKS_FREE - 1), 100), Ok(Vec::new()), "{kind}");
+            for count in [BLOCKS_FREE + 1, 10_000] {
+                assert_eq!(inflate(&of(count), 100), Err(Fault::Invalid), "{count} {kind}");
+            }
+        }
+        let abc = &[0x4a, 0x4c, 0x4a, 0x06, 0x00][..];
+        for (count, fault) in [(BLOCKS_FREE - 4, Fault::TooLarge), (BLOCKS_FREE + 4, Fault::Invalid)] {
+            // So many come to whole bytes.
+            let payload = [packed(&"0 10 0000000".repeat(count)).as_slice(), abc].concat();
+            assert_eq!(inflate(&payload, 1), Err(fault), "{count}");
+        }
+    }
+
+    /// Blocks as short as those of the thriftiest compressor are read, a message of them as long as one may be; shorter ones are not.
+    #[test]
+    fn blocks_of_the_thriftiest_compressor_are_read() {
+        // Fixed codes: so many letters, and the end (RFC 1951 3.2.6).
+        let of = |letters: usize| packed(&format!("0 10 {} 0000000", "10010001".repeat(letters)).repeat(1_000));
+        assert!(inflate(&of(127), 128 * 1024) == Ok(vec![b'a'; 127_000]));
+        assert_eq!(inflate(&of(64), 128 * 1024), Err(Fault::Invalid));
     }
 
     /// The examples of RFC 7692 7.2.3: one block, two blocks, without compression, with a final block, empty.

@@ -10,7 +10,7 @@ use super::{EndGuard, Fatal, Occurrence, spawn};
 use crate::admin::Health;
 use crate::auth::keys::{self, Files, Remote, Ring, Sources};
 use crate::auth::trust::Trust;
-use crate::auth::webhook::{self, Webhook};
+use crate::auth::webhook::{self, Lately, Webhook};
 use crate::auth::{self, Bench, Means};
 use crate::clock::Clock;
 use crate::config::url::Url;
@@ -72,6 +72,7 @@ impl Judges {
         if let Some(url) = auth.webhook_url.as_deref().and_then(Url::read) {
             let keep = Duration::from_secs(u64::from(auth.webhook_cache_s));
             let webhook = Arc::new(Webhook::new(keep, around.facts.clone()));
+            verifier.remember_by(Arc::new(Lately::new(webhook.clone(), around.clock)));
             let patience = Duration::from_millis(u64::from(auth.webhook_timeout_ms));
             let trust = trust.filter(|_| url.is_https);
             let (sender, asked) = lane_to(auth.webhook_threads);

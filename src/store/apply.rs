@@ -209,7 +209,11 @@ struct Received {
 impl Conversation {
     /// Place of a user among the members.
     pub(super) fn find(&self, name: &str) -> Result<usize, usize> {
-        self.members.binary_search_by(|member| member.name.as_str().cmp(name))
+        self.members.binary_search_by(|member| {
+            #[cfg(test)]
+            LOOKED_AT.set(LOOKED_AT.get() + 1);
+            member.name.as_str().cmp(name)
+        })
     }
 
     /// Whether `name` is a member.
@@ -233,6 +237,12 @@ impl Conversation {
     fn weight(&self) -> usize {
         1 + self.members.len() + self.reads.len() + self.received.len()
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Members that [`Conversation::find`] has looked at on this thread.
+    pub(super) static LOOKED_AT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// All that is known in memory: conversations in use, recent cmids, the clock.

@@ -1,7 +1,5 @@
 //! What SYNC, FETCH and the store's own questions read from one view of the engine.
 
-use std::collections::HashSet;
-
 use super::engine::EngineError;
 use super::job::{JobFault, Loaded, LoadedMember, Positions};
 use super::record::{self, MessageHeader, Value, head_flags};
@@ -169,36 +167,95 @@ impl<R: Rows> History<R> {
         Ok(Positions { read, recv })
     }
 
-    /// For each of `others`, whether `user` shares a conversation with them.
+    /// For each of `others`, whether `user` shares a conversation with them. Costs [`SHARED_CONVERSATIONS_MAX`] rows at most, however many
+    /// they are; who has not been found by then counts as a stranger.
     ///
     /// # Errors
     /// [`JobFault`].
     pub fn shared(&self, user: &str, others: &[Text]) -> Result<Vec<bool>, JobFault> {
-        let mine: HashSet<Conv> = self.present(self.hashes.user(user))?.into_iter().collect();
-        let shares = |other: &Text| {
-            if other.as_str() == user {
-                return Ok(true);
-            }
-            let (a, b) = if other.as_str() < user { (other.as_str(), user) } else { (user, other.as_str()) };
-            if mine.contains(&self.hashes.conv(&format!("d:{a}:{b}"))) {
-                return Ok(true);
-            }
-            Ok(self.present(self.hashes.user(other))?.iter().any(|conv| mine.contains(conv)))
-        };
-        others.iter().map(shares).collect()
-    }
-
-    /// The conversations a user has and has not left, as many as are looked through.
-    fn present(&self, user: User) -> Result<Vec<Conv>, JobFault> {
-        let prefix = user.0.to_be_bytes();
-        let mut present = Vec::new();
-        for row in self.view.prefix(Keyspace::ConvOf, &prefix).take(SHARED_CONVERSATIONS_MAX) {
-            let (key, value) = row.map_err(engine)?;
-            if !record::ConvOf::decode(&value).map_err(mismatch)?.left {
-                present.push(schema::user_key_conv(&key).ok_or(JobFault::Mismatch)?);
+        let mut rows_left = SHARED_CONVERSATIONS_MAX;
+        let mine = self.mine(self.hashes.user(user), &mut rows_left)?;
+        // Direct conversations first: what groups cost takes nothing from them.
+        let mut shared = Vec::with_capacity(others.len());
+        for other in others {
+            shared.push(other.as_str() == user || self.has_direct(user, other, &mine, &mut rows_left)?);
+        }
+        let mut found = None;
+        for (other, is_shared) in others.iter().zip(&mut shared) {
+            if !*is_shared {
+                *is_shared = self.has_one_of(self.hashes.user(other), &mine.groups, &mut found, &mut rows_left)?;
             }
         }
-        Ok(present)
+        Ok(shared)
+    }
+
+    /// The conversations that `user` has and has not left, out of the first rows: half of those that may be read.
+    fn mine(&self, user: User, rows_left: &mut usize) -> Result<Mine, JobFault> {
+        let (max, prefix) = (*rows_left / 2, user.0.to_be_bytes());
+        let (mut directs, mut groups, mut count) = (Vec::new(), Vec::new(), 0);
+        for row in self.view.prefix(Keyspace::ConvOf, &prefix).take(max) {
+            let (key, value) = row.map_err(engine)?;
+            count += 1;
+            let row = record::ConvOf::decode(&value).map_err(mismatch)?;
+            if !row.left {
+                let is_direct = matches!(ids::conversation_kind(row.conv), Some(ConversationKind::Direct(..)));
+                let list = if is_direct { &mut directs } else { &mut groups };
+                list.push(schema::user_key_conv(&key).ok_or(JobFault::Mismatch)?);
+            }
+        }
+        *rows_left -= count;
+        Ok(Mine { directs, groups, is_whole: count < max })
+    }
+
+    /// Whether the two have a direct conversation: asked for by its name, if it may be one of those not in `mine`.
+    fn has_direct(&self, user: &str, other: &str, mine: &Mine, rows_left: &mut usize) -> Result<bool, JobFault> {
+        let (a, b) = if other < user { (other, user) } else { (user, other) };
+        let conv = self.hashes.conv(&format!("d:{a}:{b}"));
+        Ok(mine.directs.binary_search(&conv).is_ok() || !mine.is_whole && self.has(self.hashes.user(user), conv, rows_left)?)
+    }
+
+    /// Whether a user has one of `groups`, which are in order, and has not left it. First asks for the one that was `found` last: many
+    /// share one. Then reads as many rows of the user as there are groups, which tells of everybody who has fewer; only of the others each
+    /// group is asked for.
+    fn has_one_of(&self, user: User, groups: &[Conv], found: &mut Option<Conv>, rows_left: &mut usize) -> Result<bool, JobFault> {
+        if let Some(conv) = *found
+            && self.has(user, conv, rows_left)?
+        {
+            return Ok(true);
+        }
+        let (max, prefix) = (groups.len().min(*rows_left), user.0.to_be_bytes());
+        if max == 0 {
+            return Ok(false);
+        }
+        let mut count = 0;
+        for row in self.view.prefix(Keyspace::ConvOf, &prefix).take(max) {
+            let (key, value) = row.map_err(engine)?;
+            count += 1;
+            *rows_left -= 1;
+            let conv = schema::user_key_conv(&key).ok_or(JobFault::Mismatch)?;
+            if groups.binary_search(&conv).is_ok() && !record::ConvOf::decode(&value).map_err(mismatch)?.left {
+                *found = Some(conv);
+                return Ok(true);
+            }
+        }
+        if count < max {
+            return Ok(false);
+        }
+        for &conv in groups {
+            if self.has(user, conv, rows_left)? {
+                *found = Some(conv);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a user has a conversation and has not left it: one row. `false` as well when none may be read any more.
+    fn has(&self, user: User, conv: Conv, rows_left: &mut usize) -> Result<bool, JobFault> {
+        let Some(left) = rows_left.checked_sub(1) else { return Ok(false) };
+        *rows_left = left;
+        let row = self.view.get(Keyspace::ConvOf, &schema::user_key(user, conv)).map_err(engine)?;
+        row.map_or(Ok(false), |row| record::ConvOf::decode(&row).map(|row| !row.left).map_err(mismatch))
     }
 
     /// What a cmid was used for within the window.
@@ -419,6 +476,17 @@ impl<R: Rows> History<R> {
         let bytes = self.view.get(Keyspace::Msg, &schema::msg_key(conv, seq))?.ok_or(record::BadValue)?;
         Ok(MessageHeader::decode(&bytes)?.0.count)
     }
+}
+
+/// Conversations of one who asks about others, in the order of their keys.
+#[derive(Debug)]
+struct Mine {
+    /// Of two.
+    directs: Vec<Conv>,
+    /// All others.
+    groups: Vec<Conv>,
+    /// There are no more.
+    is_whole: bool,
 }
 
 /// A conversation as its rows say.

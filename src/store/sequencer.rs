@@ -496,6 +496,7 @@ impl<D: Disk> Sequencer<D> {
                 self.replace_class(hash, user, roster);
                 if let Some(old) = evicted {
                     self.counters.evicts_count += 1;
+                    self.holds.forget(old);
                     if !mutant::on(Mutant::EvictForgotten) {
                         self.fanout.push(old.reactor, Event::Evict { session: old, by: *session, claim: *claim });
                     }
@@ -569,7 +570,7 @@ impl<D: Disk> Sequencer<D> {
                     Ok(positions) => self.state.insert_positions(conv, self.state.hashes().user(&user), positions),
                     Err(fault) => return self.refuse_parked(conv, fault),
                 }
-                self.receipt_answered(conv, self.state.hashes().user(&user), now, ports);
+                self.receipt_answered(conv, (self.state.hashes().user(&user), &user), ports);
                 self.parking.unblock(conv);
                 self.unpark(conv, now, ports);
             }

@@ -74,8 +74,8 @@ pub const PROXY_WORDS: [&[u8]; 20] = [
     b"\\\"",
 ];
 
-/// Words of RFC 1951: the heads of blocks of each kind, an empty one, a final one, a stored text.
-pub const DEFLATE_WORDS: [&[u8]; 8] = [
+/// Words of RFC 1951: the heads of blocks of each kind, an empty one, a final one, a stored text, four that hold nothing.
+pub const DEFLATE_WORDS: [&[u8]; 9] = [
     b"\xf2\x48\xcd\xc9\xc9\x07\0",
     b"\xf3\x48\xcd\xc9\xc9\x07\0\0",
     b"\0\0\0\xff\xff",
@@ -83,6 +83,7 @@ pub const DEFLATE_WORDS: [&[u8]; 8] = [
     b"\x01\0\0\xff\xff",
     b"\x05\xc0",
     b"\x04\xc0",
+    b"\x02\x08\x20\x80\0",
     b"\xff\xff",
 ];
 

@@ -316,7 +316,7 @@ impl<D: Disk> Sequencer<D> {
                     self.accept(&entry, now);
                 }
                 self.open.has_read = true;
-                self.receipt(conv, self.state.hashes().user(user), from.session, now, ports);
+                self.receipt(conv, (self.state.hashes().user(user), user), from.session, now, ports);
                 seq
             }
             ReadAdmission::Stands(position) => position,
@@ -389,7 +389,7 @@ impl<D: Disk> Sequencer<D> {
                     [cursor.conv.clone(), cursor.user.clone(), cursor.device.clone()]
                 });
                 self.open.since.get_or_insert(now);
-                self.received(conv, user, (session, cursor.seq), now, ports);
+                self.received(conv, (user, &cursor.user), (session, cursor.seq), now, ports);
             }
             Ok(false) => {}
             Err(code) => {
@@ -438,9 +438,11 @@ impl<D: Disk> Sequencer<D> {
         match work {
             Work::Send { mail, arrival, .. } => {
                 self.counters.sends_refused_count += 1;
-                let Sender { session, rid, .. } = mail.from;
+                let Sender { session, roster, rid } = mail.from;
                 let is_transient = mail.flags & send_flags::TRANSIENT != 0;
-                let begins = code.is_retryable() && code != ErrorCode::Held && !is_transient && !is_operator(session);
+                // Nobody repeats what a session sent that has gone meanwhile. The operator's side has no place in the roster either.
+                let is_here = self.roster.session(roster) == Some(session);
+                let begins = code.is_retryable() && code != ErrorCode::Held && !is_transient && is_here;
                 // The reactor holds what it is told last, unless that is 4003.
                 let is_behind = begins && !self.holds.begin(session, conv, Failed { cmid: mail.cmid, arrival });
                 let code = if is_behind { ErrorCode::Held } else { code };

@@ -1,5 +1,7 @@
 //! What is said at most once and kept nowhere: receipts, presence, signals. It takes the same way as messages, without the log.
 
+use std::collections::HashMap;
+
 use super::{Conv, Event, Moment, Policy, Ports, Sequencer};
 use crate::ids::{Cmid, ConversationKind, RosterId, SessionRef, conversation_kind};
 use crate::limits::{PRESENCE_TOLD_PER_TURN_MAX, WATCH_TTL_S_MAX};
@@ -17,6 +19,8 @@ use crate::wire::message::Text;
 #[derive(Debug, Default)]
 pub(super) struct Live {
     receipts: Receipts,
+    /// Users of the changes that `receipts` holds back: members are found by name.
+    pub(super) names: HashMap<Key, Text>,
     pub(super) presence: Presence,
     /// Devices that want receipts: while there are none, nothing is worked out.
     receipt_devices: usize,
@@ -38,7 +42,10 @@ impl<D: Disk> Sequencer<D> {
         while self.has_room()
             && let Some((key, change)) = self.live.receipts.due(now.mono_ns)
         {
-            self.tell_receipt(key, change, now, ports);
+            // Each that is held back has one.
+            if let Some(name) = self.live.names.remove(&key) {
+                self.tell_receipt(key, &name, change, ports);
+            }
         }
         self.live.presence.expire(now.mono_ns);
         self.counters.subscriptions_open = self.live.presence.subscriptions_count() as u64;
@@ -52,14 +59,24 @@ impl<D: Disk> Sequencer<D> {
     }
 
     /// A user has read further.
-    pub(super) fn receipt(&mut self, conv: Conv, user: User, by: SessionRef, now: Moment, ports: &mut impl Ports) {
+    pub(super) fn receipt(
+        &mut self,
+        conv: Conv,
+        (user, name): (User, &Text),
+        by: SessionRef,
+        now: Moment,
+        ports: &mut impl Ports,
+    ) {
         if self.live.receipt_devices == 0 {
             return;
         }
         let key = Key { conv: conv.0, user: user.0 };
         match self.live.receipts.note(key, by, now.mono_ns) {
-            Some(true) => self.tell_receipt(key, Change { by: Some(by) }, now, ports),
-            Some(false) => {}
+            Some(true) => self.tell_receipt(key, name, Change { by: Some(by) }, ports),
+            Some(false) => {
+                // A copy: it outlives the chunk that the name stands in.
+                self.live.names.entry(key).or_insert_with(|| Text::copy_from(name));
+            }
             None => self.counters.receipts_dropped_count += 1,
         }
     }
@@ -68,34 +85,33 @@ impl<D: Disk> Sequencer<D> {
     pub(super) fn received(
         &mut self,
         conv: Conv,
-        user: User,
+        (user, name): (User, &Text),
         (session, seq): (SessionRef, u64),
         now: Moment,
         ports: &mut impl Ports,
     ) {
         if self.live.receipt_devices > 0 {
             self.state.merge_received(conv, user, seq);
-            self.receipt(conv, user, session, now, ports);
+            self.receipt(conv, (user, name), session, now, ports);
         }
     }
 
     /// The positions a receipt has waited for are in memory.
-    pub(super) fn receipt_answered(&mut self, conv: Conv, user: User, now: Moment, ports: &mut impl Ports) {
+    pub(super) fn receipt_answered(&mut self, conv: Conv, (user, name): (User, &Text), ports: &mut impl Ports) {
         let key = Key { conv: conv.0, user: user.0 };
         if let Some(change) = self.live.receipts.answered(key) {
-            self.tell_receipt(key, change, now, ports);
+            self.live.names.remove(&key);
+            self.tell_receipt(key, name, change, ports);
         }
     }
 
-    fn tell_receipt(&mut self, key: Key, change: Change, _now: Moment, ports: &mut impl Ports) {
+    fn tell_receipt(&mut self, key: Key, name: &Text, change: Change, ports: &mut impl Ports) {
         let (conv, user) = (Conv(key.conv), User(key.user));
         // A conversation forgotten meanwhile is nobody's concern just now: at most once.
         let Some(conversation) = self.state.conversation(conv) else { return };
-        let Some(member) = conversation.members.iter().find(|member| member.user == user) else { return };
-        let Some(all) = self.settings.policy.receipts_for_all(conversation) else { return };
-        let (roster, hash) = (&self.roster, user.0);
-        let hears = |member: &&Member| all || member.user == user;
-        let devices = conversation.members.iter().filter(hears).flat_map(|member| roster.devices(member.user.0, &member.name));
+        let Some((member, hearers)) = self.settings.policy.hearers(conversation, name) else { return };
+        let roster = &self.roster;
+        let devices = hearers.iter().flat_map(|member| roster.devices(member.user.0, &member.name));
         let sessions = devices
             .filter(|id| wants(roster.platform(*id), caps::RECEIPTS))
             .filter_map(|id| roster.session(id))
@@ -117,7 +133,7 @@ impl<D: Disk> Sequencer<D> {
             first,
             count,
         };
-        debug_assert_eq!(hash, member.user.0);
+        debug_assert_eq!(user, member.user);
         self.counters.receipts_count += self.fanout.tell(sessions, event) as u64;
     }
 
@@ -130,8 +146,9 @@ impl<D: Disk> Sequencer<D> {
 
     fn ask_positions(&mut self, key: Key, change: Change, (conv, user): (Text, Text), ports: &mut impl Ports) {
         let after = self.synced_soon();
-        if ports.send_job(Job::Position { conv, user, after }) {
+        if ports.send_job(Job::Position { conv, user: user.clone(), after }) {
             self.live.receipts.wait(key, change);
+            self.live.names.insert(key, user);
         } else {
             self.counters.receipts_dropped_count += 1;
         }
@@ -161,6 +178,7 @@ impl<D: Disk> Sequencer<D> {
         self.forget_wishes(roster);
         let (user, was_away) = (self.names.text(self.roster.user(roster)), is_away(self.roster.platform(roster)));
         assert!(self.roster.leave(roster, session), "asked above");
+        self.holds.forget(session);
         self.fanout.push(session.reactor, Event::Left { session });
         if !was_away {
             self.departed(&user, now);
@@ -335,6 +353,15 @@ const CAPS_MASK: u8 = 7;
 const AWAY: u8 = 0x80;
 
 impl Policy {
+    /// The member whose positions a receipt tells, and who hears of them: all members, or that one alone. `None`: nobody, or no member.
+    /// Looks at no other member than a search by name does.
+    pub(super) fn hearers<'c>(&self, conversation: &'c Conversation, name: &str) -> Option<(&'c Member, &'c [Member])> {
+        let for_all = self.receipts_for_all(conversation)?;
+        let member = &conversation.members[conversation.find(name).ok()?];
+        let hearers = if for_all { &conversation.members[..] } else { std::slice::from_ref(member) };
+        Some((member, hearers))
+    }
+
     /// Whether receipts of a conversation go to all members (`Some(true)`), to the user's own other devices, or nowhere.
     fn receipts_for_all(&self, conversation: &Conversation) -> Option<bool> {
         match conversation_kind(&conversation.id) {

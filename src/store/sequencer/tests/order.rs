@@ -315,6 +315,65 @@ fn invented_conversations_take_nothing_from_others() {
     assert_eq!((seqs, sequencer.counters().cursors_dropped_count), (vec![4], 0));
 }
 
+/// What a session failed to send is waited for while it is there: no longer when it leaves, when another takes its place, or when it has
+/// left and what still waited fails then.
+#[test]
+fn nobody_waits_for_a_session_that_is_gone() {
+    let (_, mut world, mut sequencer) = started();
+    world.jobs_max = 0;
+    world.submits.extend([send(0, 1, "d:al:bo", 1, 0), send(1, 2, "d:al:bo", 2, 0), send(1, 3, "d:bo:cy", 3, 0)]);
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["0 failed 1 5002", "1 failed 2 5002", "1 failed 3 5002"]);
+    assert_eq!(sequencer.holds.count(), 3);
+    world.submits.push_back(Submit::Leave { session: session(1), roster: RosterId(1) });
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["1 left"]);
+    assert_eq!(sequencer.holds.count(), 1);
+    world.submits.push_back(attach(9, "al"));
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["0 evicted by 9", "9 attached"]);
+    assert_eq!(sequencer.holds.count(), 0);
+    world.jobs_max = usize::MAX;
+    let from = Sender { session: session(9), roster: RosterId(0), rid: 4 };
+    world.submits.push_back(Submit::Send(message(from, "d:al:bo", 4, 0)));
+    world.submits.push_back(Submit::Leave { session: session(9), roster: RosterId(0) });
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["9 left"]);
+    world.jobs.clear();
+    world.answers.push_back(Answer::Loaded { conv: "d:al:bo".into(), result: Err(JobFault::Behind) });
+    sequencer.turn(&mut world).unwrap();
+    assert_eq!(world.told(), ["9 failed 4 5002"]);
+    assert_eq!(sequencer.holds.count(), 0);
+}
+
+/// A position that moves again within the second is told at its end, and at rest nothing is kept of whose it is.
+#[test]
+fn a_receipt_held_back_names_its_user() {
+    let disk = MemoryDisk::default();
+    let mut world = World::new(Engine::default());
+    let mut sequencer = open(&disk, &mut world).unwrap();
+    for (index, user) in [(0, "al"), (1, "bo")] {
+        let Submit::Attach(attach) = attach(index, user) else { unreachable!("a device comes") };
+        world.submits.push_back(Submit::Attach(Attach { caps: 1, ..attach }));
+    }
+    world.submits.extend((1..=3).map(|cmid| send(0, u32::from(cmid), "d:al:bo", cmid, 0)));
+    settle(&mut sequencer, &mut world);
+    world.told();
+    let mut receipts = |seq: u64, ms: u64| {
+        world.pass(ms);
+        let cursor = CursorMail { session: session(1), roster: RosterId(1), conv: "d:al:bo".into(), seq };
+        world.submits.push_back(Submit::Cursors(vec![cursor]));
+        settle(&mut sequencer, &mut world);
+        let told: Vec<_> = world.told().into_iter().filter(|line| line.contains("receipt")).collect();
+        (told, sequencer.live.names.len())
+    };
+    let receipt = |recv: u64| vec![format!("[0] receipt d:al:bo bo recv {recv} read 0")];
+    assert_eq!(receipts(1, 0), (receipt(1), 0), "read from the engine, and told");
+    assert_eq!(receipts(2, 1), (vec![], 1), "held back");
+    assert_eq!(receipts(3, 1), (vec![], 1), "together with the next");
+    assert_eq!(receipts(3, 1_000), (receipt(3), 0));
+}
+
 /// The same device comes back: what it sent before counts, the old session hears everything up to that point and then that it is
 /// evicted, the new one everything after; what the old one sends later is dropped unanswered.
 #[test]

@@ -3,7 +3,9 @@
 use super::*;
 use crate::limits::{GROUP_MEMBERS_MAX, NOTICE_MEMBERS_PER_TURN_MAX, PRESENCE_SUBSCRIPTIONS_MAX};
 use crate::mail::{MemberChange, MemberMail, WatchMail};
+use crate::store::apply::LOOKED_AT;
 use crate::store::disk_memory::Faults;
+use crate::store::job::LoadedMember;
 
 /// The projector falls behind by more than its bound: SEND is refused until half of it is written.
 #[test]
@@ -151,6 +153,32 @@ fn a_channel_of_100_000_members_stalls_nobody() {
     }
     assert_eq!(heard, expected);
     assert_eq!(usize::from(turns), GROUP_MEMBERS_MAX.div_ceil(NOTICE_MEMBERS_PER_TURN_MAX));
+}
+
+/// A cursor or a READ in a conversation of 10,000 members: in a channel nobody is looked at, in a group the member is found by name, and
+/// only who hears of it is gone through.
+#[test]
+fn a_receipt_looks_at_few_of_many_members() {
+    let mut state = State::new(&STORE, &record::Position::default());
+    let policy = Policy::default();
+    let names: Vec<Text> = (0..10_000).map(|number| format!("m{number:05}").as_str().into()).collect();
+    for (conv, count) in [("c:all", names.len()), ("g:all", names.len()), ("s:all", names.len()), ("g:few", 100)] {
+        let members = names[..count].iter().map(|name| LoadedMember { name: name.clone(), ..LoadedMember::default() }).collect();
+        state.insert(conv, Some(Loaded { floor: 1, members, ..Loaded::default() }));
+    }
+    let looked = |conv: &str, name: &str| {
+        let conversation = state.conversation(state.hashes().conv(conv)).unwrap();
+        LOOKED_AT.set(0);
+        let hearers = policy.hearers(conversation, name);
+        (hearers.map(|(member, hearers)| (member.name.as_str().to_owned(), hearers.len())), LOOKED_AT.get())
+    };
+    assert_eq!(looked("c:all", "m09999"), (None, 0));
+    for (conv, name, count) in [("g:all", "m09999", 1), ("s:all", "m05000", 1), ("g:few", "m00007", 100)] {
+        let (hearers, looks) = looked(conv, name);
+        assert_eq!(hearers, Some((name.to_owned(), count)), "{conv}");
+        assert!((1..=20).contains(&looks), "{looks} members of {conv} for one");
+    }
+    assert_eq!(looked("g:all", "stranger").0, None);
 }
 
 /// When the node watches as many pairs as it may, a WATCH is refused with 4004, and one that fits is taken; the gauge says how many there
