@@ -320,7 +320,7 @@ const ROWS: &[Row] = &[
         aim: Aim::AtMost(20.0),
     },
     Row {
-        what: "slowloris, a byte per second on each of 20,000 connections: memory of each before it is authenticated",
+        what: "slowloris, a byte per second on each of 20,000 connections, bounds on newcomers lifted: memory of each before it is authenticated",
         subject: "slowloris",
         case: &[("slow_connections_count", 20e3)],
         figures: &[figure("", "pss_bytes_per_slow_connection", 1.0, " B")],
