@@ -436,6 +436,10 @@ fn a_full_window_becomes_a_notice() {
     }
     let delivered: Vec<_> = (0..4).map(|_| bo.deliver()).collect();
     assert_eq!(delivered.iter().map(|one| one.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    // What the store answers comes behind all that it said before.
+    let rid = bo.next_rid();
+    bo.put(&ClientFrame::Read { rid, conv: DIRECT.into(), seq: 1 });
+    bo.wait("OK", |frame| matches!(frame, ServerFrame::Ok { rid: of, .. } if *of == rid).then_some(()));
     assert!(bo.ping().is_empty());
     bo.ack(4, DIRECT, 4);
     let head = bo.wait("NOTICE", |frame| match frame {

@@ -150,6 +150,8 @@ fn devices_of_a_user_share_a_bound() {
     for (encoding, (class, ask)) in ENCODINGS.into_iter().flat_map(|encoding| classes.map(|class| (encoding, class))) {
         let gateway = Gateway::with(&settings);
         let mut devices = Vec::new();
+        let mut bo = Raw::connect(&gateway, encoding, "bo", "1");
+        bo.say("d:al:bo", "there is such a conversation");
         // Two at once are within the bound of each connection, and of the user for the first of them; the clock runs meanwhile.
         let limited = (0..16).find_map(|number| {
             let mut raw = Raw::connect(&gateway, encoding, "al", &number.to_string());
@@ -160,7 +162,6 @@ fn devices_of_a_user_share_a_bound() {
         let (code, retry_ms) = limited.unwrap_or_else(|| panic!("{class} of devices together are too fast"));
         assert!(code == 4001 && retry_ms > 0 && devices.len() > 1, "{class}: {code}, {} devices", devices.len());
         eventually("it is counted", || (gateway.metric("tidegate_users_limited_total") > 0.0).then_some(()));
-        let mut bo = Raw::connect(&gateway, encoding, "bo", "1");
         assert_eq!(ask(&mut bo, "d:al:bo"), None, "{class}: another user is not concerned");
         if class != "sends" {
             devices[0].say("d:al:bo", "sending has a bound of its own");
