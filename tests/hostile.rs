@@ -223,12 +223,19 @@ fn unfinished_messages_stay_within_their_bound() {
         put(al, &rest);
         al.sent(7);
     }
+    // Whom nobody knows makes no room: it ends itself.
+    let mut strangers: Vec<Peer> = (0..100).map(|_| Peer::upgraded(gateway.listen, "tidegate.v1")).collect();
+    for stranger in &mut strangers {
+        stranger.write(&[&[0x82, 0xfe][..], &16_384_u16.to_be_bytes(), &[0; 4], &[7; 16_000]].concat());
+    }
+    settle(&gateway, || {});
+    assert!(strangers.iter_mut().any(|stranger| stranger.has_ended() && stranger.closed() == Some(4503)), "all found room");
     let mut told = 0_u32;
     for peer in &mut peers {
         told += u32::from(peer.has_ended() && peer.closed() == Some(4503));
     }
     assert!(told > 0, "some were closed");
-    drop((peers, honest));
+    drop((peers, honest, strangers));
     eventually("the end of all of them", || (gateway.metric("tidegate_connections_open") == 0.0).then_some(()));
     assert_eq!(gateway.metric("tidegate_stash_bytes"), 0.0);
     assert!(gateway.metric(r#"tidegate_closes_total{cause="overloaded"}"#) >= f64::from(told));

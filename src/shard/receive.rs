@@ -224,15 +224,23 @@ impl Shard {
         }
     }
 
-    /// There is no room for more unfinished bytes: whoever holds the most of them is closed, unless that is `id` itself. Whether there is more
-    /// room now.
+    /// There is no room for more unfinished bytes: whoever holds the most of them is closed, unless that is `id` itself, or nobody knows who `id`
+    /// is. Whether there is more room now.
     fn make_room(&mut self, id: ConnectionId, stashes: &mut Stashes) -> bool {
+        if !Self::is_known(self.connections.known(id).state) {
+            return false;
+        }
         let Some(largest) = stashes.largest_owner().filter(|&index| index != id.index) else { return false };
         let Some((key, _)) = self.connections.at(largest) else { return false };
         let other = ConnectionId::from(key);
         self.connections.known_mut(other).receive.stop(stashes);
         self.stop(other, Stop::StashesFull);
         true
+    }
+
+    /// Whether its token was good and WELCOME is on its way, or none is needed.
+    fn is_known(state: State) -> bool {
+        matches!(state, State::Echo | State::Active | State::Draining)
     }
 
     pub(super) fn reads_frames(state: State) -> bool {
@@ -242,7 +250,7 @@ impl Shard {
     fn receive_limits(&self, id: ConnectionId) -> ReceiveLimits {
         let connection = self.connections.known(id);
         // Nothing is inflated for whom we do not know yet, and no more is kept than HELLO may be long.
-        let is_known = matches!(connection.state, State::Echo | State::Active | State::Draining);
+        let is_known = Self::is_known(connection.state);
         let most = self.rules.message_bytes_max();
         let message_bytes_max = if is_known { most } else { most.min(limits::STRANGER_MESSAGE_BYTES_MAX) };
         let reserved = if is_known && connection.flags & flags::INFLATE != 0 { Reserved::Deflate } else { Reserved::None };

@@ -107,11 +107,12 @@ impl Shard {
             }
             ClientFrame::Auth { rid, token } => self.handle_auth(id, *rid, token, outlet),
             ClientFrame::Read { rid, conv, seq } => {
+                // Not counted in a row: it has no window, so a client may have any number under way before it hears of the first.
                 if ids::conversation_kind(conv).is_none() {
-                    return self.refuse_in_row(id, *rid, ErrorCode::NotMember, 0, "");
+                    return self.refuse(id, *rid, ErrorCode::NotMember, 0, "");
                 }
                 if let Err(retry_ms) = self.take_read(id) {
-                    return self.refuse_in_row(id, *rid, ErrorCode::RateLimited, retry_ms, "");
+                    return self.refuse(id, *rid, ErrorCode::RateLimited, retry_ms, "");
                 }
                 let Some(from) = self.sender(id, *rid) else { return };
                 let conv = self.arena.text(conv);
@@ -428,7 +429,7 @@ impl Shard {
         let Some(session_id) = self.session_id(id) else { return };
         let session = self.session_ref(session_id);
         let now_ms = self.now_ms();
-        let (mut refused, mut is_any_taken) = (None, false);
+        let mut refused = None;
         for cursor in cursors.iter() {
             if ids::conversation_kind(&cursor.conv).is_none() {
                 continue;
@@ -453,10 +454,7 @@ impl Shard {
                         Ok(()) => None,
                     };
                     match verdict {
-                        None => {
-                            place.insert_entry(cursor.seq);
-                            is_any_taken = true;
-                        }
+                        None => drop(place.insert_entry(cursor.seq)),
                         Some(_) => {
                             refused = verdict;
                             self.counters.cursors_refused_count += 1;
@@ -469,12 +467,8 @@ impl Shard {
         if self.cursors.len() >= CURSORS_SUBMITTED_MAX && !self.cursors_kept {
             self.submit_cursors(outlet);
         }
-        match refused {
-            Some((code @ ErrorCode::RateLimited, retry_ms)) if !is_any_taken => {
-                self.refuse_in_row(id, 0, code, retry_ms, "cursors were not taken");
-            }
-            Some((code, retry_ms)) => self.refuse(id, 0, code, retry_ms, "cursors were not taken"),
-            None => {}
+        if let Some((code, retry_ms)) = refused {
+            self.refuse(id, 0, code, retry_ms, "cursors were not taken");
         }
     }
 }

@@ -157,9 +157,13 @@ impl Shard {
         let (now_ms, expiring_ms) = (self.now.unix_ms, u64::from(self.rules.expiring_ms));
         let Some(session) = self.session_mut(id) else { return };
         let left_ms = (u64::from(session.expires_s) * 1000).saturating_sub(now_ms);
-        let active = session.stage == Stage::Active;
+        let (expires_s, active) = (session.expires_s, session.stage == Stage::Active);
         if left_ms > expiring_ms + 200 {
-            // AUTH has extended the token meanwhile, and the entry of the new end says so in its time.
+            // AUTH has extended the token meanwhile, and the entry of the new end says so in its time; or the wall clock has been set back by
+            // less than what has everything filed anew.
+            if left_ms <= expiring_ms + 200 + CLOCKS_APART_MS {
+                self.watch_expiry(id, expires_s);
+            }
             return;
         }
         let in_ms = u32::try_from(left_ms).unwrap_or(u32::MAX);
@@ -215,7 +219,7 @@ impl Shard {
 
     fn check_message(&mut self, id: ConnectionId) {
         let now_tick = self.now.tick();
-        let is_in_record = self.is_in_record(id);
+        let is_in_record = self.is_in_record(id) && Self::reads_frames(self.connections.known(id).state);
         let connection = self.connections.known_mut(id);
         if !connection.receive.is_in_message() && !is_in_record {
             connection.flags &= !flags::MESSAGE_CLOCK;
