@@ -60,6 +60,12 @@ pub const JSON_DEPTH_MAX: u32 = 64;
 /// Bytes of a message of whom nobody knows yet: until WELCOME. A HELLO with the longest token is below 9 KiB. Longer: 1009.
 pub const STRANGER_MESSAGE_BYTES_MAX: u32 = 16 * 1024;
 
+/// Pings and pongs of one connection, of WebSocket or of the protocol, that one read may have, and one more for each [`SIGN_BYTES`] of it. Each
+/// beyond counts as a request refused, of which 1,024 in a row end the connection with 4429.
+pub const SIGNS_PER_READ: usize = 64;
+/// See [`SIGNS_PER_READ`]: about what the longest of them has.
+pub const SIGN_BYTES: usize = 128;
+
 /// Kernel events delivered in one turn of a reactor. Full: the rest waits for the next turn.
 pub const EVENTS_PER_TURN_MAX: usize = 1024;
 /// Connections whose peer has left, ended by epoll in one turn, behind what all others ask for: about a millisecond of work.

@@ -18,10 +18,10 @@ use rustls::ClientConnection;
 use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
-use support::raw::{Raw, cmid, hello, send};
+use support::raw::{Next, Raw, cmid, hello, send};
 use support::secure::{self, Authority, BOTH, Stream, connect};
 use tidegate::conn::deflate::{Deflater, Inflater};
-use tidegate::wire::envelope::{ClientFrame, Encoding, encode_client};
+use tidegate::wire::envelope::{ClientFrame, Encoding, ServerFrame, encode_client};
 
 /// Deadlines so long that no answer of these tests is theirs.
 const PATIENT: [(&str, &str); 2] = [("protocol.upgrade_ms", "60000"), ("protocol.hello_ms", "60000")];
@@ -442,6 +442,30 @@ fn floods_of_tiny_frames_hold_nothing() {
     let grown = gateway.resident_bytes().saturating_sub(before);
     assert!(grown < 32 * 1024 * 1024, "{grown} bytes");
     drop(peers);
+    gateway.ends_well();
+}
+
+/// Thousands of pings or pongs in one read end the connection, before HELLO and after it; hundreds are answered.
+#[test]
+fn a_flood_of_signs_is_cut_off() {
+    let mut gateway = Gateway::with(&PATIENT);
+    for sign in [frame(0x89, b""), frame(0x8a, b"")] {
+        let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
+        peer.write(&sign.repeat(20_000));
+        assert_eq!(peer.closed(), Some(4429));
+    }
+    let ping = ClientFrame::Ping { pos: 0 };
+    let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    al.put_all(&vec![ping.clone(); 400]);
+    for _ in 0..400 {
+        assert!(matches!(al.next(), Next::Frame(ServerFrame::Pong { .. })));
+    }
+    let mut many = Vec::new();
+    encode_client(Encoding::Binary, &ping, &mut many);
+    // It may be closed before all is written.
+    drop(al.socket.get_mut().write_all(&frame(0x82, &many).repeat(20_000)));
+    assert_eq!(al.closed(), Some(4429));
+    drop(Raw::connect(&gateway, Encoding::Binary, "bo", "1"));
     gateway.ends_well();
 }
 

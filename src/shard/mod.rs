@@ -203,6 +203,8 @@ pub struct Shard {
     /// Connections that have signalled lately, and those that have named cursors.
     signals: HashMap<ConnectionId, Bucket>,
     cursor_rates: HashMap<ConnectionId, Bucket>,
+    /// Pings and pongs that the bytes read now may still have.
+    signs_left: usize,
     /// When a connection is looked at for its next redelivery, monotonic milliseconds: the earliest such entry of the wheel.
     nack_clocks: HashMap<ConnectionId, u64>,
     signals_swept_ms: u64,
@@ -299,6 +301,7 @@ impl Shard {
             cursors_kept: false,
             signals: HashMap::new(),
             cursor_rates: HashMap::new(),
+            signs_left: 0,
             nack_clocks: HashMap::new(),
             signals_swept_ms: 0,
             leaves: VecDeque::new(),

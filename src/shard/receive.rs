@@ -50,6 +50,7 @@ impl Shard {
             return Flow::Close;
         };
         connection.flags &= !flags::PINGED;
+        self.signs_left = limits::SIGNS_PER_READ + bytes.len() / limits::SIGN_BYTES;
         self.liveness.touch(id.index, self.now.tick());
         self.counters.bytes_received_count += bytes.len() as u64;
         // A balancer speaks first and in the clear, before it is known to be TLS or HTTP.
@@ -274,9 +275,22 @@ impl Shard {
                     self.handle_message(id, payload, outlet);
                 }
             }
-            Event::Ping(payload) => self.push_own(id, Opcode::Pong, payload),
-            Event::Pong(_) => {}
+            Event::Ping(payload) => {
+                self.push_own(id, Opcode::Pong, payload);
+                self.count_sign(id);
+            }
+            Event::Pong(_) => self.count_sign(id),
             Event::Close { code, .. } => self.handle_close_frame(id, code),
+        }
+    }
+
+    /// Counts a sign of life. More of them in one read than any client gives are counted as going on regardless: thousands fit the read, and
+    /// everybody else waits meanwhile.
+    pub(super) fn count_sign(&mut self, id: ConnectionId) {
+        match self.signs_left.checked_sub(1) {
+            Some(left) => self.signs_left = left,
+            None if self.connections.get(id).is_some_and(|it| Self::reads_frames(it.state)) => drop(self.goes_on_regardless(id)),
+            None => {}
         }
     }
 

@@ -70,6 +70,7 @@ impl Shard {
                 self.take_pos(id, *pos);
                 let server_ms = self.now.unix_ms;
                 self.push_server(id, &ServerFrame::Pong { server_ms });
+                self.count_sign(id);
             }
             ClientFrame::Send(send) => self.handle_send(id, send, outlet),
             ClientFrame::Ack { pos, cursors } => {
@@ -263,9 +264,9 @@ impl Shard {
     }
 
     /// Counts what is refused by rate, or before the rate is asked. `true`: there was too much of it in a row, and the connection ends.
-    fn goes_on_regardless(&mut self, id: ConnectionId) -> bool {
+    pub(super) fn goes_on_regardless(&mut self, id: ConnectionId) -> bool {
         let cold = &mut self.cold[id];
-        cold.abuse_count += 1;
+        cold.abuse_count = cold.abuse_count.saturating_add(1);
         let is_too_much = cold.abuse_count >= ABUSE_MAX;
         if is_too_much {
             self.note_cut_off(id);
