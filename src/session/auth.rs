@@ -115,7 +115,8 @@ impl Verifier {
     /// Judges `token`, shown by `device` at `now_unix_ms`, by the secret. Cost: a few microseconds, some allocations.
     ///
     /// # Errors
-    /// As [`Verifier::read`], and [`AuthError::Expired`], but only if the token is good in every other way, so that a forger learns nothing from it.
+    /// As [`Verifier::read`], and [`AuthError::Expired`], but only if the token is good in every other way, so that a forger learns nothing
+    /// from it.
     pub fn verify(&self, token: &str, device: &str, now_unix_ms: u64) -> Result<Identity, AuthError> {
         self.read(token, now_unix_ms)?.shown_by(|named| named == device)
     }

@@ -25,6 +25,22 @@ fn a_session_ends_with_its_token() {
     }
 }
 
+/// A wall clock that is set back by less than what has everything filed anew takes no session's end away.
+#[test]
+fn a_small_step_back_loses_no_end() {
+    for step_ms in [150, 500, 999] {
+        let mut core = Core::new();
+        let ends_s = core.now.unix_ms / 1_000 + 600;
+        let (id, _) = core.active(ends_s);
+        core.pass(1);
+        core.now.unix_ms -= step_ms;
+        core.run_until(id, ends_s * 1_000 - 1, 1_000);
+        assert_eq!(core.cause(id), None, "{step_ms} ms");
+        core.end_of(id, ends_s * 1_000 + LATE_MS);
+        assert_eq!(core.cause(id), Some(CloseCause::TokenExpired), "{step_ms} ms");
+    }
+}
+
 /// A session that AUTH has prolonged ends with the new token; a token that ends before the old one shortens nothing.
 #[test]
 fn a_session_ends_with_its_last_token() {

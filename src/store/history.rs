@@ -568,3 +568,7 @@ const UNREAD_MAX: u64 = 9_999;
 #[cfg(test)]
 #[path = "history_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "history_watch_tests.rs"]
+mod watch_tests;
