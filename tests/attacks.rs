@@ -18,10 +18,10 @@ use rustls::ClientConnection;
 use support::eventually;
 use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
-use support::raw::{Next, Raw, cmid, hello, send};
+use support::raw::{Next, Raw, cmid, encoded, hello, send};
 use support::secure::{self, Authority, BOTH, Stream, connect};
 use tidegate::conn::deflate::{Deflater, Inflater};
-use tidegate::wire::envelope::{ClientFrame, Encoding, ServerFrame, encode_client};
+use tidegate::wire::envelope::{ClientFrame, Encoding, ServerFrame};
 
 /// Deadlines so long that no answer of these tests is theirs.
 const PATIENT: [(&str, &str); 2] = [("protocol.upgrade_ms", "60000"), ("protocol.hello_ms", "60000")];
@@ -120,12 +120,6 @@ fn agreed(gateway: &Gateway, user: &str) -> Peer {
     peer
 }
 
-fn encoded(frames: &[ClientFrame<'_>]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    frames.iter().for_each(|frame| encode_client(Encoding::Binary, frame, &mut bytes));
-    bytes
-}
-
 /// One compressor and one inflater per core, however many agreed: what 200 connections cost that send and get compressed messages is far
 /// less than one of each for everybody.
 #[test]
@@ -191,8 +185,7 @@ fn close_frames_of_every_length_are_answered() {
 #[test]
 fn bytes_behind_the_upgrade_are_frames() {
     let mut gateway = Gateway::with(&PATIENT);
-    let mut hello = Vec::new();
-    encode_client(Encoding::Binary, &support::raw::hello(&gateway.token("al"), "phone"), &mut hello);
+    let hello = encoded(&[hello(&gateway.token("al"), "phone")]);
     let request = upgrade("tidegate.v1", "").into_bytes();
     let mut peer = Peer::connect(gateway.listen);
     peer.write(&[&request[..], &frame(0x82, &hello)].concat());
@@ -460,8 +453,7 @@ fn a_flood_of_signs_is_cut_off() {
     for _ in 0..400 {
         assert!(matches!(al.next(), Next::Frame(ServerFrame::Pong { .. })));
     }
-    let mut many = Vec::new();
-    encode_client(Encoding::Binary, &ping, &mut many);
+    let many = encoded(&[ping]);
     // It may be closed before all is written.
     drop(al.socket.get_mut().write_all(&frame(0x82, &many).repeat(20_000)));
     assert_eq!(al.closed(), Some(4429));

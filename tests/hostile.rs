@@ -14,9 +14,9 @@ use malformed::{Case, Expected, On, frame, request};
 use support::eventually;
 use support::gateway::{Gateway, unix_s};
 use support::peer::{Peer, status};
-use support::raw::{Next, Raw, cmid, hello as raw_hello, send};
+use support::raw::{Next, Raw, cmid, encoded, hello, send};
 use tidegate::limits::{FRAGMENTS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX, STASH_BYTES, STASH_FREE_BYTES};
-use tidegate::wire::envelope::{Encoding, ServerFrame, encode_client, page_flags};
+use tidegate::wire::envelope::{Encoding, ServerFrame, page_flags};
 use tungstenite::Message;
 
 const DIRECT: &str = "d:al:bo";
@@ -186,9 +186,7 @@ fn unfinished_messages_stay_within_their_bound() {
     let mut highest = 0;
     for number in 0..PEERS {
         let mut peer = Peer::upgraded(gateway.listen, "tidegate.v1");
-        let mut hello = Vec::new();
-        encode_client(Encoding::Binary, &raw_hello(&gateway.token(&format!("peer-{number}")), "1"), &mut hello);
-        peer.write(&frame(0x82, &hello));
+        peer.write(&frame(0x82, &encoded(&[hello(&gateway.token(&format!("peer-{number}")), "1")])));
         assert_eq!(peer.read_frame().1[0], 0x41, "WELCOME");
         peer.write(&most);
         peers.push(peer);
@@ -211,9 +209,8 @@ fn unfinished_messages_stay_within_their_bound() {
     // Meanwhile others are served, also those whose messages come in two pieces.
     let mut rests = Vec::new();
     for (number, al) in honest.iter_mut().enumerate() {
-        let (mut bytes, conv) = (Vec::new(), format!("d:al-{number}:bo"));
-        encode_client(Encoding::Binary, &send(7, &conv, cmid(), 0, &[b'x'; 60_000]), &mut bytes);
-        let bytes = frame(0x82, &bytes);
+        let conv = format!("d:al-{number}:bo");
+        let bytes = frame(0x82, &encoded(&[send(7, &conv, cmid(), 0, &[b'x'; 60_000])]));
         let (first, rest) = bytes.split_at(59_000);
         put(al, first);
         rests.push(rest.to_vec());

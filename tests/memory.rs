@@ -13,7 +13,7 @@ use support::gateway::Gateway;
 use support::secure::{self, Authority};
 use support::{PATIENCE, eventually, raw};
 use tidegate::io::descriptors::Descriptors;
-use tidegate::wire::envelope::{Encoding, ServerFrame, ServerFrames, encode_client};
+use tidegate::wire::envelope::{Encoding, ServerFrame, ServerFrames};
 
 /// Ten thousand authenticated sessions that do nothing, each of a user of its own: the growth of the process, divided by them, with
 /// names, roster, timers and what the allocator keeps of ten thousand handshakes.
@@ -109,8 +109,7 @@ fn begin(gateway: &Gateway, number: usize) -> TcpStream {
         Sec-WebSocket-Protocol: tidegate.v1\r\n\r\n"
         .to_vec();
     let token = gateway.token(&format!("user-{number:07}"));
-    let mut hello = Vec::new();
-    encode_client(Encoding::Binary, &raw::hello(&token, "phone"), &mut hello);
+    let hello = raw::encoded(&[raw::hello(&token, "phone")]);
     let length = u16::try_from(hello.len()).expect("a short frame");
     assert!(length >= 126);
     // Final, binary, masked with zeros.

@@ -795,8 +795,8 @@ const CLOSE_MS: u32 = 5_000;
 const FAILING_MS: u32 = 5_000;
 /// Places that a queue of a core keeps, whatever it needs.
 const QUEUE_KEPT: usize = 1_024;
-/// As many requests in a row refused by rate, or before the rate is asked, end the connection with 4429. A client that keeps to the protocol has
-/// at most a window of them before one that passes.
+/// As many requests in a row refused by rate, or before the rate is asked, end the connection with 4429. A client that keeps to the
+/// protocol has at most a window of them before one that passes; READ and ACK, which have none, are not counted.
 const ABUSE_MAX: u16 = 1_024;
 /// An attach that the store has not answered after this long ends with 4503, never with 4408.
 const ATTACH_MS: u32 = 10_000;

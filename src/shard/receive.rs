@@ -225,8 +225,8 @@ impl Shard {
         }
     }
 
-    /// There is no room for more unfinished bytes: whoever holds the most of them is closed, unless that is `id` itself, or nobody knows who `id`
-    /// is. Whether there is more room now.
+    /// There is no room for more unfinished bytes: whoever holds the most of them is closed, unless that is `id` itself, or nobody knows who
+    /// `id` is. Whether there is more room now.
     fn make_room(&mut self, id: ConnectionId, stashes: &mut Stashes) -> bool {
         if !Self::is_known(self.connections.known(id).state) {
             return false;

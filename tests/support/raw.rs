@@ -343,6 +343,13 @@ pub fn send<'s>(rid: u32, conv: &'s str, cmid: Cmid, flags: u8, payload: &'s [u8
     ClientFrame::Send(Send { rid, cmid, flags, kind: 1, ttl_s: 0, trace: None, conv: conv.into(), payload: payload.into() })
 }
 
+/// Frames in binary, one after the other: the payload of one message.
+pub fn encoded(frames: &[ClientFrame<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frames.iter().for_each(|frame| encode_client(Encoding::Binary, frame, &mut bytes));
+    bytes
+}
+
 /// A cmid that no other message of this process has.
 pub fn cmid() -> Cmid {
     static COUNT: AtomicU32 = AtomicU32::new(1);
