@@ -463,6 +463,7 @@ fn a_webhook_judges_what_no_key_is_for() {
     let before = service.asked();
     assert_eq!(of(Encoding::Json, "al"), Ok("al".to_owned()), "who is known comes in");
     assert_eq!(service.asked(), before);
+    eventually("a line of the log", || gateway.log().contains("does not answer").then_some(()));
     assert_eq!(gateway.log().matches("does not answer").count(), 1);
     eventually("the end of the pause", || {
         (of(Encoding::Binary, &format!("fail {}", unix_s())).is_err() && service.asked() > before).then_some(())
@@ -720,6 +721,7 @@ fn several_who_ask_have_one_breaker() {
     for number in 0..5 {
         assert_eq!(greeted(&gateway, Encoding::Json, &format!("fail-{number}")), Err((5002, Some(4503))));
     }
+    eventually("a line of the log", || gateway.log().contains("does not answer").then_some(()));
     assert_eq!((gateway.metric("tidegate_webhook_open"), gateway.log().matches("does not answer").count()), (1.0, 1));
     let before = service.asked();
     let refused = (0..9).filter(|number| greeted(&gateway, Encoding::Binary, &format!("user-{number}")).is_err()).count();
