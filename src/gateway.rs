@@ -42,6 +42,7 @@ use crate::mailbox::{self, Gathering};
 use crate::observe::auth::AuthFacts;
 use crate::observe::counters::ReactorBlock;
 use crate::observe::histogram::ReactorHistograms;
+use crate::observe::metrics::resident_bytes;
 use crate::observe::pressure::Pressure;
 use crate::observe::trace::Sampling;
 use crate::reactor::steering::Steering;
@@ -235,6 +236,7 @@ pub fn serve(settings: Settings, options: Options) -> Result<(), Fatal> {
         credit: store.credit.clone(),
         credit_bytes: settings.limits.submit_bytes_max,
         fixed_bytes: 0,
+        resident_bytes,
     };
     let shown = Arc::new(RwLock::new(InForce { settings: configured.clone(), derived }));
     let mut live = Live {

@@ -318,6 +318,10 @@ const _: () =
     assert!(PRESSURE_RELIEF_PERCENT < PRESSURE_SIGNALS_PERCENT && PRESSURE_SIGNALS_PERCENT < PRESSURE_NEWCOMERS_PERCENT);
 const _: () = assert!(PRESSURE_NEWCOMERS_PERCENT < PRESSURE_READERS_PERCENT && PRESSURE_READERS_PERCENT <= 100);
 
+/// Part of `limits.memory_bytes`, percent, that resident memory may count beyond the account. Bounded, since what an allocator keeps is not
+/// given back by closing readers: beyond it they would be closed without end.
+pub const PRESSURE_UNCOUNTED_PERCENT: u64 = 10;
+
 /// What `store.cache_bytes` is at most if it is not set, bytes.
 pub const CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 

@@ -256,7 +256,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const TICKS_PER_SECOND: f64 = 100.0;
 const TEXT_BYTES_USUAL: usize = 32 * 1024;
 const HELP_BUDGET: &str = "Bytes that the process may hold: limits.memory_bytes.";
-const HELP_USED: &str = "Bytes that the process holds by its own account, shared ones once.";
+const HELP_USED: &str =
+    "Bytes that the process holds by its own account, shared ones once, and near the first level what else is resident.";
 const HELP_LEVEL: &str =
     "What is given up for want of memory: 0 nothing, 1 signals and presence, 2 newcomers too, 3 the slowest readers too.";
 const HELP_STARTED: &str = "When the process began, in seconds since 1970.";
