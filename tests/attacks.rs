@@ -21,7 +21,7 @@ use support::peer::{Peer, status, upgrade};
 use support::raw::{Next, Raw, cmid, encoded, hello, send};
 use support::secure::{self, Authority, BOTH, Stream, connect};
 use tidegate::conn::deflate::{Deflater, Inflater};
-use tidegate::wire::envelope::{ClientFrame, Encoding, ServerFrame};
+use tidegate::wire::envelope::{ClientFrame, Cursors, Encoding, ServerFrame};
 
 /// Deadlines so long that no answer of these tests is theirs.
 const PATIENT: [(&str, &str); 2] = [("protocol.upgrade_ms", "60000"), ("protocol.hello_ms", "60000")];
@@ -438,7 +438,8 @@ fn floods_of_tiny_frames_hold_nothing() {
     gateway.ends_well();
 }
 
-/// Thousands of pings or pongs in one read end the connection, before HELLO and after it; hundreds are answered.
+/// Thousands of pings or pongs in one read end the connection, before HELLO and after it, as do acknowledgements that are refused; hundreds
+/// are answered.
 #[test]
 fn a_flood_of_signs_is_cut_off() {
     let mut gateway = Gateway::with(&PATIENT);
@@ -447,16 +448,24 @@ fn a_flood_of_signs_is_cut_off() {
         peer.write(&sign.repeat(20_000));
         assert_eq!(peer.closed(), Some(4429));
     }
-    let ping = ClientFrame::Ping { pos: 0 };
     let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
-    al.put_all(&vec![ping.clone(); 400]);
+    al.put_all(&vec![ClientFrame::Ping { pos: 0 }; 400]);
     for _ in 0..400 {
         assert!(matches!(al.next(), Next::Frame(ServerFrame::Pong { .. })));
     }
-    let many = encoded(&[ping]);
-    // It may be closed before all is written.
-    drop(al.socket.get_mut().write_all(&frame(0x82, &many).repeat(20_000)));
-    assert_eq!(al.closed(), Some(4429));
+    drop(al);
+    let signs: [(&str, fn(u64) -> ClientFrame<'static>); 3] = [
+        ("pings", |_| ClientFrame::Ping { pos: 0 }),
+        ("what was never given out", |_| ClientFrame::Ack { pos: 9, cursors: Cursors::List(Vec::new()) }),
+        ("redeliveries", |seq| ClientFrame::Nack { conv: "d:al:bo".into(), seq, delay_ms: 60_000, reason: 0 }),
+    ];
+    for (number, (what, sign)) in signs.into_iter().enumerate() {
+        let mut al = Raw::connect(&gateway, Encoding::Binary, &format!("al-{number}"), "1");
+        let many: Vec<u8> = (1..=20_000).flat_map(|seq| frame(0x82, &encoded(&[sign(seq)]))).collect();
+        // It may be closed before all is written.
+        drop(al.socket.get_mut().write_all(&many));
+        assert_eq!(al.closed(), Some(4429), "{what}");
+    }
     drop(Raw::connect(&gateway, Encoding::Binary, "bo", "1"));
     gateway.ends_well();
 }

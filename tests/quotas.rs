@@ -11,7 +11,7 @@ use support::gateway::Gateway;
 use support::peer::{Peer, status, upgrade};
 use support::raw::{ENCODINGS, Next, Raw, cmid};
 use support::secure::{self, Authority, BOTH};
-use tidegate::wire::envelope::{ClientFrame, Send, ServerFrame, send_flags};
+use tidegate::wire::envelope::{ClientFrame, Send, ServerFrame, Users, send_flags};
 
 const XFF: &str = "X-Forwarded-For";
 /// This machine is no exception.
@@ -211,11 +211,12 @@ fn refused(raw: &mut Raw, passes: impl Fn(&ServerFrame<'_>) -> bool) -> Option<(
 #[test]
 fn every_class_has_its_end() {
     let gateway = Gateway::with(&[("protocol.fetch_rate", "1"), ("state.signal_rate", "1")]);
-    let classes: [(&str, Make); 5] = [
+    let classes: [(&str, Make); 6] = [
         ("reads", |rid| ClientFrame::Fetch { rid, conv: "g:none".into(), from: 1, to: 2, limit: 1, flags: 0 }),
         ("reads of nothing", |rid| ClientFrame::Fetch { rid, conv: "x".into(), from: 1, to: 2, limit: 1, flags: 0 }),
         ("pages", |rid| ClientFrame::Sync { rid, since: 0, limit: 1, cursor: "".into() }),
         ("signals", |_| ClientFrame::Signal { conv: "g:none".into(), kind: 1, payload: b"x"[..].into() }),
+        ("presence not granted", |rid| ClientFrame::Watch { rid, ttl_s: 0, users: Users::List(Vec::new()) }),
         ("tokens", |rid| ClientFrame::Auth { rid, token: "x".into() }),
     ];
     for (number, (class, frame)) in classes.into_iter().enumerate() {

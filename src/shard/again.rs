@@ -29,6 +29,7 @@ impl Shard {
             Asked::Full => {
                 let detail = format!("{conv} too many wait for redelivery");
                 self.refuse(id, 0, ErrorCode::TooManySubscriptions, 0, &detail);
+                self.count_sign(id);
             }
         }
     }

@@ -284,7 +284,7 @@ impl Shard {
         }
     }
 
-    /// Counts a sign of life. More of them in one read than any client gives are counted as going on regardless: thousands fit the read, and
+    /// Counts a sign of life, or what was refused without any rate. More of them in one read than any client gives are counted as going on regardless: thousands fit the read, and
     /// everybody else waits meanwhile.
     pub(super) fn count_sign(&mut self, id: ConnectionId) {
         match self.signs_left.checked_sub(1) {

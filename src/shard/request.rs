@@ -279,7 +279,7 @@ impl Shard {
     fn handle_watch(&mut self, id: ConnectionId, rid: u32, ttl_s: u32, users: &Users<'_>, outlet: &mut impl Outlet) {
         let Some(session) = self.session_mut(id) else { return };
         if u32::from(session.caps) & caps::PRESENCE == 0 {
-            return self.refuse(id, rid, ErrorCode::NotGranted, 0, "ask for presence in HELLO");
+            return self.refuse_in_row(id, rid, ErrorCode::NotGranted, 0, "ask for presence in HELLO");
         }
         if ttl_s > WATCH_TTL_S_MAX {
             return self.fail(id, rid, ErrorCode::BadField, "ttl_s: at most 300");
@@ -420,7 +420,10 @@ impl Shard {
             self.backlogs.give(backlog);
         }
         match acknowledged {
-            None => self.refuse(id, 0, ErrorCode::BeyondHead, 0, "pos was never given out"),
+            None => {
+                self.refuse(id, 0, ErrorCode::BeyondHead, 0, "pos was never given out");
+                self.count_sign(id);
+            }
             Some(true) => self.catch_up(id),
             Some(false) => {}
         }
