@@ -166,8 +166,8 @@ fn memory_is_shed_in_order_and_nothing_is_lost() {
     most = most.max(gateway.resident_bytes());
     let percent = most * 100 / budget;
     println!("resident at most {most} bytes, {percent} % of the budget");
-    // Pages that the allocator has not returned yet, and what merges of the engine take at their moment, are not in the account.
-    assert!(percent <= 115, "{most} of {budget} bytes");
+    // Pages that the allocator has not returned yet count near the first level; what is taken between two looks does not.
+    assert!(percent <= 105, "{most} of {budget} bytes");
 
     // The one for whom most waited is named first; those who read are not among them.
     let closed = eventually("a name", || {
@@ -181,8 +181,8 @@ fn memory_is_shed_in_order_and_nothing_is_lost() {
     assert!(first["address"].as_str().is_some_and(|address| address.starts_with("127.0.0.1:")), "{closed:?}");
     assert!(first["held_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{first}");
     assert!(closed.iter().all(|reader| DEAF.iter().any(|user| reader["user"] == *user)), "{closed:?}");
-    let log = gateway.log();
-    let line = log.lines().find(|line| line.contains("slowest reader is closed")).expect("a line");
+    let line =
+        eventually("a line", || gateway.log().lines().find(|line| line.contains("slowest reader is closed")).map(str::to_owned));
     assert!(line.contains(r#""user":"slow-0""#) && line.contains(r#""address":"127.0.0.1:"#), "{line}");
     assert!(al.ping().is_empty() && fast.ping().is_empty());
     eventually("the cause", || (gateway.metric(r#"tidegate_closes_total{cause="shed"}"#) >= 1.0).then_some(()));
