@@ -48,8 +48,8 @@ impl Budget {
             return;
         }
         let budget_bytes = self.pressure.budget_bytes();
-        let used_bytes = used_bytes(self.fixed_bytes + self.counted_bytes(), budget_bytes, self.resident_bytes);
         let before = self.pressure.level();
+        let used_bytes = used_bytes(before, self.fixed_bytes + self.counted_bytes(), budget_bytes, self.resident_bytes);
         let level = self.pressure.judge(used_bytes);
         self.short_since = self.short_since.filter(|_| level >= Level::Newcomers).or((level >= Level::Newcomers).then_some(now));
         let is_short_for_long = self.short_since.is_some_and(|since| now - since >= PRESSURE_NEWCOMERS_MAX);
@@ -93,10 +93,10 @@ impl Budget {
 }
 
 /// What is in use: the account or, where that is more, what is resident, up to [`PRESSURE_UNCOUNTED_PERCENT`] of the budget beyond the
-/// account. Asks what is resident only if that could change the level: it costs some 20 µs.
-fn used_bytes(accounted_bytes: u64, budget_bytes: u64, resident_bytes: impl FnOnce() -> u64) -> u64 {
+/// account. Asks what is resident only if memory could be short: it costs some 20 µs.
+fn used_bytes(level: Level, accounted_bytes: u64, budget_bytes: u64, resident_bytes: impl FnOnce() -> u64) -> u64 {
     let most_bytes = accounted_bytes.saturating_add(budget_bytes / 100 * PRESSURE_UNCOUNTED_PERCENT);
-    if Level::Calm.next(most_bytes, budget_bytes) == Level::Calm {
+    if level.next(most_bytes, budget_bytes) == Level::Calm {
         return accounted_bytes;
     }
     resident_bytes().clamp(accounted_bytes, most_bytes)
@@ -142,9 +142,15 @@ mod tests {
             (950, 2_000, 1_050),
         ];
         for (accounted, resident, used) in cases {
-            assert_eq!(used_bytes(accounted, 1_000, || resident), used, "{accounted} accounted for, {resident} resident");
+            assert_eq!(
+                used_bytes(Level::Calm, accounted, 1_000, || resident),
+                used,
+                "{accounted} accounted for, {resident} resident"
+            );
         }
-        used_bytes(699, 1_000, || unreachable!("it makes no difference"));
+        used_bytes(Level::Calm, 699, 1_000, || unreachable!("there is plenty"));
+        used_bytes(Level::Readers, 649, 1_000, || unreachable!("there is plenty"));
+        assert_eq!(used_bytes(Level::Signals, 650, 1_000, || 2_000), 750, "a swing of the account changes no level");
     }
 
     /// As long as memory is short but not at its end, newcomers are refused and readers left alone; but not for ever.
