@@ -454,7 +454,7 @@ fn a_flood_of_signs_is_cut_off() {
         assert!(matches!(al.next(), Next::Frame(ServerFrame::Pong { .. })));
     }
     drop(al);
-    let signs: [(&str, fn(u64) -> ClientFrame<'static>); 3] = [
+    let signs: [(&str, Sign); 3] = [
         ("pings", |_| ClientFrame::Ping { pos: 0 }),
         ("what was never given out", |_| ClientFrame::Ack { pos: 9, cursors: Cursors::List(Vec::new()) }),
         ("redeliveries", |seq| ClientFrame::Nack { conv: "d:al:bo".into(), seq, delay_ms: 60_000, reason: 0 }),
@@ -475,6 +475,9 @@ fn one_answer(bytes: &[u8]) -> u16 {
     // Which also holds its length against what came: a second response would be too much.
     status(bytes)
 }
+
+/// A frame by its number.
+type Sign = fn(u64) -> ClientFrame<'static>;
 
 /// Connections of the slow flood; with their two ends they fit two tables of 20,000 descriptors.
 const SLOW: usize = 8_000;
