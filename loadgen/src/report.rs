@@ -149,6 +149,8 @@ pub struct Storm {
     pub spared: u64,
     /// Their p99 of DELIVER before the storm, and until it was over, microseconds.
     pub spared_us_p99: Option<(f64, f64)>,
+    /// Whether the thread of the spared ran before all others of its core (`SCHED_FIFO`), as if it had one of its own.
+    pub spared_go_first: bool,
     /// Resident bytes of the gateway before the storm, and the most until it was over.
     pub memory_bytes: Option<(u64, u64)>,
     /// With TLS: handshakes of those who came back, in full, and by a ticket.
@@ -295,7 +297,18 @@ impl Report {
             )?;
         }
         if let Some(storm) = &self.storm {
-            let Storm { cut, back_s, resumed, spared, spared_us_p99, memory_bytes, handshakes, welcomes, pacing_us_p99 } = storm;
+            let Storm {
+                cut,
+                back_s,
+                resumed,
+                spared,
+                spared_us_p99,
+                spared_go_first,
+                memory_bytes,
+                handshakes,
+                welcomes,
+                pacing_us_p99,
+            } = storm;
             let back = back_s.map_or_else(|| "not in time".to_owned(), |seconds| format!("after {seconds:.2} s"));
             writeln!(out, "storm: {cut} cut at once, 99.9 % back {back}, {resumed} resumed")?;
             if let Some(Welcomes { set_per_s, seconds, min_per_s, median_per_s, p99_per_s }) = welcomes {
@@ -317,6 +330,12 @@ impl Report {
                     out,
                     "storm: p99 of DELIVER of the {spared} spared: {before:.0} us before, {during:.0} us until it was over; pacing {pacing_us_p99:.0} us"
                 )?;
+                if !spared_go_first {
+                    writeln!(
+                        out,
+                        "storm: the spared waited for a core as all others did: --threads 2 or more, and CAP_SYS_NICE"
+                    )?;
+                }
             }
         }
         if let Some(churn) = &self.churn {

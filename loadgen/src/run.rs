@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
 use tidegate_client::Settings;
 
 use crate::churn::{Churn, Departures, Moment};
@@ -179,9 +182,14 @@ impl Bench {
         if self.private_tables {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).map_err(|error| format!("a descriptor table: {error}"))?;
         }
+        // What a storm does to the spared is to be the gateway's doing, also where both have the same cores: their clients stand for other
+        // machines, and wait for no core.
         if self.workers > 1 && shared.load.turn(number, self.workers).is_none() {
-            // What a storm does to the spared is to be the gateway's doing, also where both have the same cores.
             let _ = rustix::process::setpriority_process(None, STORMY);
+        } else if self.workers > 1 && shared.load.spared > 0 {
+            let fifo = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+            let told = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, fifo);
+            shared.spared_go_first.store(told.is_ok(), Ordering::Relaxed);
         }
         let audits = if self.audit { shared.load.users } else { 0 };
         let indices = shared.load.part(number, self.workers, shared.load.connections + audits);
@@ -449,6 +457,7 @@ impl Run<'_> {
             resumed,
             spared: spared as u64,
             spared_us_p99,
+            spared_go_first: self.shared.spared_go_first.load(Ordering::Relaxed),
             memory_bytes,
             handshakes,
             welcomes,

@@ -47,6 +47,8 @@ pub struct Shared {
     window: Mutex<Window>,
     /// Counts the storms that were ordered.
     storms: AtomicU64,
+    /// Whether the thread of those whom a storm spares runs before all others of its core.
+    pub spared_go_first: AtomicBool,
     /// Devices that only read what was sent before them may begin.
     is_audit: AtomicBool,
     /// Devices wait for nobody any more.
@@ -99,6 +101,7 @@ impl Shared {
             churn: Mutex::default(),
             window: Mutex::default(),
             storms: AtomicU64::new(0),
+            spared_go_first: AtomicBool::new(false),
             is_audit: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             boards: (0..workers).map(|_| Mutex::default()).collect(),
