@@ -184,12 +184,14 @@ impl Bench {
         }
         // What a storm does to the spared is to be the gateway's doing, also where both have the same cores: their clients stand for other
         // machines, and wait for no core.
-        if self.workers > 1 && shared.load.turn(number, self.workers).is_none() {
-            let _ = rustix::process::setpriority_process(None, STORMY);
-        } else if self.workers > 1 && shared.load.spared > 0 {
-            let fifo = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
-            let told = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, fifo);
-            shared.spared_go_first.store(told.is_ok(), Ordering::Relaxed);
+        if self.workers > 1 && shared.load.spared > 0 {
+            if shared.load.turn(number, self.workers).is_some() {
+                let fifo = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+                let told = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, fifo);
+                shared.spared_go_first.store(told.is_ok(), Ordering::Relaxed);
+            } else {
+                let _ = rustix::process::setpriority_process(None, STORMY);
+            }
         }
         let audits = if self.audit { shared.load.users } else { 0 };
         let indices = shared.load.part(number, self.workers, shared.load.connections + audits);

@@ -220,7 +220,16 @@ fn encode_stages(out: &mut DescriptorEncoder<'_>, totals: &Totals) -> fmt::Resul
 /// Resident memory of the process, bytes; 0 where the kernel does not say.
 #[must_use]
 pub fn resident_bytes() -> u64 {
-    ProcessFacts::read().map_or(0, |process| process.resident_bytes)
+    std::fs::read_to_string(STATUS).ok().and_then(|status| resident_in(&status)).unwrap_or_default()
+}
+
+fn resident_in(status: &str) -> Option<u64> {
+    Some(number_in(status, "VmRSS:")? * 1024)
+}
+
+fn number_in(status: &str, key: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// What the kernel says about this process.
@@ -234,17 +243,13 @@ impl ProcessFacts {
     /// Reads `/proc/self`; `None` where there is none.
     #[expect(clippy::cast_precision_loss, reason = "clock ticks of 10 ms fit 53 bits")]
     fn read() -> Option<Self> {
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let number = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-            line.split_ascii_whitespace().next()?.parse::<u64>().ok()
-        };
+        let status = std::fs::read_to_string(STATUS).ok()?;
         let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
         // The name of the process stands in parentheses and may hold spaces; utime and stime are the 12th and 13th field after it.
         let mut ticks = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11).map(str::parse::<u64>);
         let (user, system) = (ticks.next()?.ok()?, ticks.next()?.ok()?);
         let cpu_seconds = (user + system) as f64 / TICKS_PER_SECOND;
-        Some(Self { resident_bytes: number("VmRSS:")? * 1024, threads: number("Threads:")?, cpu_seconds })
+        Some(Self { resident_bytes: resident_in(&status)?, threads: number_in(&status, "Threads:")?, cpu_seconds })
     }
 }
 
@@ -252,6 +257,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+const STATUS: &str = "/proc/self/status";
 /// `USER_HZ`, which Linux shows to user space as 100 whatever the kernel uses inside.
 const TICKS_PER_SECOND: f64 = 100.0;
 const TEXT_BYTES_USUAL: usize = 32 * 1024;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use tidegate::session::auth::mint;
 use tidegate_client::{Client, Events, Options};
 
 use super::eventually;
+use super::port::free_port;
 
 /// One gateway, over several lives.
 pub struct Gateway {
@@ -351,17 +352,7 @@ fn token(secret: &Secret, user: &str, device: Option<&str>, seconds: i64) -> Str
     mint(secret, user, device, now..now.saturating_add_signed(seconds)).expect("good names")
 }
 
-/// A port that stays free over several lives of a gateway: below those the kernel gives out by itself, so that no connection of another
-/// test takes it while the gateway is dead.
+/// An address that stays free over several lives of a gateway.
 pub fn free_address() -> SocketAddr {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let first = std::process::id() % 1000 * 10;
-    for _ in 0..10_000 {
-        let offset = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
-        let address = SocketAddr::from(([127, 0, 0, 1], 20_000 + u16::try_from(offset).expect("below 10000")));
-        if TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
-    panic!("no free port");
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }

@@ -6,6 +6,7 @@ pub mod gate;
 pub mod gateway;
 pub mod ledger;
 pub mod peer;
+pub mod port;
 pub mod raw;
 pub mod secure;
 

@@ -1,13 +1,16 @@
 //! The gateway binary beside this test, built if it is not there, and the load generator run against it.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
+#[path = "../../../tests/support/port.rs"]
+mod port;
 pub mod proxy;
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+pub use port::free_port;
 
 /// Ports and a data directory for one gateway.
 pub struct Place {
@@ -88,18 +91,6 @@ impl Drop for Place {
         drop(std::fs::remove_dir_all(&self.data));
         drop(std::fs::remove_file(self.data.with_extension("json")));
     }
-}
-
-/// A port that stays free until a gateway takes it, and over several lives of that: below those the kernel gives out by itself, so that no
-/// connection of a run takes it.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let first = std::process::id() % 1000 * 10;
-    let mut ports = (0..10_000).map(|_| {
-        let offset = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
-        10_000 + u16::try_from(offset).expect("below 10000")
-    });
-    ports.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
 }
 
 /// Everything a run said, for the message of an assertion.
