@@ -139,7 +139,7 @@ impl Driver for Epoll {
             Err(error) => Err(error),
         };
         self.accept_newcomers(sink);
-        self.begin_closes(&mut buffer);
+        self.begin_closes();
         self.expire_lingering();
         self.end_closes(sink);
         self.events = Some(events);
@@ -253,7 +253,7 @@ impl Epoll {
             slot.set(UNREAD);
         }
         if slot.is(CLOSING) {
-            return self.discard(connection, buffer);
+            return self.discard(connection);
         }
         if slot.is(PAUSED) && event.is_error() {
             self.report_error(connection, sink);
@@ -404,7 +404,7 @@ impl Epoll {
 /// Closing.
 impl Epoll {
     /// First step: everything asked for so far, also from outside a turn.
-    fn begin_closes(&mut self, buffer: &mut [u8]) {
+    fn begin_closes(&mut self) {
         for at in 0..self.closing.len() {
             let (connection, how) = self.closing[at];
             let Some(slot) = live_slot(&mut self.slots, connection) else { continue };
@@ -419,22 +419,23 @@ impl Epoll {
                 self.ended.push(connection);
             } else {
                 self.lingering.push_back((Instant::now() + limits::LINGER_MAX, connection));
-                self.discard(connection, buffer);
+                self.discard(connection);
             }
         }
         self.closing.clear();
     }
 
-    /// Reads and forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset.
-    fn discard(&mut self, connection: ConnectionId, buffer: &mut [u8]) {
+    /// Forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset. What is beyond the
+    /// bound waits for the next edge or for the deadline: a peer that sent too much reads our last words, which may be long, all the same.
+    fn discard(&mut self, connection: ConnectionId) {
         let Some(slot) = live_slot(&mut self.slots, connection) else { return };
-        let mut budget = limits::RECV_BYTES_PER_TURN_MAX;
-        while slot.is(UNREAD) && !slot.is(OVER) {
-            match slot.with_socket(&mut self.counters, |socket| socket.recv(buffer)) {
-                Ok(count) if count > 0 && count < budget => budget -= count,
+        let mut room = limits::DISCARD_BYTES_PER_EVENT_MAX;
+        while room > 0 && slot.is(UNREAD) && !slot.is(OVER) {
+            match slot.with_socket(&mut self.counters, |socket| socket.discard(room)) {
+                Ok(count) if count > 0 => room -= count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => slot.clear(UNREAD),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // FIN, an error, or more than a peer should send to a connection being closed.
+                // FIN or an error.
                 _ => slot.set(OVER),
             }
         }

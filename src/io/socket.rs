@@ -32,6 +32,18 @@ impl Socket {
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Forgets what is there, at most `room` bytes, without copying it; returns how many they were. `Ok(0)`: the peer will send nothing more.
+    ///
+    /// `MSG_TRUNC` does so for TCP: tcp(7), since Linux 2.4.
+    ///
+    /// # Errors
+    /// As [`Socket::recv`].
+    pub fn discard(&self, room: usize) -> io::Result<usize> {
+        // SAFETY: `self` keeps the descriptor open; with `MSG_TRUNC` the kernel writes nothing to the buffer of a TCP socket.
+        let count = unsafe { libc::recv(self.raw(), std::ptr::null_mut(), room, libc::MSG_DONTWAIT | libc::MSG_TRUNC) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Writes the vectors in order; returns the bytes taken, which may be fewer than offered. Never raises `SIGPIPE`.
     ///
     /// Offers at most [`limits::WRITE_SEGMENTS_MAX`] vectors; a caller must not conclude from a short count that the kernel is full.

@@ -246,7 +246,7 @@ impl Driver for Uring {
         }
         completions.clear();
         self.park_silent();
-        self.begin_closes(&mut room.scratch);
+        self.begin_closes();
         self.expire();
         self.quit_ended();
         self.end_quiet(sink);

@@ -5,6 +5,7 @@ use std::net::Shutdown;
 
 use tidegate::io::driver::{Close, Driver};
 use tidegate::io::socket::Socket;
+use tidegate::limits;
 
 use crate::server::{Make, Random, Server, chat};
 
@@ -93,6 +94,25 @@ pub fn graceful_close_delivers_last_words<D: Driver>(make: Make<D>) {
     let mut heard = Vec::new();
     client.read_to_end(&mut heard).unwrap();
     assert_eq!(heard, b"goodbye");
+    drop(client);
+    server.until("closed", |core| core.connections[0].closed);
+}
+
+/// Nor are they swallowed by how much the peer sent, nor for being longer than what a peer takes that does not read yet.
+pub fn graceful_close_delivers_last_words_to_who_sends_much<D: Driver>(make: Make<D>) {
+    let mut server = Server::new(make);
+    let (mut client, id) = server.connect();
+    server.core.connection(id).paused = true;
+    server.driver.pause_recv(id);
+    client.write_all(&[0; 8 * limits::RECV_BYTES_PER_TURN_MAX]).unwrap();
+    let words = [b'w'; 100_000];
+    server.queue(id, &words);
+    assert!(!server.core.connection(id).waiting, "the kernel holds all of it");
+    server.close(id, Close::Graceful);
+    server.settle();
+    let mut heard = Vec::new();
+    client.read_to_end(&mut heard).unwrap();
+    assert!(heard == words, "{} of {} bytes", heard.len(), words.len());
     drop(client);
     server.until("closed", |core| core.connections[0].closed);
 }

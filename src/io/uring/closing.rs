@@ -11,7 +11,7 @@ use crate::limits;
 
 impl Uring {
     /// First step: everything asked for so far, also from outside a turn.
-    pub(super) fn begin_closes(&mut self, buffer: &mut [u8]) {
+    pub(super) fn begin_closes(&mut self) {
         for at in 0..self.closing.len() {
             let (connection, how) = self.closing[at];
             let Some(slot) = live_slot(&mut self.slots, connection) else { continue };
@@ -26,7 +26,7 @@ impl Uring {
                     if !slot.is(SENDING) {
                         self.begin_graceful(connection, false);
                     }
-                    self.discard(connection, buffer);
+                    self.discard(connection);
                     self.arm(connection);
                 }
             }
@@ -43,16 +43,17 @@ impl Uring {
         }
     }
 
-    /// Reads and forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset.
-    pub(super) fn discard(&mut self, connection: ConnectionId, buffer: &mut [u8]) {
+    /// Forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset. What is beyond the
+    /// bound waits for the next event or for the deadline: a peer that sent too much reads our last words, which may be long, all the same.
+    pub(super) fn discard(&mut self, connection: ConnectionId) {
         let Some(slot) = live_slot(&mut self.slots, connection) else { return };
-        let mut budget = limits::RECV_BYTES_PER_TURN_MAX;
-        while slot.is(UNREAD) && !slot.is(OVER | RECEIVING) {
-            match slot.with_socket(&mut self.counters, |socket| socket.recv(buffer)) {
-                Ok(count) if count > 0 && count < budget => budget -= count,
+        let mut room = limits::DISCARD_BYTES_PER_EVENT_MAX;
+        while room > 0 && slot.is(UNREAD) && !slot.is(OVER | RECEIVING) {
+            match slot.with_socket(&mut self.counters, |socket| socket.discard(room)) {
+                Ok(count) if count > 0 => room -= count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => slot.clear(UNREAD),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // FIN, an error, or more than a peer should send to a connection being closed.
+                // FIN or an error.
                 _ => return self.end(connection),
             }
         }
