@@ -6,9 +6,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use support::PATIENCE;
 use support::gateway::{Gateway, unix_s};
 use support::raw::{ENCODINGS, Next, Raw, cmid, hello, send};
+use support::{PATIENCE, eventually};
 use tidegate::wire::envelope::{ClientFrame, Encoding, ServerFrame, page_flags};
 use tungstenite::Message;
 
@@ -89,9 +89,9 @@ fn a_token_can_be_renewed() {
     let mut kept = Raw::open(&gateway, Encoding::Binary);
     let mut lost = Raw::open(&gateway, Encoding::Json);
     for (raw, device) in [(&mut kept, "1"), (&mut lost, "2")] {
-        raw.hello(&gateway.token_for("al", None, 3), device);
+        raw.hello(&gateway.token_for("al", None, 12), device);
         raw.welcome();
-        raw.wait("EXPIRING", |frame| matches!(frame, ServerFrame::Expiring { in_ms } if *in_ms <= 3000).then_some(()));
+        raw.wait("EXPIRING", |frame| matches!(frame, ServerFrame::Expiring { in_ms } if *in_ms <= 12_000).then_some(()));
     }
     // Not of this user, too old, or no token: refused, and the connection lives on with what it has.
     for (rid, token, code) in
@@ -222,7 +222,7 @@ fn an_upgrade_that_fits_nothing_is_refused() {
 /// Silence is pinged; who answers stays, who does not is dropped without a Close frame.
 #[test]
 fn a_silent_peer_is_pinged_and_then_dropped() {
-    let gateway = Gateway::with(&[("protocol.ping_ms", "1000")]);
+    let gateway = Gateway::with(&[("protocol.ping_ms", "4000")]);
     let mut alive = Raw::connect(&gateway, Encoding::Binary, "al", "alive");
     let mut dead = Raw::connect(&gateway, Encoding::Binary, "al", "dead");
     // From here on nobody reads or writes on the second one: tungstenite would answer pings.
@@ -246,11 +246,31 @@ fn a_silent_peer_is_pinged_and_then_dropped() {
     assert!(alive.ping().is_empty());
 }
 
+/// A gateway that stood still for longer than anybody may be silent asks before it drops anybody.
+#[test]
+fn nobody_is_dropped_unasked() {
+    let gateway = Gateway::with(&[("protocol.ping_ms", "1000")]);
+    let mut al = Raw::connect(&gateway, Encoding::Binary, "al", "1");
+    let pings = || gateway.metric("tidegate_pings_sent_total");
+    let before = pings();
+    gateway.signal("STOP");
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        assert!(al.poll().is_none());
+    }
+    gateway.signal("CONT");
+    eventually("two pings more, answered on the way", || {
+        assert!(al.poll().is_none());
+        (pings() >= before + 2.0).then_some(())
+    });
+    assert!(al.ping().is_empty());
+}
+
 /// Any byte is a sign of life: who is in the middle of a long frame answers no ping and stays, while two that say nothing are dropped one
 /// after the other. So does a page whose timers sleep: its browser answers pings (above).
 #[test]
 fn any_byte_is_a_sign_of_life() {
-    let gateway = Gateway::with(&[("protocol.ping_ms", "1000")]);
+    let gateway = Gateway::with(&[("protocol.ping_ms", "3000")]);
     let slow = Raw::connect(&gateway, Encoding::Binary, "al", "slow");
     let mut stream = slow.socket.get_ref().try_clone().expect("a socket");
     // The head of a masked binary frame of 65,535 bytes.
