@@ -390,8 +390,8 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     })
 }
 
-/// Longer than any thread behind the listener may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than the threads behind the listener may take that one request asks, one after the other.
+const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 #[cfg(test)]

@@ -177,7 +177,7 @@ fn wrong_requests_are_refused_by_name() {
     node.admin.stop();
 }
 
-/// A full lane is 503 at once; a store that does not answer is 504 after a second, and names the thread.
+/// A full lane is 503 at once; a store that does not answer is 504 after a while, and names the thread.
 #[test]
 fn a_store_that_does_not_answer_is_named() {
     let node = node(1);
@@ -193,7 +193,7 @@ fn a_store_that_does_not_answer_is_named() {
         first.join().unwrap()
     });
     assert!(status == 504 && answer.contains("store thread"), "{answer}");
-    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(begun.elapsed() >= Duration::from_secs(5));
     node.admin.stop();
 }
 
