@@ -223,14 +223,18 @@ impl Sources {
         match all.add(self.of_remote.clone()) {
             Err(error) => tracing::error!(error, "public keys were not taken; the old ones stay in force"),
             Ok(()) => {
-                if files_changed || fetched == Some(true) {
-                    tracing::info!(keys = all.names(), "public keys in force");
-                }
+                let names = all.names();
                 if fetched.is_some() {
                     self.fetched = Fetched::At(now);
-                    self.facts.jwks_fetched_s.set(clock.now().unix_ms / 1000);
                 }
                 ring.swap(all, self.fetched);
+                // Whoever reads this finds the keys in force.
+                if fetched.is_some() {
+                    self.facts.jwks_fetched_s.set(clock.now().unix_ms / 1000);
+                }
+                if files_changed || fetched == Some(true) {
+                    tracing::info!(keys = names, "public keys in force");
+                }
             }
         }
     }

@@ -63,8 +63,6 @@ impl Live {
             }
         }
         let (before, now) = (self.pressure.budget_bytes(), filled.limits.memory_bytes.expect("worked out above"));
-        self.pressure.set_budget(now);
-        tracing::info!(before, now, "{KEY} has changed; limits.connections_max and store.cache_bytes stay until the next start");
         self.given.limits.memory_bytes = fresh.limits.memory_bytes;
         self.filled = filled;
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
@@ -72,6 +70,10 @@ impl Live {
         let is_new = |key: &str| MOVING.contains(&key);
         shown.derived.retain(|one| !is_new(one.key));
         shown.derived.extend(derived);
+        drop(shown);
+        // Last: whoever sees the new budget in a metric is shown all that goes with it.
+        self.pressure.set_budget(now);
+        tracing::info!(before, now, "{KEY} has changed; limits.connections_max and store.cache_bytes stay until the next start");
         Ok(())
     }
 }
