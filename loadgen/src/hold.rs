@@ -572,7 +572,7 @@ const RAMP_WAIT: Duration = Duration::from_secs(30);
 /// Until all threads have heard of it.
 const ECHO_LEAD: Duration = Duration::from_millis(500);
 const ECHO_WARM_UP_S: f64 = 1.0;
-const ECHO_PATIENCE: Duration = Duration::from_secs(10);
+const ECHO_PATIENCE: Duration = Duration::from_secs(20);
 /// What the boards show may be so old.
 const BOARD_AGE: Duration = Duration::from_millis(300);
 const EMPTY_WAIT: Duration = Duration::from_secs(90);

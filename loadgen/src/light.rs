@@ -129,7 +129,12 @@ impl<'a, N: Network> Thread<'a, N> {
         if self.pulse.is_none() && self.swarm.pulses.load(Ordering::Acquire) > known {
             self.begin_pulse(self.swarm.order());
         }
-        let over = |pulse: &Running| self.swarm.now_ns() >= pulse.order.window.until_ns() + nanos(ECHO_WAIT);
+        let now_ns = self.swarm.now_ns();
+        let is_quiet = self.board.echoes.0 == self.board.echoes.1;
+        let over = |pulse: &Running| {
+            let wait = if is_quiet && pulse.pace.next().is_none() { Duration::ZERO } else { ECHO_WAIT };
+            now_ns >= pulse.order.window.until_ns() + nanos(wait)
+        };
         if let Some(pulse) = self.pulse.take_if(|pulse| over(pulse)) {
             self.board.pulse = Some((pulse.latency, pulse.pacing));
             self.board.pulses += 1;
@@ -199,9 +204,6 @@ impl<'a, N: Network> Thread<'a, N> {
         for _ in 0..SENDS_PER_TURN_MAX {
             let now_ns = self.swarm.now_ns();
             let Some(pulse) = &mut self.pulse else { return false };
-            if now_ns >= pulse.order.window.until_ns() {
-                return false;
-            }
             let Some(intended_ns) = pulse.pace.due(now_ns) else { return false };
             if let Some(stage) = pulse.order.window.stage(intended_ns) {
                 pulse.pacing.record(stage, now_ns.saturating_sub(intended_ns));
@@ -464,8 +466,8 @@ const OPENERS: usize = 4;
 const BIRTHS_PER_TURN_MAX: usize = 64;
 const SENDS_PER_TURN_MAX: usize = 64;
 const BUFFER_BYTES: usize = 64 * 1024;
-/// How long echoes may take that were sent at the end of a pulse.
-const ECHO_WAIT: Duration = Duration::from_secs(1);
+/// How long echoes may take that were sent at the end of a pulse. It ends as soon as all are back.
+const ECHO_WAIT: Duration = Duration::from_secs(10);
 const OPENER_SLEEP: Duration = Duration::from_millis(5);
 /// How soon a thread sees that it is its turn to open: fifty that look more often take time from those that work.
 const TURN_SLEEP: Duration = Duration::from_millis(50);

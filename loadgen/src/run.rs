@@ -167,9 +167,17 @@ impl Bench {
         report.findings = shared.ledger.close(&seats);
         shared.ledger.finish_notes().map_err(|error| format!("cannot write the ledger: {error}"))?;
         if let Some(process) = self.process {
-            // The gateway hears of closed connections a moment later.
-            std::thread::sleep(Duration::from_secs(2));
-            report.gateway.extend(process.usage_of_all_threads().map(|usage| ("after the last one left".to_owned(), usage)));
+            // The gateway hears of closed connections a moment later, and may have to wait for the cores.
+            let sockets = report.gateway.first().map_or(0, |(_, before)| before.sockets);
+            let begun = Instant::now();
+            let usage = loop {
+                std::thread::sleep(Duration::from_secs(2));
+                let usage = process.usage_of_all_threads();
+                if begun.elapsed() > LEAVE_WAIT || usage.as_ref().is_none_or(|usage| usage.sockets <= sockets) {
+                    break usage;
+                }
+            };
+            report.gateway.extend(usage.map(|usage| ("after the last one left".to_owned(), usage)));
             if let (Some(churn), [(_, before), .., (_, after)]) = (&mut report.churn, &*report.gateway) {
                 churn.sockets = Some((before.sockets, after.sockets));
             }
@@ -302,7 +310,10 @@ impl Run<'_> {
             self.watch(&leg.to_string(), end_ns)?;
             marks.push(self.mark()?);
         }
-        self.shared.stop_sending();
+        // A rate that falls to nothing ends by itself, when the last message has left.
+        if after.is_some() {
+            self.shared.stop_sending();
+        }
         let settled = self.settle(settle)?;
         self.log(&settled)?;
         let Stats { sent, deliver, pacing, .. } = &settled.stats;
@@ -765,3 +776,5 @@ const PROGRESS_MIN: u64 = 100;
 const KILL_SPREAD: Duration = Duration::from_millis(200);
 /// Pacing error that is worth a warning.
 const PACING_US_MAX: f64 = 5_000.0;
+/// Until the gateway has heard of all closed connections.
+const LEAVE_WAIT: Duration = Duration::from_secs(10);
