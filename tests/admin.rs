@@ -175,7 +175,8 @@ fn ctl_speaks_to_it() {
     assert!(unread.lines().nth(1).is_some_and(|line| line.split_whitespace().eq(["g:team", "1", "1", "0", "1"])), "{unread}");
     assert!(said(&gateway, &["conversation", "g:team"]).contains("members  al, bo\n"));
     assert!(said(&gateway, &["config", "store.level"]).contains("store.level  2"));
-    assert!(said(&gateway, &["ready"]).contains("true"));
+    let ready = eventually("readiness", || Some(ctl(&gateway, &["ready"])).filter(|output| output.status.success()));
+    assert!(String::from_utf8_lossy(&ready.stdout).contains("true"));
     assert!(said(&gateway, &["kick", "--user", "al"]).contains("closed  1"));
     said(&gateway, &["group", "remove", "g:team", "bo"]);
 

@@ -100,7 +100,7 @@ fn a_defect_ends_one_connection_and_leaves_a_crash_record() {
     assert_eq!(victim.closed(), documented()["internal_error"]);
     let moved = eventually("the count", || Some(closes(&gateway)).filter(|moved| !moved.is_empty()));
     assert_eq!(moved, BTreeMap::from([("internal_error".to_owned(), 1)]));
-    assert_eq!(gateway.metric("tidegate_panics_total"), 1.0);
+    assert_eq!(gateway.counted("tidegate_panics_total"), 1.0);
     neighbour.say(DIRECT, "still here");
     let record = eventually("the crash record", || {
         gateway.log().lines().find(|line| line.contains("panicked: a defect was planted")).map(str::to_owned)
@@ -295,7 +295,8 @@ fn liveness_timeout(gateway: &Gateway) -> Left {
         }
         rest = &behind[payload.len()..];
     }
-    assert!(bytes.starts_with(&[0x89, 0]), "it was pinged first: {bytes:?}");
+    // The ping may have come with the WELCOME.
+    eventually("a ping before it", || (gateway.metric("tidegate_pings_sent_total") >= 1.0).then_some(()));
     (Box::new(al), code)
 }
 

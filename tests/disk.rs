@@ -70,12 +70,15 @@ fn fail_a_sync(encoding: Encoding) -> Duration {
     let (mut gateway, disk) = FaultyDisk::under("/data/log/", &[]);
     let mut al = Raw::connect(&gateway, encoding, "al", "1");
     let kept: Vec<u64> = (0..5).map(|number| al.say(DIRECT, &format!("kept {number}")).seq).collect();
-    assert_eq!(gateway.readiness(), Readiness::Ready);
+    eventually("readiness", || gateway.is_ready().then_some(()));
     disk.fail_syncs();
     for number in 0..5 {
         al.put_send(DIRECT, cmid(), 0, format!("never {number}").as_bytes());
     }
-    let told = eventually("that it is not ready", || Some(gateway.readiness()).filter(|told| *told != Readiness::Ready));
+    let told = eventually("that it has failed", || match gateway.readiness() {
+        Readiness::NotReady(reasons) if !reasons.contains("failed") => None,
+        told => (told != Readiness::Ready).then_some(told),
+    });
     let took = SystemTime::now().duration_since(disk.failed_at()).expect("ready until the sync failed");
     println!("{took:?} after the failed sync: {told:?}");
     eventually("the end of the gateway", || {
@@ -122,11 +125,11 @@ fn a_full_disk_refuses_and_comes_back() {
         let head = al.say(DIRECT, "kept").seq;
         assert_eq!(bo.deliver().seq, head);
         fs::write(&ballast, vec![1; free_bytes(ballast.parent().expect("a directory")) - LEFT_BYTES]).expect("it fits");
-        let reasons = eventually("that it is not ready", || match gateway.readiness() {
+        eventually("that the disk is full", || match gateway.readiness() {
             Readiness::Ready => None,
-            told => Some(told),
+            Readiness::NotReady(reasons) => reasons.contains("disk is full").then_some(()),
+            Readiness::Gone => panic!("it ended: {}", gateway.log()),
         });
-        assert!(matches!(&reasons, Readiness::NotReady(reasons) if reasons.contains("disk is full")), "{reasons:?}");
         let logged = |what| eventually(what, || (gateway.log().matches(what).count() > round).then_some(()));
         logged("messages are refused with 5003");
         let rid = al.put_send(DIRECT, cmid(), 0, b"no room");
@@ -163,7 +166,7 @@ fn a_full_disk_refuses_and_comes_back() {
         assert_eq!(next, head + 1);
         assert_eq!(bo.deliver().seq, next);
         logged("messages are taken");
-        assert!(gateway.is_ready());
+        eventually("readiness", || gateway.is_ready().then_some(()));
     }
     for what in ["messages are refused with 5003", "messages are taken"] {
         assert_eq!(gateway.log().matches(what).count(), 2, "once in each round: {}", gateway.log());

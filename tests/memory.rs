@@ -30,7 +30,7 @@ fn an_idle_session_costs_at_most_the_contract() {
         batch.iter_mut().for_each(wait_for_welcome);
         sessions.append(&mut batch);
     }
-    assert_eq!(gateway.metric("tidegate_sessions_open"), SESSIONS as f64);
+    assert_eq!(gateway.counted("tidegate_sessions_open"), SESSIONS as f64);
     // At rest: what ten thousand handshakes used in passing is given back within seconds, as pools are trimmed.
     let mut grown = u64::MAX;
     for _ in 0..RESTS {
@@ -50,7 +50,7 @@ fn an_idle_session_costs_at_most_the_contract() {
 fn an_idle_session_with_tls_costs_at_most_its_contract() {
     let authority = Authority::new();
     authority.issue("a", &["localhost"]);
-    let (gateway, address) = secure::start(&authority, &["a"], &[]);
+    let (gateway, address) = secure::start(&authority, &["a"], &[("protocol.ping_ms", "600000")]);
     let config = Arc::new(authority.client(&secure::BOTH, None));
     // What the first handshake makes for all is not one session's.
     let first = secure::connect(address, &config, "localhost").expect("a handshake");
@@ -61,7 +61,7 @@ fn an_idle_session_with_tls_costs_at_most_its_contract() {
         let stream = secure::connect(address, &config, "localhost").expect("a handshake");
         sessions.push(secure::welcomed(&gateway, stream, &format!("user-{number:07}")));
     }
-    assert_eq!(gateway.metric("tidegate_tls_open"), (TLS_SESSIONS + 1) as f64);
+    assert_eq!(gateway.counted("tidegate_tls_open"), (TLS_SESSIONS + 1) as f64);
     let grown = gateway.proportional_bytes() - empty;
     let each = grown as f64 / TLS_SESSIONS as f64;
     println!("{TLS_SESSIONS} idle sessions with TLS: {grown} bytes, {each:.0} each; the contract is {TLS_SESSION_BYTES_MAX}");

@@ -325,12 +325,15 @@ fn holds_are_bounded() {
     let names: Vec<String> = (0..36).map(|at| format!("d:al:x{at}")).collect();
     let frames: Vec<ClientFrame<'_>> = (1..).zip(&names).map(|(rid, conv)| send(rid, conv, cmid(), 0, b"x")).collect();
     al.put_all(&frames);
-    let mut codes = Vec::new();
-    while codes.len() < 35 {
-        if let Next::Frame(ServerFrame::Error { code, flags, .. }) = al.next() {
-            codes.push((code, flags));
+    let (mut codes, mut sent) = (Vec::new(), Vec::new());
+    while codes.len() + sent.len() < frames.len() {
+        match al.next() {
+            Next::Frame(ServerFrame::Sent { rid, .. }) => sent.push(rid),
+            Next::Frame(ServerFrame::Error { code, flags, .. }) => codes.push((code, flags)),
+            other => panic!("{other:?}"),
         }
     }
+    assert_eq!(sent, [1]);
     let retryable = page_flags::ERROR_RETRYABLE;
     assert_eq!(codes[..2], [(4002, retryable), (4001, retryable)]);
     assert!(codes[2..32].iter().all(|it| *it == (4001, retryable)), "{codes:?}");

@@ -36,7 +36,7 @@ fn ask(gateway: &Gateway, front: &str, headers: &str) -> Answer {
 /// counts. The next one is told 429 and when to come back, another address is served, and whoever leaves makes room.
 #[test]
 fn an_address_has_so_many_connections() {
-    let gateway = Gateway::with(&[NOBODY, ("limits.address_connections", "2")]);
+    let gateway = Gateway::with(&[NOBODY, ("limits.address_connections", "2"), ("protocol.hello_ms", "60000")]);
     let mut here: Vec<Peer> =
         (0..2).map(|_| ask(&gateway, "", "")).map(|(peer, code, _)| (code == 101).then_some(peer).expect("room")).collect();
     let mut third = Peer::connect(gateway.listen);
@@ -47,8 +47,9 @@ fn an_address_has_so_many_connections() {
     eventually("the cause", || (count(r#"tidegate_closes_total{cause="rate_limited"}"#) >= 1.0).then_some(()));
     assert!(count("tidegate_addresses_limited_total") >= 1.0);
 
-    let forwarded = Gateway::with(&[HERE, ("limits.address_connections", "2")]);
-    let proxied = Gateway::with(&[HERE, ("proxy.protocol", "true"), ("limits.address_connections", "2")]);
+    let forwarded = Gateway::with(&[HERE, ("limits.address_connections", "2"), ("protocol.hello_ms", "60000")]);
+    let proxied =
+        Gateway::with(&[HERE, ("proxy.protocol", "true"), ("limits.address_connections", "2"), ("protocol.hello_ms", "60000")]);
     for (full, same, other) in
         [("203.0.113.7", "203.0.113.7", "203.0.113.8"), ("2001:db8:0:1::7", "2001:db8:0:1:ffff::8", "2001:db8:0:2::7")]
     {
@@ -222,11 +223,12 @@ fn every_class_has_its_end() {
     for (number, (class, frame)) in classes.into_iter().enumerate() {
         let mut raw = Raw::connect(&gateway, ENCODINGS[0], &format!("al-{number}"), "1");
         let frames: Vec<_> = (1..=400).map(frame).collect();
-        // A burst passes, and a message has at most 512.
-        for _ in 0..3 {
+        // A message has at most 512. A burst passes, and one each second, which begins a new row.
+        let closed = (0..30).find_map(|_| {
             raw.put_all(&frames);
-        }
-        assert_eq!(raw.closed(), Some(4429), "{class}");
+            std::iter::from_fn(|| raw.poll()).find_map(|next| if let Next::Closed(code) = next { Some(code) } else { None })
+        });
+        assert_eq!(closed, Some(Some(4429)), "{class}");
         drop(Raw::connect(&gateway, ENCODINGS[0], "neighbour", "1"));
     }
     let mut raw = Raw::connect(&gateway, ENCODINGS[0], "marks", "1");

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use support::PATIENCE;
 use support::gate::{self, End};
 use support::gateway::Gateway;
 use support::raw::{ENCODINGS, Next, Raw, cmid};
+use support::{PATIENCE, eventually};
 use tidegate::wire::envelope::{Encoding, SENT_DUPLICATE, ServerFrame, send_flags};
 use tidegate_client::{Event, Events};
 
@@ -93,6 +93,8 @@ fn a_kill_forgets_nothing() {
 
 /// Bytes of the segments below.
 const SEGMENT: f64 = 1_048_576.0;
+/// Segments of the log that may lie there at once.
+const SEGMENTS_MAX: usize = 6;
 
 /// Half a segment of messages.
 fn fill_half(gateway: &Gateway) {
@@ -115,8 +117,11 @@ fn short_lives_do_not_pile_up() {
         let held = gateway.metric("tidegate_store_engine_tables_bytes");
         assert!(held < 3.0 * SEGMENT, "life {life}: {held} bytes of rows wait for a checkpoint");
     }
-    let files = log_files(&gateway).len();
-    assert!(files <= 7, "{files} segments of the log, of which each life filled a half");
+    eventually("few segments of the log, of which each life filled a half", || {
+        let files = log_files(&gateway);
+        let segments = files.keys().filter(|path| path.extension().is_some_and(|it| it == "log"));
+        (segments.count() <= SEGMENTS_MAX).then_some(())
+    });
 }
 
 /// More than two checkpoints' worth of rows is written before anybody is served.
@@ -135,8 +140,9 @@ fn what_piled_up_is_written_first() {
 /// Files of the log with what is in use of them.
 fn log_files(gateway: &Gateway) -> BTreeMap<PathBuf, usize> {
     let files = fs::read_dir(gateway.dir().join("data/log")).expect("the log").map(|entry| entry.expect("a file").path());
-    let used = |path: &PathBuf| fs::read(path).expect("a file").iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    files.map(|path| (path.clone(), used(&path))).collect()
+    let used = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    // A gateway that runs removes some and gives others their names.
+    files.filter_map(|path| Some((path.clone(), used(&fs::read(&path).ok()?)))).collect()
 }
 
 /// Takes events until the message `last` comes: texts with their seq, and conversations that began anew.
@@ -216,18 +222,19 @@ fn an_accepted_loss_reaches_who_knew_more() {
 /// SIGTERM: GOAWAY first; who leaves and who stays are both closed with a code that asks to come back; exit code 0, and nothing is lost.
 #[test]
 fn sigterm_says_goodbye() {
-    let mut gateway = Gateway::start();
+    // A window as long as this has the longest grace there is.
+    let mut gateway = Gateway::with(&[("drain.window_ms", "3000")]);
     let mut leaves = Raw::connect(&gateway, Encoding::Binary, "al", "1");
     let mut stays = Raw::connect(&gateway, Encoding::Json, "bo", "1");
     leaves.say(DIRECT, "before");
     gateway.terminate();
-    for raw in [&mut leaves, &mut stays] {
-        raw.wait("GOAWAY", |frame| matches!(frame, ServerFrame::Goaway { .. }).then_some(()));
-    }
+    let told = |raw: &mut Raw| raw.wait("GOAWAY", |frame| matches!(frame, ServerFrame::Goaway { .. }).then_some(()));
+    told(&mut leaves);
     // While draining a message is still taken.
     leaves.say(DIRECT, "while draining");
     drop(leaves.socket.close(Some(tungstenite::protocol::CloseFrame { code: 1001.into(), reason: "".into() })));
     assert_eq!(leaves.closed(), Some(1001));
+    told(&mut stays);
     let code = stays.closed();
     assert!(matches!(code, Some(1001 | 1012)), "{code:?}");
     assert_eq!(gateway.wait().code(), Some(0));

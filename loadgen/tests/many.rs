@@ -11,15 +11,15 @@ use support::{Place, said};
 #[test]
 fn idle_holds_sessions_and_answers_pings() {
     let place = Place::new();
-    let start = format!("{} --protocol-ping-ms 1000 --drain-lead-ms 0", place.command());
-    let more = ["-n", "60", "--threads", "3", "--sources", "5", "--warm-up", "1", "--seconds", "3"];
+    let start = format!("{} --protocol-ping-ms 4000 --drain-lead-ms 0", place.command());
+    let more = ["-n", "60", "--threads", "3", "--sources", "5", "--warm-up", "1", "--seconds", "10"];
     let echo = ["--echo-rate", "200", "--echo-seconds", "1", "--max-open", "60", "--max-user-bytes", "1e9", "--max-cpu", "200"];
     let (output, report) = place.loadgen("idle", &start, place.port, &[&more[..], &echo].concat());
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let held = &report["held"];
     assert_eq!((held["held"].as_u64(), held["opened"].as_u64()), (Some(60), Some(60)), "{}", said(&output));
     assert_eq!(held["gateway_open"], serde_json::json!([60, 60]));
-    // Four seconds and more of an interval of one, the first part of it aside.
+    // Eleven seconds and more of an interval of four, the first part of it aside.
     assert!(held["pings_answered"].as_u64().is_some_and(|count| count >= 120), "{}", said(&output));
     let echo = &held["echo"];
     assert_eq!((echo["kind"].as_str(), echo["missing"].as_u64()), (Some("ping and pong"), Some(0)));
@@ -58,7 +58,7 @@ fn echo_measures_round_trips() {
 
     let place = Place::new();
     let start = format!("{} --echo --drain-lead-ms 0", place.command());
-    let closed = ["-n", "10", "--depth", "8", "--busy", "5", "--payload", "16384", "--warm-up", "0", "--seconds", "1"];
+    let closed = ["-n", "10", "--depth", "8", "--busy", "5", "--payload", "16384", "--warm-up", "0", "--seconds", "3"];
     let (output, report) = place.loadgen("echo", &start, place.port, &[&closed[..], &["--max-p99", "0"]].concat());
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     let echo = &report["held"]["echo"];

@@ -405,8 +405,8 @@ fn phantoms(place: &Place, scenario: &str, start: &str, more: &str) -> String {
 #[test]
 fn phantoms_are_welcomed_and_leave_nothing() {
     let place = Place::new();
-    let start = format!("{} --protocol-ping-ms 1000 --drain-lead-ms 0", start(&place));
-    let more = "--threads 2 -n 600 --warm-up 1 --seconds 3 --echo-rate 300 --echo-seconds 1";
+    let start = format!("{} --protocol-ping-ms 4000 --drain-lead-ms 0", start(&place));
+    let more = "--threads 2 -n 600 --warm-up 1 --seconds 10 --echo-rate 300 --echo-seconds 1";
     let load = phantoms(&place, "idle", &start, more);
     let output = in_own_network(&format!("{load}; code=$?; ip -brief link show | grep tgphantom && exit 9; exit $code"));
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
@@ -419,7 +419,7 @@ fn phantoms_are_welcomed_and_leave_nothing() {
     assert_eq!(held["echo"]["missing"].as_u64(), Some(0), "{}", said(&output));
     assert!(held["empty_s"].as_f64().is_some(), "the gateway notices that all have gone\n{}", said(&output));
 
-    let load = load.replace("--seconds 3", "--seconds 60");
+    let load = load.replace("--seconds 10", "--seconds 60");
     let kill = format!(
         "{load} & pid=$!; n=0; until ip link show tgphantom1 || [ $n = 600 ]; do n=$((n+1)); sleep 0.1; done; \
          ip link show tgphantom1 || exit 8; kill -9 $pid; wait $pid; ip link show tgphantom1 && exit 9; exit 0"

@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(*slot.lock().unwrap(), 4000);
     }
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     fn play(mine: &Waker, theirs: &Waker, slot: &Mutex<u32>, parity: u32) {
         for _ in 0..2000 {

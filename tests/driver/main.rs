@@ -116,7 +116,7 @@ fn epoll_hears_those_who_stay_before_those_who_leave() {
 #[test]
 fn uring_promotes_talkers_and_parks_the_silent() {
     let make = |listener| {
-        let sizes = Sizes::share(1000, 1, Some(Duration::from_millis(50)));
+        let sizes = Sizes::share(1000, 1, Some(Duration::from_secs(1)));
         Uring::new(sizes, Some(listener), Waker::for_driver().unwrap()).unwrap()
     };
     let mut server = Server::echo(make);

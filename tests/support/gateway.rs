@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::crypto::sign;
 use jsonwebtoken::{Algorithm, EncodingKey};
-use tidegate::config::Secret;
+use tidegate::config::{Exit, Secret};
 use tidegate::session::auth::mint;
 use tidegate_client::{Client, Events, Options};
 
@@ -32,6 +32,11 @@ pub struct Gateway {
     /// Program and arguments that start the gateway; empty: it is started itself.
     within: Vec<String>,
 }
+
+/// Of the line that a gateway writes when it takes clients.
+pub const READY: &str = r#""message":"ready""#;
+
+const TURNS: &str = "tidegate_turns_total";
 
 /// Whether a gateway takes clients.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -93,7 +98,12 @@ impl Gateway {
             lives: 0,
             within,
         };
-        gateway.run();
+        if let Err(status) = gateway.try_run(&[]) {
+            // Somebody may have taken the port since it was seen to be free.
+            assert_eq!(status.code(), Some(i32::from(Exit::AddressInUse.code())), "at the start:\n{}", gateway.log());
+            gateway.listen = free_address();
+            gateway.run();
+        }
         gateway
     }
 
@@ -104,6 +114,13 @@ impl Gateway {
 
     /// As [`Gateway::run`], with flags that are no settings, such as `--accept-loss`.
     pub fn run_with(&mut self, flags: &[&str]) {
+        if let Err(status) = self.try_run(flags) {
+            panic!("the gateway ended at its start, {status}:\n{}", self.log());
+        }
+    }
+
+    /// As [`Gateway::run_with`]; how the process ended if it did so before it was ready.
+    fn try_run(&mut self, flags: &[&str]) -> Result<(), ExitStatus> {
         assert!(self.child.is_none(), "it runs already");
         let ready = self.dir.join("ready");
         drop(fs::remove_file(&ready));
@@ -124,16 +141,16 @@ impl Gateway {
         command.env("TIDEGATE_AUTH_SECRET", String::from_utf8_lossy(self.secret.as_bytes()).into_owned());
         command.stdin(Stdio::null()).stdout(out).stderr(log);
         self.child = Some(command.spawn().expect("the binary starts"));
-        let text = eventually("the ready file", || {
-            if let Ok(Some(status)) = self.child.as_mut()?.try_wait() {
-                panic!("the gateway ended at its start, {status}:\n{}", self.log());
-            }
-            fs::read_to_string(&ready).ok()
+        let started = eventually("the ready file", || match self.child.as_mut()?.try_wait() {
+            Ok(Some(status)) => Some(Err(status)),
+            _ => fs::read_to_string(&ready).ok().map(Ok),
         });
+        let text = started.inspect_err(|_| self.child = None)?;
         let told: serde_json::Value = serde_json::from_str(&text).expect("the ready file is JSON");
         let address = |key: &str| -> SocketAddr { told[key].as_str().and_then(|text| text.parse().ok()).expect("an address") };
         assert_eq!(address("listen"), self.listen);
         self.admin = address("admin");
+        Ok(())
     }
 
     /// kill -9, and the end of the process is awaited.
@@ -181,6 +198,11 @@ impl Gateway {
     /// What the process of this life wrote.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join(format!("log-{}", self.lives))).unwrap_or_default()
+    }
+
+    /// As [`Gateway::log`], with all that was written until it was ready: a thread of its own writes the lines, and may be behind.
+    pub fn log_of_start(&self) -> String {
+        eventually("the line that says ready", || Some(self.log()).filter(|log| log.contains(READY)))
     }
 
     /// Memory in use, bytes.
@@ -301,17 +323,36 @@ impl Gateway {
 
     /// The sum of all samples of a metric, 0 if there is none. A name may go on with its labels, such as `x_total{cause="y"}`.
     pub fn metric(&self, name: &str) -> f64 {
+        samples(&self.metrics(), name).iter().sum()
+    }
+
+    /// As [`Gateway::metric`], when every reactor has ended the turn it was in: a turn tells clients first and counts then.
+    pub fn counted(&self, name: &str) -> f64 {
+        let before = samples(&self.metrics(), TURNS);
+        let text = eventually("the end of a turn of each reactor", || {
+            let text = self.metrics();
+            let turns = samples(&text, TURNS);
+            turns.iter().zip(&before).all(|(now, before)| now > before).then_some(text)
+        });
+        samples(&text, name).iter().sum()
+    }
+
+    fn metrics(&self) -> String {
         let (status, text) = self.admin("GET", "/metrics", "");
         assert_eq!(status, 200);
-        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-        let values = text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        values.sum()
+        text
     }
 
     /// The process.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
+}
+
+/// The values of a metric in a page of them.
+fn samples(text: &str, name: &str) -> Vec<f64> {
+    let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect()
 }
 
 impl Drop for Gateway {

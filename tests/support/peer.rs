@@ -85,8 +85,17 @@ impl Peer {
         std::mem::take(&mut self.received)
     }
 
-    /// The next frame: its first byte, and its payload.
+    /// The next frame that is no ping of the gateway: its first byte, and its payload.
     pub fn read_frame(&mut self) -> (u8, Vec<u8>) {
+        loop {
+            let (first, payload) = self.read_any_frame();
+            if first != 0x89 {
+                return (first, payload);
+            }
+        }
+    }
+
+    fn read_any_frame(&mut self) -> (u8, Vec<u8>) {
         self.stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         let mut head = [0; 2];
         self.stream.read_exact(&mut head).expect("a frame");

@@ -13,10 +13,10 @@ use tidegate::wire::envelope::{
     Welcome, encode_client,
 };
 use tungstenite::client::{ClientRequestBuilder, client_with_config};
-use tungstenite::{Message, WebSocket};
+use tungstenite::{HandshakeError, Message, WebSocket};
 
-use super::PATIENCE;
 use super::gateway::Gateway;
+use super::{PATIENCE, eventually};
 
 pub const ENCODINGS: [Encoding; 2] = [Encoding::Binary, Encoding::Json];
 
@@ -74,6 +74,11 @@ impl Raw {
 
     /// The same on a connection that exists, with more header lines.
     pub fn open_on(stream: TcpStream, encoding: Encoding, headers: &[(&str, &str)]) -> Self {
+        Self::try_open_on(stream, encoding, headers).unwrap_or_else(|status| panic!("no upgrade, but {status}"))
+    }
+
+    /// As [`Raw::open_on`], or the status of the refusal.
+    fn try_open_on(stream: TcpStream, encoding: Encoding, headers: &[(&str, &str)]) -> Result<Self, u16> {
         let protocol = if encoding == Encoding::Binary { "tidegate.v1" } else { "tidegate.v1.json" };
         let peer = stream.peer_addr().expect("a socket");
         let url = format!("ws://{peer}/ws").parse().expect("a good URL");
@@ -82,10 +87,14 @@ impl Raw {
             request = request.with_header(*name, *value);
         }
         stream.set_nodelay(true).expect("a socket");
-        let (socket, response) = client_with_config(request, stream, None).expect("the gateway upgrades");
+        let (socket, response) = match client_with_config(request, stream, None) {
+            Ok(upgraded) => upgraded,
+            Err(HandshakeError::Failure(tungstenite::Error::Http(response))) => return Err(response.status().as_u16()),
+            Err(error) => panic!("the gateway upgrades: {error}"),
+        };
         assert_eq!(response.headers()["sec-websocket-protocol"], protocol);
         socket.get_ref().set_read_timeout(Some(Duration::from_millis(20))).expect("a socket");
-        Self { socket, encoding, frames: VecDeque::new(), rid: 0, ended: None }
+        Ok(Self { socket, encoding, frames: VecDeque::new(), rid: 0, ended: None })
     }
 
     /// A connection that was welcomed, and its WELCOME.
@@ -109,6 +118,23 @@ impl Raw {
     /// As [`Raw::welcomed`], for who does not care what it says.
     pub fn connect(gateway: &Gateway, encoding: Encoding, user: &str, device: &str) -> Self {
         Self::welcomed(gateway, encoding, user, device).0
+    }
+
+    /// As [`Raw::connect`], of a gateway whose deadlines may be shorter than this machine takes: `None` if it gave up.
+    pub fn connect_in_time(gateway: &Gateway, user: &str, device: &str) -> Option<Self> {
+        let token = gateway.token(user);
+        let stream = TcpStream::connect(gateway.listen).expect("the gateway listens");
+        let mut raw = match Self::try_open_on(stream, Encoding::Binary, &[]) {
+            Ok(raw) => raw,
+            Err(408) => return None,
+            Err(status) => panic!("no upgrade, but {status}"),
+        };
+        raw.hello(&token, device);
+        match raw.next() {
+            Next::Frame(ServerFrame::Welcome(_)) => Some(raw),
+            Next::Closed(Some(4408)) => None,
+            other => panic!("not WELCOME: {other:?}"),
+        }
     }
 
     pub fn hello(&mut self, token: &str, device: &str) {
@@ -363,7 +389,7 @@ impl Gateway {
     /// The process lives, serves, has caught no panic, and ends with 0 when asked.
     pub fn ends_well(&mut self) {
         assert!(self.is_running());
-        let mut stranger = Raw::connect(self, Encoding::Binary, "zoe", "1");
+        let mut stranger = eventually("a stranger to be served", || Raw::connect_in_time(self, "zoe", "1"));
         stranger.say("d:zoe:zoe", "is anybody there?");
         assert_eq!(self.metric("tidegate_panics_total"), 0.0);
         drop(stranger);

@@ -159,9 +159,19 @@ pub fn welcomed(gateway: &Gateway, stream: Stream, user: &str) -> tungstenite::W
     let mut socket = upgraded(stream);
     let hello = serde_json::json!({ "t": "hello", "device": "d", "token": gateway.token(user) }).to_string();
     socket.send(tungstenite::Message::text(hello)).expect("it takes a HELLO");
-    let welcome = socket.read().expect("a WELCOME");
+    let welcome = read(&mut socket);
     assert!(welcome.to_text().expect("text").contains("\"welcome\""), "{welcome:?}");
     socket
+}
+
+/// The next message that is no ping of the gateway.
+pub fn read(socket: &mut tungstenite::WebSocket<Stream>) -> tungstenite::Message {
+    loop {
+        let message = socket.read().expect("the connection lives");
+        if !message.is_ping() {
+            return message;
+        }
+    }
 }
 
 /// Upgrades to the JSON subprotocol.
