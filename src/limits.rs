@@ -391,9 +391,9 @@ pub const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// How long a gracefully closed connection may take to send its own FIN. Then it is closed as it is.
 pub const LINGER_MAX: Duration = Duration::from_secs(2);
-/// Bytes that one event of a closing connection forgets, without copying them. What is beyond waits for the next event or for
-/// [`LINGER_MAX`].
-pub const DISCARD_BYTES_PER_EVENT_MAX: usize = 1024 * 1024;
+/// Bytes of a closing connection that are forgotten in one turn, in one system call that copies nothing. Full: the connection waits for its
+/// next turn, of which [`LEAVERS_PER_TURN_MAX`] have theirs.
+pub const DISCARD_BYTES_PER_TURN_MAX: usize = 256 * 1024;
 
 /// Bytes of message bodies between the reactors and the store, for the node. Full: ERROR 5002 to the client.
 pub const SUBMIT_BYTES_MAX: u64 = 64 * 1024 * 1024;

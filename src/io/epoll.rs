@@ -50,6 +50,8 @@ pub struct Epoll {
     ready: VecDeque<ConnectionId>,
     /// Connections whose peer has closed or reset; each at most once, and never in both lists.
     leaving: VecDeque<ConnectionId>,
+    /// Closing connections with `UNREAD`; each at most once (flag `LISTED`, which means the other lists no more).
+    discarding: VecDeque<ConnectionId>,
     /// First step of closing asked for.
     closing: Vec<(ConnectionId, Close)>,
     /// Waiting for the peer's FIN, in order of deadline. May name connections that have ended meanwhile.
@@ -88,6 +90,7 @@ impl Epoll {
             slots: Vec::with_capacity(connections),
             ready: VecDeque::new(),
             leaving: VecDeque::new(),
+            discarding: VecDeque::new(),
             closing: Vec::new(),
             lingering: VecDeque::new(),
             ended: Vec::new(),
@@ -139,6 +142,7 @@ impl Driver for Epoll {
             Err(error) => Err(error),
         };
         self.accept_newcomers(sink);
+        self.serve_discarding();
         self.begin_closes();
         self.expire_lingering();
         self.end_closes(sink);
@@ -219,7 +223,8 @@ impl Driver for Epoll {
 impl Epoll {
     /// How long the kernel may hold us: not at all with work left over, and not past a deadline of our own.
     fn wait(&self, max_wait: Duration) -> Duration {
-        if !self.ready.is_empty() || !self.leaving.is_empty() || !self.closing.is_empty() || !self.ended.is_empty() {
+        let lists = [self.ready.len(), self.leaving.len(), self.discarding.len(), self.closing.len(), self.ended.len()];
+        if lists.iter().any(|&count| count > 0) {
             return Duration::ZERO;
         }
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
@@ -253,7 +258,11 @@ impl Epoll {
             slot.set(UNREAD);
         }
         if slot.is(CLOSING) {
-            return self.discard(connection);
+            // A listed one gets its share from the list.
+            if !slot.is(LISTED) {
+                self.discard(connection);
+            }
+            return;
         }
         if slot.is(PAUSED) && event.is_error() {
             self.report_error(connection, sink);
@@ -418,6 +427,7 @@ impl Epoll {
             if over || how == Close::Abort || first_step.is_err() {
                 self.ended.push(connection);
             } else {
+                slot.clear(LISTED);
                 self.lingering.push_back((Instant::now() + limits::LINGER_MAX, connection));
                 self.discard(connection);
             }
@@ -425,22 +435,35 @@ impl Epoll {
         self.closing.clear();
     }
 
-    /// Forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset. What is beyond the
-    /// bound waits for the next edge or for the deadline: a peer that sent too much reads our last words, which may be long, all the same.
+    /// Forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset: our last words,
+    /// which may be long, are read by a peer that sent too much, too.
     fn discard(&mut self, connection: ConnectionId) {
         let Some(slot) = live_slot(&mut self.slots, connection) else { return };
-        let mut room = limits::DISCARD_BYTES_PER_EVENT_MAX;
-        while room > 0 && slot.is(UNREAD) && !slot.is(OVER) {
+        if slot.is(UNREAD) && !slot.is(OVER) {
+            let room = limits::DISCARD_BYTES_PER_TURN_MAX;
             match slot.with_socket(&mut self.counters, |socket| socket.discard(room)) {
-                Ok(count) if count > 0 => room -= count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => slot.clear(UNREAD),
+                Ok(0) => slot.set(OVER),
+                Ok(count) if !is_drained(count, room, slot.is(READ_CLOSED)) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // FIN or an error.
-                _ => slot.set(OVER),
+                Err(error) if error.kind() != ErrorKind::WouldBlock => slot.set(OVER),
+                Ok(_) | Err(_) => slot.clear(UNREAD),
             }
         }
         if slot.is(OVER) {
             self.ended.push(connection);
+        } else if slot.is(UNREAD) {
+            slot.set(LISTED);
+            self.discarding.push_back(connection);
+        }
+    }
+
+    fn serve_discarding(&mut self) {
+        for _ in 0..self.discarding.len().min(limits::LEAVERS_PER_TURN_MAX) {
+            let Some(connection) = self.discarding.pop_front() else { return };
+            if let Some(slot) = live_slot(&mut self.slots, connection) {
+                slot.clear(LISTED);
+                self.discard(connection);
+            }
         }
     }
 

@@ -74,6 +74,8 @@ pub struct Uring {
     slots: Vec<Slot>,
     /// Connections with a stash, or with bytes that nothing will announce again; each at most once (flag `LISTED`).
     ready: VecDeque<ConnectionId>,
+    /// Closing connections with bytes that nothing will announce again; each at most once (flag `LISTED`, which means `ready` no more).
+    discarding: VecDeque<ConnectionId>,
     /// Connections to be looked at for silence, with the time in ms; each at most once (flag `WATCHED`).
     talkers: VecDeque<(u32, ConnectionId)>,
     /// What was received for paused connections (flag `STASHED`), by slot.
@@ -183,6 +185,7 @@ impl Uring {
             completions: Vec::with_capacity(limits::EVENTS_PER_TURN_MAX),
             slots: Vec::with_capacity(sizes.connections),
             ready: VecDeque::new(),
+            discarding: VecDeque::new(),
             talkers: VecDeque::new(),
             stashes: HashMap::new(),
             stash_bytes: 0,
@@ -246,6 +249,7 @@ impl Driver for Uring {
         }
         completions.clear();
         self.park_silent();
+        self.serve_discarding();
         self.begin_closes();
         self.expire();
         self.quit_ended();
@@ -382,7 +386,8 @@ impl Uring {
 
     /// How long the kernel may hold us: not at all with work left over, and not past a deadline of our own.
     fn wait(&self, max_wait: Duration) -> Duration {
-        let lists = [self.ready.len(), self.closing.len(), self.ended.len(), self.quiet.len(), self.ring.ready()];
+        let lists =
+            [self.ready.len(), self.discarding.len(), self.closing.len(), self.ended.len(), self.quiet.len(), self.ring.ready()];
         if lists.iter().any(|&count| count > 0) {
             return Duration::ZERO;
         }

@@ -117,6 +117,53 @@ pub fn graceful_close_delivers_last_words_to_who_sends_much<D: Driver>(make: Mak
     server.until("closed", |core| core.connections[0].closed);
 }
 
+/// What a peer had sent and its FIN are taken to the end, more than one turn forgets: then our end is no reset, from a peer that rests or talks.
+pub fn graceful_close_takes_all_there_is<D: Driver>(make: Make<D>) {
+    for talks in [false, true] {
+        let mut server = Server::echo(make);
+        let (mut client, id) = server.connect();
+        let writer = client.try_clone().unwrap();
+        let sends = move |turns: usize| {
+            let much = vec![0; turns * limits::DISCARD_BYTES_PER_TURN_MAX];
+            (&writer).write_all(&much).and_then(|()| writer.shutdown(Shutdown::Write)).unwrap();
+        };
+        if talks {
+            chat(&mut server, &mut client, 0, 20);
+            // It goes on while it is closed.
+            let sent = std::thread::spawn(move || sends(20));
+            server.close(id, Close::Graceful);
+            server.until("closed", |core| core.connections[0].closed);
+            sent.join().unwrap();
+        } else {
+            // All of it is there before, FIN included: nothing more will be announced.
+            server.core.connection(id).paused = true;
+            server.driver.pause_recv(id);
+            sends(2);
+            server.settle();
+            server.close(id, Close::Graceful);
+            server.until("closed", |core| core.connections[0].closed);
+        }
+        assert!(client.take_error().unwrap().is_none(), "talks: {talks}");
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).unwrap();
+    }
+}
+
+/// A peer that goes on sending is cut off in the end, whether it rests or talks when the close begins.
+pub fn graceful_close_ends_a_flood<D: Driver>(make: Make<D>) {
+    for talks in [false, true] {
+        let mut server = Server::echo(make);
+        let (mut client, id) = server.connect();
+        if talks {
+            chat(&mut server, &mut client, 0, 20);
+        }
+        let flood = std::thread::spawn(move || while client.write_all(&[0; 64 * 1024]).is_ok() {});
+        server.close(id, Close::Graceful);
+        server.until("closed", |core| core.connections[0].closed);
+        flood.join().unwrap();
+    }
+}
+
 /// A peer that never sends its FIN does not hold the slot for ever.
 pub fn graceful_close_ends_without_the_peer<D: Driver>(make: Make<D>) {
     let mut server = Server::new(make);

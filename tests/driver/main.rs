@@ -50,7 +50,7 @@ macro_rules! suite {
         suite!($driver, $make,
             no_byte_is_lost_or_reordered data_and_fin_in_one_event data_before_attach blocked_and_partial_sends pause_and_resume
             half_close reset slots_and_descriptors_are_reused graceful_close_delivers_last_words
-            graceful_close_delivers_last_words_to_who_sends_much
+            graceful_close_delivers_last_words_to_who_sends_much graceful_close_takes_all_there_is graceful_close_ends_a_flood
             graceful_close_ends_without_the_peer abort_is_a_reset budget_is_shared accept_off_and_on accept_stops_after_any waker_ends_the_wait
             close_while_it_talks close_while_sending pause_while_it_talks
             pieces_leave_in_order close_while_a_shared_block_is_sent);

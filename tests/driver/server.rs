@@ -268,6 +268,7 @@ impl<D: Driver> Server<D> {
         let count = self.core.connections.len();
         let client = TcpStream::connect(self.address).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_write_timeout(Some(PATIENCE)).unwrap();
         self.until("accept", |core| core.connections.len() > count);
         (client, self.core.connections[count].id)
     }

@@ -4,7 +4,10 @@ use std::io::ErrorKind;
 use std::time::Instant;
 
 use super::Uring;
-use super::slot::{CANCELLABLE, CLOSING, IN_FLIGHT, LINGERS, OVER, QUITTING, RECEIVING, SENDING, Slot, Tried, UNREAD, live_slot};
+use super::slot::{
+    CANCELLABLE, CLOSING, IN_FLIGHT, LINGERS, LISTED, OVER, QUITTING, READ_CLOSED, RECEIVING, SENDING, Slot, Tried, UNREAD,
+    live_slot,
+};
 use crate::ids::ConnectionId;
 use crate::io::driver::{Close, Sink};
 use crate::limits;
@@ -22,10 +25,13 @@ impl Uring {
                 }
                 Close::Graceful => {
                     slot.set(LINGERS);
+                    slot.clear(LISTED);
                     self.lingering.push_back((Instant::now() + limits::LINGER_MAX, connection));
                     if !slot.is(SENDING) {
                         self.begin_graceful(connection, false);
                     }
+                    // What comes now is forgotten where it is, instead of being copied into buffers of the ring.
+                    self.rest(connection);
                     self.discard(connection);
                     self.arm(connection);
                 }
@@ -43,18 +49,31 @@ impl Uring {
         }
     }
 
-    /// Forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset. What is beyond the
-    /// bound waits for the next event or for the deadline: a peer that sent too much reads our last words, which may be long, all the same.
+    /// Forgets what a closing connection still gets, so that the peer's FIN is seen and our end does not become a reset: our last words,
+    /// which may be long, are read by a peer that sent too much, too.
     pub(super) fn discard(&mut self, connection: ConnectionId) {
         let Some(slot) = live_slot(&mut self.slots, connection) else { return };
-        let mut room = limits::DISCARD_BYTES_PER_EVENT_MAX;
-        while room > 0 && slot.is(UNREAD) && !slot.is(OVER | RECEIVING) {
-            match slot.with_socket(&mut self.counters, |socket| socket.discard(room)) {
-                Ok(count) if count > 0 => room -= count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => slot.clear(UNREAD),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // FIN or an error.
-                _ => return self.end(connection),
+        if !slot.is(UNREAD) || slot.is(OVER | RECEIVING | QUITTING) {
+            return;
+        }
+        let room = limits::DISCARD_BYTES_PER_TURN_MAX;
+        match slot.with_socket(&mut self.counters, |socket| socket.discard(room)) {
+            Ok(0) => return self.end(connection),
+            Ok(count) if count == room || slot.is(READ_CLOSED) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return self.end(connection),
+            Ok(_) | Err(_) => return slot.clear(UNREAD),
+        }
+        slot.set(LISTED);
+        self.discarding.push_back(connection);
+    }
+
+    pub(super) fn serve_discarding(&mut self) {
+        for _ in 0..self.discarding.len().min(limits::LEAVERS_PER_TURN_MAX) {
+            let Some(connection) = self.discarding.pop_front() else { return };
+            if let Some(slot) = live_slot(&mut self.slots, connection) {
+                slot.clear(LISTED);
+                self.discard(connection);
             }
         }
     }

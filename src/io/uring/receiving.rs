@@ -37,7 +37,10 @@ impl Uring {
                 slot.set(READ_CLOSED);
             }
             if slot.is(CLOSING) {
-                self.discard(connection);
+                // A listed one gets its share from the list.
+                if !slot.is(LISTED) {
+                    self.discard(connection);
+                }
             } else if slot.is(PAUSED) && mask & POLL_ERROR != 0 {
                 self.report_error(connection, sink);
             } else if !slot.is(LISTED) {
