@@ -29,6 +29,10 @@ impl Shard {
         self.expire_detached();
         self.judge_pressure();
         let ping_ticks = (self.rules.ping_ms / 100).max(1);
+        if now.tick().wrapping_sub(self.last_tick) > ping_ticks / 2 {
+            self.awake_since = now.tick();
+        }
+        self.last_tick = now.tick();
         let mut silent = std::mem::take(&mut self.silent);
         self.liveness.scan(now.tick_of(self.id.0), ping_ticks, limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
         for slot in silent.drain(..) {
@@ -233,10 +237,11 @@ impl Shard {
         self.close(id, 1008, CloseCause::MessageTimeout);
     }
 
-    /// Whoever has been silent for `ping_ms` is pinged, for 2.5 times as long is gone; but nobody who was not asked: if this core did not run for
-    /// so long, the ping comes late and the time to answer it is the same.
+    /// Whoever has been silent for `ping_ms` is pinged, for 2.5 times as long is gone; but not before this core has listened for as long as there
+    /// is between the two: it may have stood still itself.
     fn check_silent(&mut self, id: ConnectionId, ping_ticks: u32) {
-        let Some(silent) = self.liveness.silent(id.index, self.now.tick()) else { return };
+        let now = self.now.tick();
+        let Some(silent) = self.liveness.silent(id.index, now) else { return };
         let connection = self.connections.known_mut(id);
         if !matches!(
             connection.state,
@@ -244,11 +249,8 @@ impl Shard {
         ) {
             return;
         }
-        if silent >= ping_ticks * 5 / 2 {
-            if connection.flags & flags::PINGED != 0 {
-                return self.abort(id, CloseCause::LivenessTimeout);
-            }
-            self.liveness.touch(id.index, self.now.tick().wrapping_sub(ping_ticks));
+        if silent >= ping_ticks * 5 / 2 && now.wrapping_sub(self.awake_since) >= ping_ticks * 3 / 2 {
+            return self.abort(id, CloseCause::LivenessTimeout);
         }
         // The scan lets the first ping come at a fraction of the interval that differs by slot, so that a wave of connects does not stay a
         // wave.
@@ -378,4 +380,55 @@ mod tests {
         }
         assert_eq!(core.cause(id), Some(CloseCause::LivenessTimeout));
     }
+
+    /// Of a setting, the default.
+    const PING_MS: u64 = 30_000;
+    /// Longer than anybody may be silent.
+    const STOOD_STILL_MS: u64 = 300_000;
+
+    /// Whoever says nothing is gone after 2.5 intervals, and has been pinged.
+    #[test]
+    fn the_silent_are_pinged_and_dropped() {
+        let mut core = Core::new();
+        let id = silent(&mut core);
+        assert!(listens(&mut core, id, PING_MS * 24 / 10).contains(PING));
+        assert_eq!(core.cause(id), None);
+        listens(&mut core, id, PING_MS * 2 / 10);
+        assert_eq!(core.cause(id), Some(CloseCause::LivenessTimeout));
+    }
+
+    /// A core that stood still listens for 1.5 intervals before it drops anybody, pinged before or not; then it does.
+    #[test]
+    fn who_stood_still_listens_first() {
+        for was_pinged in [false, true] {
+            let mut core = Core::new();
+            let id = silent(&mut core);
+            if was_pinged {
+                assert!(listens(&mut core, id, PING_MS * 11 / 10).contains(PING));
+            }
+            core.pass_ms(STOOD_STILL_MS);
+            assert_eq!(listens(&mut core, id, PING_MS * 14 / 10).contains(PING), !was_pinged);
+            assert_eq!(core.cause(id), None, "pinged before: {was_pinged}");
+            listens(&mut core, id, PING_MS * 2 / 10);
+            assert_eq!(core.cause(id), Some(CloseCause::LivenessTimeout), "pinged before: {was_pinged}");
+        }
+    }
+
+    /// A session of which nothing will be heard.
+    fn silent(core: &mut Core) -> ConnectionId {
+        core.active(core.now.unix_ms / 1_000 + 86_400).0
+    }
+
+    /// Turns as a reactor does; what was said meanwhile.
+    fn listens(core: &mut Core, id: ConnectionId, ms: u64) -> String {
+        let mut said = String::new();
+        for _ in 0..ms / 100 {
+            core.pass_ms(100);
+            said += &core.said(id);
+        }
+        said
+    }
+
+    /// A ping without a payload, as lossy UTF-8.
+    const PING: &str = "\u{fffd}\0";
 }
