@@ -390,7 +390,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     })
 }
 
-/// Longer than the threads behind the listener may take that one request asks, one after the other.
+/// Longer than a few threads behind the listener may take, one after the other.
 const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 

@@ -95,4 +95,4 @@ pub fn by_reactor(sessions: impl Iterator<Item = SessionRef>) -> Vec<(u16, Vec<S
 }
 
 /// How long a thread may take: a commit group and its sync, many times over, on a machine whose cores are busy.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(5);

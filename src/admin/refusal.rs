@@ -5,6 +5,7 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
 
+use super::ask::ANSWER_PATIENCE;
 use crate::limits;
 use crate::mail::MemberRefusal;
 
@@ -131,10 +132,10 @@ impl Refusal {
             Self::Store(MemberRefusal::Overloaded) => "the store is overloaded".to_owned(),
             Self::Store(MemberRefusal::ReadOnly) => "the store takes no changes: its disk is full or failed".to_owned(),
             Self::Busy => "the lane to the store is full, or too many changes wait".to_owned(),
-            Self::Silent(Thread::Store) => "the store thread did not answer within 5 s; the change may still happen".to_owned(),
-            Self::Silent(Thread::Reader) => "no reader thread answered within 5 s".to_owned(),
-            Self::Silent(Thread::Reactor(number)) => format!("reactor {number} did not answer within 5 s"),
-            Self::Silent(Thread::Main) => "the main thread did not answer within 5 s; it may still happen".to_owned(),
+            Self::Silent(Thread::Store) => format!("the store thread did not answer {}; the change may still happen", in_time()),
+            Self::Silent(Thread::Reader) => format!("no reader thread answered {}", in_time()),
+            Self::Silent(Thread::Reactor(number)) => format!("reactor {number} did not answer {}", in_time()),
+            Self::Silent(Thread::Main) => format!("the main thread did not answer {}; it may still happen", in_time()),
             Self::KeysRefused(why) => why.clone(),
             Self::CmidReused => "this cmid belongs to another message".to_owned(),
             Self::BadQuery(why) => why.clone(),
@@ -161,6 +162,10 @@ impl From<JsonRejection> for Refusal {
     fn from(rejection: JsonRejection) -> Self {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Self::TooLarge } else { Self::BadBody(rejection.body_text()) }
     }
+}
+
+fn in_time() -> String {
+    format!("within {} s", ANSWER_PATIENCE.as_secs())
 }
 
 #[cfg(test)]
