@@ -437,8 +437,13 @@ impl<'a, N: Network> Thread<'a, N> {
             let is_next = self.number < self.swarm.filled.load(Ordering::Acquire) + OPENERS;
             return if is_next { OPENER_SLEEP } else { TURN_SLEEP };
         }
-        let next = self.pulse.as_ref().map(|pulse| pulse.pace.next().unwrap_or(pulse.order.window.until_ns()));
-        let left = next.map(|at| Duration::from_nanos(at.saturating_sub(self.swarm.now_ns()).max(1)));
+        // Behind its end a pulse waits for its last echoes, which wake this thread.
+        let now_ns = self.swarm.now_ns();
+        let next = self.pulse.as_ref().and_then(|pulse| {
+            let end_ns = pulse.order.window.until_ns();
+            pulse.pace.next().or((end_ns > now_ns).then_some(end_ns))
+        });
+        let left = next.map(|at| Duration::from_nanos(at.saturating_sub(now_ns).max(1)));
         left.unwrap_or(SLEEP_MAX).min(SLEEP_MAX)
     }
 
@@ -466,7 +471,8 @@ const OPENERS: usize = 4;
 const BIRTHS_PER_TURN_MAX: usize = 64;
 const SENDS_PER_TURN_MAX: usize = 64;
 const BUFFER_BYTES: usize = 64 * 1024;
-/// How long echoes may take that were sent at the end of a pulse. It ends as soon as all are back.
+/// How long echoes may take that were sent at the end of a pulse. It ends as soon as all are back; those
+/// of a connection that was lost never are.
 const ECHO_WAIT: Duration = Duration::from_secs(10);
 const OPENER_SLEEP: Duration = Duration::from_millis(5);
 /// How soon a thread sees that it is its turn to open: fifty that look more often take time from those that work.

@@ -16,7 +16,7 @@ use tidegate::wire::mask;
 /// One message in two milliseconds for five seconds, and no answer in the second of these: a tenth of that second is one percent of
 /// all, so p99 lies near 0.95 s. A generator that waits for answers would send nothing meanwhile, and see one slow message.
 ///
-/// A stall that nobody planted is in the one figure or in the other, so that one run in three may be out.
+/// A stall that nobody planted is in the one figure or in the other: such a run is made once more, twice at most.
 #[test]
 fn a_planted_stall_is_reported() {
     let mut runs = Vec::new();
