@@ -91,11 +91,6 @@ fn a_kill_forgets_nothing() {
     }
 }
 
-/// Bytes of the segments below.
-const SEGMENT: f64 = 1_048_576.0;
-/// Segments of the log that may lie there at once.
-const SEGMENTS_MAX: usize = 6;
-
 /// Half a segment of messages.
 fn fill_half(gateway: &Gateway) {
     let mut al = Raw::connect(gateway, Encoding::Binary, "al", "1");
@@ -260,3 +255,8 @@ fn an_idle_gateway_stops_and_starts() {
     assert!(matches!(al.poll(), None | Some(Next::Frame(_))));
     assert_eq!(al.fetch(DIRECT, 0, 0, 0, 0).head, 3);
 }
+
+/// Bytes of a segment, where it is set.
+const SEGMENT: f64 = 1_048_576.0;
+/// Segments of the log that may lie there at once.
+const SEGMENTS_MAX: usize = 6;

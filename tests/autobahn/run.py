@@ -185,10 +185,7 @@ class Runner:
         slow = [case for case in cases if case_id(case).startswith("9.")]
         busy = [case for case in quick if case_id(case).startswith(("12.", "13."))]
         quick = [case for case in quick if case not in busy]
-        # The suite's own deadlines are of a second: what fails beside others runs once more, alone.
-        self.again = []
-        self.tried = {}
-        self.phases = [(SIDE_BY_SIDE, quick), (2, busy), (1, slow), (1, self.again)]
+        self.phases = [(SIDE_BY_SIDE, quick), (2, busy), (1, slow)]
         self.running = {}
         self.counts = dict.fromkeys(TOLERATED, 0)
         self.failed = []
@@ -197,8 +194,6 @@ class Runner:
         reactor.callLater(self.seconds, self.give_up)
         reactor.callWhenRunning(self.start_more)
         reactor.run()
-        for line in self.tried.items():
-            print("once more: case %s: %s" % line)
         for line in sorted(self.failed, key=lambda failure: id_key(failure[0])):
             print("failed: case %s: %s" % line)
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
@@ -225,21 +220,14 @@ class Runner:
         if self.verbose:
             print(f"case {factory.id}: {time.monotonic() - begun:.1f} s", flush=True)
         if spoilt:
-            self.fail(factory, spoilt)
+            self.failed.append((factory.id, spoilt))
         elif case.behavior in TOLERATED and case.behaviorClose in TOLERATED:
             self.counts[case.behavior] += 1
         else:
             received, expected = short(case.received), short(case.expected)
             why = f"{case.behavior}, closing {case.behaviorClose}: {case.result} {case.resultClose}"
-            self.fail(factory, f"{why} expected {expected}, received {received}")
+            self.failed.append((factory.id, f"{why} expected {expected}, received {received}"))
         reactor.callLater(0, self.start_more)
-
-    def fail(self, factory, why):
-        if factory.id in self.tried:
-            self.failed.append((factory.id, why))
-        else:
-            self.tried[factory.id] = why
-            self.again.append(factory.case)
 
     def give_up(self):
         waiting = [case_id(case) for _, cases in self.phases for case in cases]

@@ -32,9 +32,9 @@ const home = `http://127.0.0.1:${admin}/demo/`;
 const foreign = [];
 const complaints = [];
 
-// Below those the kernel gives out by itself, so that no connection takes it between two lives of the gateway.
+// Below those the kernel gives out by default, so that no connection takes it between two lives of the gateway.
 async function freePort() {
-  for (;;) {
+  for (let tries = 0; tries < 100; tries += 1) {
     const port = 20000 + Math.floor(Math.random() * 10000);
     const server = net.createServer().listen(port, "127.0.0.1");
     if (await once(server, "listening").then(() => true, () => false)) {
@@ -43,6 +43,7 @@ async function freePort() {
       return port;
     }
   }
+  throw new Error("no free port from 20000 to 29999");
 }
 
 async function start(...more) {

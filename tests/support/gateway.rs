@@ -33,11 +33,6 @@ pub struct Gateway {
     within: Vec<String>,
 }
 
-/// Of the line that a gateway writes when it takes clients.
-pub const READY: &str = r#""message":"ready""#;
-
-const TURNS: &str = "tidegate_turns_total";
-
 /// Whether a gateway takes clients.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Readiness {
@@ -329,6 +324,7 @@ impl Gateway {
     /// As [`Gateway::metric`], when every reactor has ended the turn it was in: a turn tells clients first and counts then.
     pub fn counted(&self, name: &str) -> f64 {
         let before = samples(&self.metrics(), TURNS);
+        assert!(!before.is_empty(), "{TURNS} is told");
         let text = eventually("the end of a turn of each reactor", || {
             let text = self.metrics();
             let turns = samples(&text, TURNS);
@@ -341,6 +337,12 @@ impl Gateway {
         let (status, text) = self.admin("GET", "/metrics", "");
         assert_eq!(status, 200);
         text
+    }
+
+    /// Whether its deadlines for newcomers are shorter than a busy machine may need.
+    pub fn is_hasty(&self) -> bool {
+        let deadlines = ["protocol.upgrade_ms", "protocol.hello_ms"];
+        self.settings.iter().any(|(key, value)| deadlines.contains(&&**key) && value.parse::<u32>().is_ok_and(|ms| ms < HASTY_MS))
     }
 
     /// The process.
@@ -397,3 +399,8 @@ fn token(secret: &Secret, user: &str, device: Option<&str>, seconds: i64) -> Str
 pub fn free_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
+
+/// Of the line that a gateway writes when it takes clients.
+pub const READY: &str = r#""message":"ready""#;
+const TURNS: &str = "tidegate_turns_total";
+const HASTY_MS: u32 = 5_000;
