@@ -68,7 +68,7 @@ pub const SIGN_BYTES: usize = 128;
 
 /// Kernel events delivered in one turn of a reactor. Full: the rest waits for the next turn.
 pub const EVENTS_PER_TURN_MAX: usize = 1024;
-/// Connections whose peer has left, ended by epoll in one turn, behind what all others ask for: about a millisecond of work.
+/// Connections whose peer has left, ended by a driver in one turn, behind what all others ask for: about a millisecond of work.
 pub const LEAVERS_PER_TURN_MAX: usize = 64;
 
 /// Bytes taken from one connection in one turn. Full: the connection goes to the tail of the ready list.

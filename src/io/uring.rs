@@ -74,7 +74,10 @@ pub struct Uring {
     slots: Vec<Slot>,
     /// Connections with a stash, or with bytes that nothing will announce again; each at most once (flag `LISTED`).
     ready: VecDeque<ConnectionId>,
-    /// Closing connections with bytes that nothing will announce again; each at most once (flag `LISTED`, which means `ready` no more).
+    /// Resting connections whose peer has closed or reset, served behind all others of their turn and so many a turn; each at most once, and
+    /// never in both lists.
+    leaving: VecDeque<ConnectionId>,
+    /// Closing connections with bytes that nothing will announce again; each at most once (flag `LISTED`, which means the other lists no more).
     discarding: VecDeque<ConnectionId>,
     /// Connections to be looked at for silence, with the time in ms; each at most once (flag `WATCHED`).
     talkers: VecDeque<(u32, ConnectionId)>,
@@ -185,6 +188,7 @@ impl Uring {
             completions: Vec::with_capacity(limits::EVENTS_PER_TURN_MAX),
             slots: Vec::with_capacity(sizes.connections),
             ready: VecDeque::new(),
+            leaving: VecDeque::new(),
             discarding: VecDeque::new(),
             talkers: VecDeque::new(),
             stashes: HashMap::new(),
@@ -246,6 +250,7 @@ impl Driver for Uring {
             self.busy = 0;
             completions.iter().for_each(|completion| self.handle(completion, &mut room, sink));
             self.serve_ready(ready_count, &mut room, sink);
+            self.serve_leaving(&mut room, sink);
         }
         completions.clear();
         self.park_silent();
@@ -386,9 +391,9 @@ impl Uring {
 
     /// How long the kernel may hold us: not at all with work left over, and not past a deadline of our own.
     fn wait(&self, max_wait: Duration) -> Duration {
-        let lists =
-            [self.ready.len(), self.discarding.len(), self.closing.len(), self.ended.len(), self.quiet.len(), self.ring.ready()];
-        if lists.iter().any(|&count| count > 0) {
+        let lists = [self.ready.len(), self.leaving.len(), self.discarding.len(), self.ring.ready()];
+        let closing = [self.closing.len(), self.ended.len(), self.quiet.len()];
+        if lists.iter().chain(&closing).any(|&count| count > 0) {
             return Duration::ZERO;
         }
         let until = |deadline: Instant| deadline.saturating_duration_since(Instant::now());

@@ -5,9 +5,9 @@ use std::net::Shutdown;
 
 use tidegate::io::driver::{Close, Driver};
 use tidegate::io::socket::Socket;
-use tidegate::limits;
+use tidegate::limits::{self, LEAVERS_PER_TURN_MAX};
 
-use crate::server::{Make, Random, Server, chat};
+use crate::server::{Core, Make, Random, Server, chat};
 
 /// After the peer's FIN the other direction still works, to the last of many bytes.
 pub fn half_close<D: Driver>(make: Make<D>) {
@@ -216,4 +216,23 @@ pub fn close_while_it_talks<D: Driver>(make: Make<D>) {
         server.until("closed", |core| core.connections[round].closed);
         assert_eq!(nth!(server, round).received.len() % 4, 0, "no word was cut");
     }
+}
+
+/// When many leave at once, who stays is heard first, and nobody who leaves is forgotten.
+pub fn who_stays_is_heard_before_who_leaves<D: Driver>(make: Make<D>) {
+    let mut server = Server::new(make);
+    let leavers: Vec<_> = (0..3 * LEAVERS_PER_TURN_MAX).map(|_| server.connect().0).collect();
+    let (mut stays, _) = server.connect();
+    server.settle();
+    for (number, client) in leavers.into_iter().enumerate() {
+        let client = Socket::try_from(client).unwrap();
+        if number % 2 == 0 {
+            client.set_abort().unwrap();
+        }
+    }
+    stays.write_all(b"still here").unwrap();
+    let ended = |core: &Core| core.connections.iter().filter(|it| it.eofs + it.failures.len() > 0).count();
+    server.until("bytes", |core| core.connections[3 * LEAVERS_PER_TURN_MAX].received == b"still here");
+    assert!(ended(&server.core) <= LEAVERS_PER_TURN_MAX, "{} ended before", ended(&server.core));
+    server.until("all ends", |core| ended(core) == 3 * LEAVERS_PER_TURN_MAX);
 }

@@ -43,8 +43,12 @@ impl Uring {
                 }
             } else if slot.is(PAUSED) && mask & POLL_ERROR != 0 {
                 self.report_error(connection, sink);
-            } else if !slot.is(LISTED) {
-                // A listed one gets its share of this turn, or of the next, from the list.
+            } else if slot.is(LISTED) {
+                // It gets its share of this turn, or of the next, from the list.
+            } else if mask & POLL_ENDS != 0 {
+                slot.set(LISTED);
+                self.leaving.push_back(connection);
+            } else {
                 self.answer(connection, room, sink);
             }
         } else if polled.is_none() && result != -libc::ECANCELED {
@@ -241,15 +245,29 @@ impl Uring {
     pub(super) fn serve_ready<S: Sink<Self>>(&mut self, count: usize, room: &mut Room, sink: &mut S) {
         for _ in 0..count {
             let Some(connection) = self.ready.pop_front() else { return };
-            // Closed while it waited: nothing to do, and no event either.
-            let Some(slot) = open_slot(&mut self.slots, connection) else { continue };
-            slot.clear(LISTED);
-            if slot.is(STASHED) {
-                self.unstash(connection, sink);
-            }
-            self.receive(connection, &mut room.scratch, sink);
-            self.arm(connection);
+            self.serve(connection, room, sink);
         }
+    }
+
+    pub(super) fn serve_leaving<S: Sink<Self>>(&mut self, room: &mut Room, sink: &mut S) {
+        for _ in 0..limits::LEAVERS_PER_TURN_MAX {
+            let Some(connection) = self.leaving.pop_front() else { break };
+            self.serve(connection, room, sink);
+        }
+        if self.leaving.is_empty() {
+            self.leaving.shrink_to(limits::EVENTS_PER_TURN_MAX);
+        }
+    }
+
+    fn serve<S: Sink<Self>>(&mut self, connection: ConnectionId, room: &mut Room, sink: &mut S) {
+        // Closed while it waited: nothing to do, and no event either.
+        let Some(slot) = open_slot(&mut self.slots, connection) else { return };
+        slot.clear(LISTED);
+        if slot.is(STASHED) {
+            self.unstash(connection, sink);
+        }
+        self.receive(connection, &mut room.scratch, sink);
+        self.arm(connection);
     }
 
     /// A paused connection is not read, so its error must be asked for.
