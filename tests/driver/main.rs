@@ -92,7 +92,7 @@ fn epoll_counts_stale_events() {
 
 /// Of the readiness driver alone: it hears of all at once. A ring tells some 20 events a turn, in their order.
 #[test]
-fn epoll_hears_who_stays_before_who_leaves() {
+fn epoll_hears_those_who_stay_before_those_who_leave() {
     who_stays_is_heard_before_who_leaves(make_epoll);
 }
 
