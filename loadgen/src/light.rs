@@ -471,8 +471,8 @@ const OPENERS: usize = 4;
 const BIRTHS_PER_TURN_MAX: usize = 64;
 const SENDS_PER_TURN_MAX: usize = 64;
 const BUFFER_BYTES: usize = 64 * 1024;
-/// How long echoes may take that were sent at the end of a pulse. It ends as soon as all are back; those
-/// of a connection that was lost never are.
+/// How long echoes may take that were sent at the end of a pulse. It ends as soon as all are back; those of a connection that was
+/// lost never are.
 const ECHO_WAIT: Duration = Duration::from_secs(10);
 const OPENER_SLEEP: Duration = Duration::from_millis(5);
 /// How soon a thread sees that it is its turn to open: fifty that look more often take time from those that work.

@@ -286,7 +286,7 @@ async fn show_metrics(State(shared): State<Arc<Shared>>) -> Result<(HeaderMap, S
 }
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
-/// At the end: shorter than a thread has to answer ([`ask`]), for the threads that would have ended before.
+/// For calls under way at the end of the process. The threads that would answer have ended, so nobody waits as long as [`ask`] may.
 const STOP_PATIENCE: Duration = Duration::from_millis(1_500);
 
 #[cfg(test)]

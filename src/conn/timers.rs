@@ -294,13 +294,19 @@ impl Liveness {
         self.last.get(index as usize).and_then(|&last| silence(last, now))
     }
 
+    /// Ticks since the last scan. Wraps.
+    #[must_use]
+    pub fn unscanned(&self, now: u32) -> u32 {
+        now.wrapping_sub(self.scanned)
+    }
+
     /// Scans one tenth of the slots for each tick since the last scan, and reports those silent for at least `interval` ticks, the first
     /// time for [`first_ping_ticks`] of it, at most `budget` of them; the scan then goes on there in the next call.
     ///
     /// A slot is reported in every round until it is touched or cleared. So silence is noticed at most one second late.
     #[expect(clippy::expect_used, reason = "the cursor is an index of a table, whose indices have 32 bits")]
     pub fn scan(&mut self, now: u32, interval: u32, budget: usize, mut report: impl FnMut(u32)) {
-        let ticks = (now.wrapping_sub(self.scanned) as usize).min(STRIPES);
+        let ticks = (self.unscanned(now) as usize).min(STRIPES);
         self.scanned = now;
         self.owed = (self.owed + ticks * self.last.len().div_ceil(STRIPES)).min(self.last.len());
         let mut reported_count = 0;

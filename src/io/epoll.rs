@@ -10,6 +10,7 @@
 //!   When all leave at once, those who stay are not kept waiting for it.
 //! - A spent budget: the connection goes on the ready list and the next turn does not sleep.
 //! - A paused connection: its bytes stay in the kernel, and `UNREAD` says whether resuming has anything to do.
+//! - A closing connection with more to forget than it may in a turn: it goes on a list of its own.
 //! - Newcomers: `has_newcomers` stays set while the accept queue of a listener may hold more.
 //!
 //! Closing takes two steps, so that nothing the core still holds on its stack is pulled away, and so that `closed` is the last word:

@@ -183,8 +183,6 @@ pub struct Shard {
     clients: Lines<client::Client>,
     /// Tick of the last received byte, by slot: the only thing activity writes.
     liveness: Liveness,
-    /// Tick of the last look at the time.
-    last_tick: u32,
     /// Tick at which this core went on after it had stood still for half of `ping_ms` or longer. Wraps.
     awake_since: u32,
     sessions: Table<Session>,
@@ -289,7 +287,6 @@ impl Shard {
             cold: Lines::with_capacity(connections_max),
             clients: Lines::with_capacity(if rules.balancers.networks.is_empty() { 0 } else { connections_max }),
             liveness: Liveness::new(connections_max, now.tick()),
-            last_tick: now.tick(),
             awake_since: now.tick(),
             // As many attached as detached, and those on their way out.
             sessions: Table::with_capacity(2 * connections_max + SESSIONS_LEAVING_MAX),

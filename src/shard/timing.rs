@@ -29,12 +29,12 @@ impl Shard {
         self.expire_detached();
         self.judge_pressure();
         let ping_ticks = (self.rules.ping_ms / 100).max(1);
-        if now.tick().wrapping_sub(self.last_tick) > ping_ticks / 2 {
+        let tick = now.tick_of(self.id.0);
+        if self.liveness.unscanned(tick) > ping_ticks / 2 {
             self.awake_since = now.tick();
         }
-        self.last_tick = now.tick();
         let mut silent = std::mem::take(&mut self.silent);
-        self.liveness.scan(now.tick_of(self.id.0), ping_ticks, limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
+        self.liveness.scan(tick, ping_ticks, limits::EXPIRIES_PER_TURN_MAX, |slot| silent.push(slot));
         for slot in silent.drain(..) {
             if let Some(id) = self.connections.at(slot).map(|(key, _)| ConnectionId::from(key)) {
                 self.guarded(Work::Time, id, |shard| shard.check_silent(id, ping_ticks));
